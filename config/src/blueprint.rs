@@ -1,0 +1,173 @@
+//! Blueprints: what people write. Text goes in, [`Blueprint`]s or diagnostics come out.
+//!
+//! The YAML reader stops here: nothing behind this module knows what the file looked like, except
+//! for the [`Span`]s that let later diagnostics and `explain` point at its lines.
+
+mod fields;
+mod node;
+mod read;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::diagnostic::{Diagnostic, Location, Source, Span, Spanned};
+use crate::name::{EnvironmentId, HeaderName, ServiceName};
+use crate::time::UnixMillis;
+use crate::url::{Url, UrlTemplate};
+
+pub use read::parse;
+
+/// The largest file that is read, in bytes.
+pub const MAX_FILE_BYTES: usize = 48 * 1024 * 1024;
+/// The deepest nesting of lists and mappings that is read.
+pub const MAX_NESTING: usize = 64;
+
+/// One document of a file.
+#[derive(Debug, Clone)]
+pub enum Document {
+    /// An environment.
+    Blueprint(Arc<Blueprint>),
+    /// Addresses attached to services of an environment.
+    Attachment(Arc<Attachment>),
+}
+
+/// What `parse` made of a file: the documents that are right, and every mistake in the others.
+#[derive(Debug, Clone, Default)]
+pub struct Parsed {
+    /// The good documents, in order.
+    pub documents: Vec<Document>,
+    /// Every mistake; warnings too.
+    pub diagnostics: Vec<Diagnostic>,
+    /// The ids of documents that have errors, where the id itself could be read.
+    pub broken: Vec<EnvironmentId>,
+}
+
+/// An environment as it was written.
+#[derive(Debug)]
+pub struct Blueprint {
+    /// The file.
+    pub source: Arc<Source>,
+    /// The whole document within the file.
+    pub span: Span,
+    /// The id: `overlayId`, or `baselineId` in `mode: baseline`, else `name`.
+    pub id: Spanned<EnvironmentId>,
+    /// Baseline, or overlay of a parent.
+    pub mode: Mode,
+    /// The header that carries the key.
+    pub header: Option<Spanned<HeaderName>>,
+    /// Whether the key goes upstream.
+    pub propagate: Option<bool>,
+    /// Where a baseline's services are that give no url.
+    pub service_url: Option<Spanned<UrlTemplate>>,
+    /// Where an overlay's services are that give no url.
+    pub overlay_url: Option<Spanned<UrlTemplate>>,
+    /// How long the environment lives, counted from the file's modification.
+    pub ttl: Option<Spanned<Duration>>,
+    /// When it expires; wins over `ttl`.
+    pub expires_at: Option<Spanned<UnixMillis>>,
+    /// What happens when an owner's upstream is unavailable.
+    pub on_unavailable: Option<OnUnavailable>,
+    /// What happens to a key that nobody knows; a baseline's.
+    pub on_unknown: Option<Spanned<OnUnknown>>,
+    /// How long a request waits for an upstream.
+    pub hold_for: Option<Duration>,
+    /// The services, in the order of the file.
+    pub services: Vec<Service>,
+}
+
+impl Blueprint {
+    /// A place in this blueprint's file.
+    #[must_use]
+    pub fn location(&self, span: Span) -> Location {
+        Location { source: self.source.clone(), span }
+    }
+
+    /// Where the environment's id is written.
+    #[must_use]
+    pub fn declared(&self) -> Location {
+        self.location(self.id.span)
+    }
+
+    /// The parent of an overlay.
+    #[must_use]
+    pub fn parent(&self) -> Option<&Spanned<EnvironmentId>> {
+        match &self.mode {
+            Mode::Baseline => None,
+            Mode::Overlay { parent } => Some(parent),
+        }
+    }
+
+    /// When the environment expires by itself, whatever its ancestors do.
+    #[must_use]
+    pub fn expiry(&self) -> Option<UnixMillis> {
+        let by_ttl = || Some(self.source.modified?.after(self.ttl.as_ref()?.value));
+        self.expires_at.as_ref().map(|at| at.value).or_else(by_ttl)
+    }
+}
+
+/// What kind of environment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mode {
+    /// A complete, shared one.
+    Baseline,
+    /// A sparse one.
+    Overlay {
+        /// What it inherits from: a baseline or another overlay.
+        parent: Spanned<EnvironmentId>,
+    },
+}
+
+/// A service that an environment owns.
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// Its name.
+    pub name: Spanned<ServiceName>,
+    /// Its addresses, from `url` or `endpoints`.
+    pub urls: Vec<Spanned<Url>>,
+    /// Whether the gateway leads to it.
+    pub expose: bool,
+    /// The hosts at the gateway, in lower case.
+    pub hosts: Vec<Spanned<Box<str>>>,
+    /// The path prefix at the gateway; begins with `/`.
+    pub path: Option<Spanned<Box<str>>>,
+    /// The container image: kept and shown.
+    pub image: Option<Box<str>>,
+}
+
+/// Addresses attached to services of an environment: a record of its own that survives `apply`.
+///
+/// ```yaml
+/// apiVersion: overlane.dev/v1alpha1
+/// kind: Attachment
+/// metadata: {name: alice-payments}
+/// spec:
+///   services:
+///     - {name: payments-api, url: "http://127.0.0.1:4001"}
+/// ```
+#[derive(Debug)]
+pub struct Attachment {
+    /// The file.
+    pub source: Arc<Source>,
+    /// The environment.
+    pub environment: Spanned<EnvironmentId>,
+    /// The services and their addresses.
+    pub services: Vec<(Spanned<ServiceName>, Spanned<Url>)>,
+}
+
+/// What happens when the owner's upstream is pending, unhealthy or refuses the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnUnavailable {
+    /// Hold, then 503: a silent baseline would be a false green.
+    Fail,
+    /// Hold, then the next owner in the lineage.
+    Fallback,
+}
+
+/// What happens to a key that nobody knows, or that expired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnUnknown {
+    /// The baseline serves, the receipt says so, and the key travels on.
+    Baseline,
+    /// 404, or 410 when expired.
+    Reject,
+}

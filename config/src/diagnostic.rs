@@ -1,0 +1,230 @@
+//! Diagnostics: what is wrong, where, and what to do about it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::name::EnvironmentId;
+use crate::time::UnixMillis;
+
+/// One file (or standard input) as it was read.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Source {
+    /// The path as it is shown to people.
+    pub path: Arc<str>,
+    /// The whole text.
+    pub text: String,
+    /// When the file was last modified; a ttl written by hand counts from here.
+    pub modified: Option<UnixMillis>,
+}
+
+/// A range of bytes in a [`Source`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Span {
+    /// The first byte.
+    pub start: u32,
+    /// One past the last byte.
+    pub end: u32,
+}
+
+/// A value and where it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spanned<T> {
+    /// The value.
+    pub value: T,
+    /// Where it stands in its source.
+    pub span: Span,
+}
+
+/// A place in a source: enough to print the line and point at the characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Location {
+    /// The file.
+    pub source: Arc<Source>,
+    /// The characters concerned.
+    pub span: Span,
+}
+
+impl Location {
+    fn start(&self) -> usize {
+        let mut start = (self.span.start as usize).min(self.source.text.len());
+        while !self.source.text.is_char_boundary(start) {
+            start -= 1;
+        }
+        start
+    }
+
+    /// The line number, from 1.
+    #[must_use]
+    pub fn line(&self) -> usize {
+        1 + self.source.text.as_bytes()[..self.start()].iter().filter(|b| **b == b'\n').count()
+    }
+
+    /// The column in characters, from 1.
+    #[must_use]
+    pub fn column(&self) -> usize {
+        let before = &self.source.text[..self.start()];
+        1 + before[before.rfind('\n').map_or(0, |at| at + 1)..].chars().count()
+    }
+
+    /// The line itself, without its end.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        let text = &self.source.text;
+        let from = text[..self.start()].rfind('\n').map_or(0, |at| at + 1);
+        let to = text[self.start()..].find('\n').map_or(text.len(), |at| self.start() + at);
+        text[from..to].trim_end_matches('\r')
+    }
+
+    /// How many characters are concerned on the first line; at least one.
+    fn width(&self) -> usize {
+        let rest = &self.source.text.as_bytes()[self.start()..];
+        let length = (self.span.end.saturating_sub(self.span.start) as usize).min(rest.len());
+        let on_line = rest[..length].iter().take_while(|b| !matches!(b, b'\n' | b'\r'));
+        on_line.filter(|b| **b & 0xC0 != 0x80).count().max(1)
+    }
+}
+
+/// `path:line:column`, as editors and terminals make clickable.
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.source.path, self.line(), self.column())
+    }
+}
+
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// The environment, or the file, cannot be used as it stands.
+    Error,
+    /// It can be used, and may not be what was meant.
+    Warning,
+}
+
+/// One mistake: what, where, and a hint that can be acted on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Diagnostic {
+    /// How bad it is.
+    pub severity: Severity,
+    /// What is wrong; lower case, names in backticks.
+    pub message: String,
+    /// The file, also where no characters in it can be named (unreadable, not UTF-8).
+    pub path: Arc<str>,
+    /// The characters concerned.
+    pub location: Option<Location>,
+    /// What to do.
+    pub hint: Option<String>,
+    /// The environment concerned, where it is known.
+    pub environment: Option<EnvironmentId>,
+}
+
+impl Diagnostic {
+    /// An error at `span` of `source`.
+    #[must_use]
+    pub fn error(source: &Arc<Source>, span: Span, message: impl Into<String>) -> Self {
+        Self {
+            severity: Severity::Error,
+            message: message.into(),
+            path: source.path.clone(),
+            location: Some(Location { source: source.clone(), span }),
+            hint: None,
+            environment: None,
+        }
+    }
+
+    /// An error about a whole file.
+    #[must_use]
+    pub fn file(path: &Arc<str>, message: impl Into<String>) -> Self {
+        Self {
+            severity: Severity::Error,
+            message: message.into(),
+            path: path.clone(),
+            location: None,
+            hint: None,
+            environment: None,
+        }
+    }
+
+    /// The same, as a warning.
+    #[must_use]
+    pub fn warning(mut self) -> Self {
+        self.severity = Severity::Warning;
+        self
+    }
+
+    /// The same, with a hint.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The same, said of an environment.
+    #[must_use]
+    pub fn of(mut self, environment: &EnvironmentId) -> Self {
+        self.environment = Some(environment.clone());
+        self
+    }
+
+    /// Whether this is an error.
+    #[must_use]
+    pub fn is_error(&self) -> bool {
+        self.severity == Severity::Error
+    }
+
+    /// One line: `path:line:column: message`, for logs.
+    #[must_use]
+    pub fn short(&self) -> String {
+        match &self.location {
+            Some(location) => format!("{location}: {}", self.message),
+            None => format!("{}: {}", self.path, self.message),
+        }
+    }
+}
+
+/// Several lines in the manner of rustc: severity and message, place, the line, the marker, the hint.
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let severity = match self.severity {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+        };
+        writeln!(f, "{severity}: {}", self.message)?;
+        match &self.location {
+            None => writeln!(f, "  --> {}", self.path)?,
+            Some(location) => {
+                let number = location.line().to_string();
+                let gutter = " ".repeat(number.len());
+                // Long lines (JSON on one line) are cut around the place; tabs count as one column.
+                let column = location.column();
+                let skipped = column.saturating_sub(60).min(column - 1);
+                let shown: String = location
+                    .text()
+                    .chars()
+                    .skip(skipped)
+                    .take(120)
+                    .map(|c| if c.is_control() { ' ' } else { c })
+                    .collect();
+                let width = location.width().min(120);
+                let marker = " ".repeat(column - 1 - skipped) + &"^".repeat(width);
+                writeln!(f, "{gutter}--> {location}")?;
+                writeln!(f, "{gutter} |\n{number} | {shown}\n{gutter} | {marker}")?;
+            }
+        }
+        match &self.hint {
+            Some(hint) => writeln!(f, "  = help: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The candidate that `word` was probably meant to be.
+#[must_use]
+pub fn did_you_mean<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
+    let lower = word.to_ascii_lowercase();
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(&lower, &candidate.to_ascii_lowercase()), candidate))
+        .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 4)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}

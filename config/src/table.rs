@@ -1,0 +1,367 @@
+//! The routing table: what requests are looked up in.
+//!
+//! The table is probed by key. Each overlay holds its services already resolved over its ancestors,
+//! so a lookup costs the same whatever the number of overlays and the depth of the lineage. The
+//! table is persistent in the functional sense: [`RoutingTable::compile`] shares everything with
+//! its predecessor but the environments that changed.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use foldhash::fast::RandomState;
+
+use crate::blueprint::{OnUnavailable, OnUnknown};
+use crate::diagnostic::{Diagnostic, Location};
+use crate::lineage::{Lineages, Resolved, Standing};
+use crate::name::{EnvironmentId, HeaderName, ServiceName};
+use crate::time::UnixMillis;
+use crate::url::{Scheme, Url};
+
+type Environments<U> = imbl::GenericHashMap<EnvironmentId, Arc<Environment<U>>, RandomState, imbl::shared_ptr::DefaultSharedPtr>;
+
+/// One service of one environment: where its requests go.
+///
+/// `U` is what the data plane attaches to each route (addresses, health); the core never looks at it.
+#[derive(Debug)]
+pub struct Route<U> {
+    /// The environment that owns the service.
+    pub environment: EnvironmentId,
+    /// The service.
+    pub service: ServiceName,
+    /// Its addresses; none while it is *pending*.
+    pub urls: Arc<[Url]>,
+    /// Where the service is declared.
+    pub declared: Location,
+    /// What the data plane attached.
+    pub upstream: U,
+}
+
+/// What happens when an upstream is unavailable: the policy of the key's environment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// Fail, or try the next owner in the lineage.
+    pub on_unavailable: OnUnavailable,
+    /// How long a request waits for an upstream to become available.
+    pub hold_for: Duration,
+}
+
+/// A host and path at the gateway that lead to a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exposure {
+    /// The host, in lower case; `None` is any host.
+    pub host: Option<Box<str>>,
+    /// The path prefix, `/` for every path; it matches whole segments.
+    pub path: Box<str>,
+    /// The service.
+    pub service: ServiceName,
+}
+
+impl Exposure {
+    /// How specific the match with a host and a path is: host before any host, then the longer path.
+    /// `None` where it does not match.
+    #[must_use]
+    pub fn specificity(&self, host: &str, path: &str) -> Option<(bool, usize)> {
+        let host_matches = self.host.as_ref().is_none_or(|own| own.eq_ignore_ascii_case(host));
+        let path_matches = match path.strip_prefix(&*self.path) {
+            Some(rest) => rest.is_empty() || rest.starts_with('/') || self.path.ends_with('/'),
+            None => false,
+        };
+        (host_matches && path_matches).then(|| (self.host.is_some(), self.path.len()))
+    }
+}
+
+/// A complete, shared environment.
+#[derive(Debug)]
+pub struct Baseline<U> {
+    /// Its id.
+    pub id: EnvironmentId,
+    /// The header that carries the key.
+    pub header: HeaderName,
+    /// Whether a key that nobody knows goes upstream.
+    pub propagate: bool,
+    /// What happens to a key that nobody knows.
+    pub on_unknown: OnUnknown,
+    /// What happens when its own upstreams are unavailable.
+    pub policy: Policy,
+    /// Where the environment is declared.
+    pub declared: Location,
+    /// Where the gateway leads.
+    pub exposures: Box<[Exposure]>,
+    routes: HashMap<ServiceName, Arc<Route<U>>, RandomState>,
+    authorities: HashMap<Box<str>, Vec<(u16, ServiceName)>, RandomState>,
+}
+
+impl<U> Baseline<U> {
+    /// The route of `service`.
+    #[must_use]
+    pub fn route(&self, service: &str) -> Option<&Arc<Route<U>>> {
+        self.routes.get(service)
+    }
+
+    /// All routes, in no order.
+    pub fn routes(&self) -> impl Iterator<Item = &Arc<Route<U>>> {
+        self.routes.values()
+    }
+
+    /// The service whose own url has this host (in lower case) and port.
+    #[must_use]
+    pub fn service_at(&self, host: &str, port: u16) -> Option<&ServiceName> {
+        self.authorities.get(host)?.iter().find(|(own, _)| *own == port).map(|(_, service)| service)
+    }
+}
+
+/// A sparse environment over a parent.
+#[derive(Debug)]
+pub struct Overlay<U> {
+    /// Its id.
+    pub id: EnvironmentId,
+    /// The baseline at the end of its lineage.
+    pub baseline: EnvironmentId,
+    /// Its ancestors, nearest first, the baseline last.
+    pub ancestors: Box<[EnvironmentId]>,
+    /// When it, or the first of its ancestors, expires.
+    pub expires_at: Option<UnixMillis>,
+    /// Whether its key goes upstream.
+    pub propagate: bool,
+    /// What happens when an upstream is unavailable to requests with its key.
+    pub policy: Policy,
+    /// Where the environment is declared.
+    pub declared: Location,
+    /// What it and its ancestors below the baseline add at the gateway.
+    pub exposures: Box<[Exposure]>,
+    /// Every service owned below the baseline, by name and then nearest first.
+    owned: Box<[Arc<Route<U>>]>,
+}
+
+impl<U> Overlay<U> {
+    /// The owners of `service` in this lineage below the baseline, nearest first.
+    #[must_use]
+    pub fn owners(&self, service: &str) -> &[Arc<Route<U>>] {
+        let from = self.owned.partition_point(|route| route.service.as_str() < service);
+        let count = self.owned[from..].iter().take_while(|route| route.service.as_str() == service).count();
+        &self.owned[from..from + count]
+    }
+
+    /// Every service owned below the baseline, by name and then nearest first.
+    #[must_use]
+    pub fn owned(&self) -> &[Arc<Route<U>>] {
+        &self.owned
+    }
+}
+
+/// What an id names.
+#[derive(Debug)]
+pub enum Environment<U> {
+    /// A baseline.
+    Baseline(Baseline<U>),
+    /// An overlay.
+    Overlay(Overlay<U>),
+    /// A blueprint that was never good: its id is unavailable, for these reasons.
+    Refused(Box<[Diagnostic]>),
+}
+
+/// All environments, compiled.
+#[derive(Debug)]
+pub struct RoutingTable<U> {
+    environments: Environments<U>,
+    baselines: BTreeSet<EnvironmentId>,
+    sole: Option<EnvironmentId>,
+}
+
+impl<U> Clone for RoutingTable<U> {
+    fn clone(&self) -> Self {
+        Self { environments: self.environments.clone(), baselines: self.baselines.clone(), sole: self.sole.clone() }
+    }
+}
+
+impl<U> Default for RoutingTable<U> {
+    fn default() -> Self {
+        Self { environments: Environments::with_hasher(RandomState::default()), baselines: BTreeSet::new(), sole: None }
+    }
+}
+
+impl<U> RoutingTable<U> {
+    /// What `id` names.
+    #[must_use]
+    pub fn environment(&self, id: &str) -> Option<&Environment<U>> {
+        self.environments.get(id).map(|environment| &**environment)
+    }
+
+    /// All ids and what they name, in no order.
+    pub fn environments(&self) -> impl Iterator<Item = (&EnvironmentId, &Environment<U>)> {
+        self.environments.iter().map(|(id, environment)| (id, &**environment))
+    }
+
+    /// The ids of all baselines, in order.
+    pub fn baselines(&self) -> impl Iterator<Item = &EnvironmentId> {
+        self.baselines.iter()
+    }
+
+    /// How many environments there are, refused ones included.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.environments.len()
+    }
+
+    /// Whether there is no environment at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.environments.is_empty()
+    }
+
+    /// The baseline of a listener: the one it is told, or the only one in the store. A baseline that
+    /// was once the only one stays the default while it exists, so that adding a second one moves
+    /// no traffic.
+    #[must_use]
+    pub fn baseline(&self, told: Option<&EnvironmentId>) -> Option<&Baseline<U>> {
+        match self.environments.get(told.or(self.sole.as_ref())?)?.as_ref() {
+            Environment::Baseline(baseline) => Some(baseline),
+            _ => None,
+        }
+    }
+
+    /// The successor of this table, in which the environments `changed` are as `lineages` has them.
+    ///
+    /// `changed` must hold, with an environment, all its descendants, as [`Lineages::apply`] returns
+    /// it. Costs what `changed` costs. `attach` makes what the data plane keeps for a route.
+    #[must_use]
+    pub fn compile<'c>(
+        &self,
+        lineages: &Lineages,
+        changed: impl IntoIterator<Item = &'c EnvironmentId>,
+        mut attach: impl FnMut(&EnvironmentId, &ServiceName, &[Url]) -> U,
+    ) -> Self {
+        let mut next = self.clone();
+        let mut standing = Vec::new();
+        for id in changed {
+            next.environments.remove(id);
+            next.baselines.remove(id);
+            standing.extend(lineages.standing(id).map(|standing| (id, standing)));
+        }
+        // Parents before children: a child's services begin with its parent's.
+        standing.sort_by_key(|(_, standing)| standing.depth());
+        for (id, standing) in standing {
+            let environment = match standing {
+                Standing::Refused(diagnostics) => Environment::Refused(diagnostics.clone().into()),
+                Standing::Resolved(resolved) => match &resolved.parent {
+                    None => Environment::Baseline(compile_baseline(id, resolved, &mut attach)),
+                    Some(parent) => {
+                        let parent = next.environment(parent.as_str());
+                        Environment::Overlay(compile_overlay(id, resolved, parent, &mut attach))
+                    }
+                },
+            };
+            if let Environment::Baseline(_) = environment {
+                next.baselines.insert(id.clone());
+            }
+            next.environments.insert(id.clone(), Arc::new(environment));
+        }
+        next.sole = match &next.sole {
+            Some(sole) if next.baselines.contains(sole) => next.sole,
+            _ if next.baselines.len() == 1 => next.baselines.first().cloned(),
+            _ => None,
+        };
+        next
+    }
+}
+
+fn routes<U>(
+    id: &EnvironmentId,
+    resolved: &Resolved,
+    attach: &mut impl FnMut(&EnvironmentId, &ServiceName, &[Url]) -> U,
+) -> Vec<Arc<Route<U>>> {
+    let services = resolved.blueprint.services.iter().zip(&resolved.urls);
+    let route = |(service, urls): (&crate::blueprint::Service, &Arc<[Url]>)| {
+        Arc::new(Route {
+            environment: id.clone(),
+            service: service.name.value.clone(),
+            urls: urls.clone(),
+            declared: resolved.blueprint.location(service.name.span),
+            upstream: attach(id, &service.name.value, urls),
+        })
+    };
+    services.map(route).collect()
+}
+
+fn compile_baseline<U>(
+    id: &EnvironmentId,
+    resolved: &Resolved,
+    attach: &mut impl FnMut(&EnvironmentId, &ServiceName, &[Url]) -> U,
+) -> Baseline<U> {
+    let routes = routes(id, resolved, attach);
+    let mut authorities: HashMap<Box<str>, Vec<(u16, ServiceName)>, RandomState> = HashMap::default();
+    for route in &routes {
+        for url in route.urls.iter().filter(|url| url.scheme != Scheme::Unix) {
+            for host in spellings(&url.host) {
+                authorities.entry(host.into()).or_default().push((url.port, route.service.clone()));
+            }
+        }
+    }
+    Baseline {
+        id: id.clone(),
+        header: resolved.header.clone(),
+        propagate: resolved.propagate,
+        on_unknown: resolved.on_unknown,
+        policy: resolved.policy,
+        declared: resolved.blueprint.declared(),
+        exposures: exposures(resolved, true),
+        routes: routes.into_iter().map(|route| (route.service.clone(), route)).collect(),
+        authorities,
+    }
+}
+
+/// The spellings by which a host is called: itself, and for a Kubernetes service the short forms
+/// that resolve to it (`ledger.staging.svc.cluster.local`, `ledger.staging.svc`, `ledger.staging`).
+fn spellings(host: &str) -> impl Iterator<Item = &str> {
+    let short = |suffix| host.strip_suffix(suffix);
+    [Some(host), short(".cluster.local"), short(".svc.cluster.local")].into_iter().flatten()
+}
+
+fn compile_overlay<U>(
+    id: &EnvironmentId,
+    resolved: &Resolved,
+    parent: Option<&Environment<U>>,
+    attach: &mut impl FnMut(&EnvironmentId, &ServiceName, &[Url]) -> U,
+) -> Overlay<U> {
+    let mut owned = routes(id, resolved, attach);
+    let mut ancestors: Vec<_> = resolved.parent.iter().cloned().collect();
+    let mut gates = exposures(resolved, false).into_vec();
+    if let Some(Environment::Overlay(parent)) = parent {
+        owned.extend(parent.owned.iter().cloned());
+        ancestors.extend(parent.ancestors.iter().cloned());
+        gates.extend(parent.exposures.iter().cloned());
+    }
+    // Stable: of several owners of one service, the nearest stays first.
+    owned.sort_by(|a, b| a.service.cmp(&b.service));
+    Overlay {
+        id: id.clone(),
+        baseline: resolved.baseline.clone(),
+        ancestors: ancestors.into(),
+        expires_at: resolved.expires_at,
+        propagate: resolved.propagate,
+        policy: resolved.policy,
+        declared: resolved.blueprint.declared(),
+        exposures: gates.into(),
+        owned: owned.into(),
+    }
+}
+
+/// What a blueprint exposes. A service with neither hosts nor path leads from every host in a
+/// baseline, where it is the only such service, and in an overlay from none: an overlay cannot
+/// claim its baseline's hosts.
+fn exposures(resolved: &Resolved, baseline: bool) -> Box<[Exposure]> {
+    let exposed = || resolved.blueprint.services.iter().filter(|service| service.expose);
+    let bare = |service: &&crate::blueprint::Service| service.hosts.is_empty() && service.path.is_none();
+    let catch_all = baseline && exposed().filter(bare).count() == 1;
+    let mut all = Vec::new();
+    for service in exposed().filter(|service| catch_all || !bare(service)) {
+        let path: Box<str> = service.path.as_ref().map_or("/", |path| &*path.value).into();
+        let exposure = |host: Option<Box<str>>| Exposure { host, path: path.clone(), service: service.name.value.clone() };
+        if service.hosts.is_empty() {
+            all.push(exposure(None));
+        }
+        all.extend(service.hosts.iter().map(|host| exposure(Some(host.value.clone()))));
+    }
+    all.into()
+}
