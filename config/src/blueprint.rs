@@ -31,6 +31,17 @@ pub enum Document {
     Attachment(Arc<Attachment>),
 }
 
+impl Document {
+    /// The environment that the document is about.
+    #[must_use]
+    pub fn environment(&self) -> &EnvironmentId {
+        match self {
+            Self::Blueprint(blueprint) => &blueprint.id.value,
+            Self::Attachment(attachment) => &attachment.environment.value,
+        }
+    }
+}
+
 /// What `parse` made of a file: the documents that are right, and every mistake in the others.
 #[derive(Debug, Clone, Default)]
 pub struct Parsed {

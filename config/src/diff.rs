@@ -1,1 +1,97 @@
 //! What changed between two generations, in words for the log.
+
+use std::fmt;
+
+use crate::diagnostic::Diagnostic;
+use crate::lineage::{Resolved, Standing};
+use crate::name::EnvironmentId;
+
+/// One environment whose standing is different now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// The environment.
+    pub environment: EnvironmentId,
+    /// What happened to it.
+    pub kind: ChangeKind,
+}
+
+/// What happened to an environment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// It is new, or usable again.
+    Added,
+    /// It is gone.
+    Removed,
+    /// It became unusable, for this first reason.
+    Refused(String),
+    /// These things of it are different.
+    Changed(Vec<String>),
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let id = &self.environment;
+        match &self.kind {
+            ChangeKind::Added => write!(f, "+{id}"),
+            ChangeKind::Removed => write!(f, "-{id}"),
+            ChangeKind::Refused(why) => write!(f, "!{id} ({why})"),
+            ChangeKind::Changed(what) => write!(f, "~{id} ({})", what.join(", ")),
+        }
+    }
+}
+
+/// What became of `environment`; `None` where nothing did.
+#[must_use]
+pub fn difference(environment: &EnvironmentId, before: Option<&Standing>, after: Option<&Standing>) -> Option<Change> {
+    let kind = match (before, after) {
+        (None, None) | (Some(Standing::Refused(_)), Some(Standing::Refused(_))) => return None,
+        (Some(_), None) => ChangeKind::Removed,
+        (None | Some(Standing::Refused(_)), Some(Standing::Resolved(_))) => ChangeKind::Added,
+        (_, Some(Standing::Refused(why))) => ChangeKind::Refused(why.first().map_or_else(String::new, Diagnostic::short)),
+        (Some(Standing::Resolved(before)), Some(Standing::Resolved(after))) => {
+            let what = differences(before, after);
+            if what.is_empty() {
+                return None;
+            }
+            ChangeKind::Changed(what)
+        }
+    };
+    Some(Change { environment: environment.clone(), kind })
+}
+
+fn differences(before: &Resolved, after: &Resolved) -> Vec<String> {
+    let mut what = Vec::new();
+    let mut note = |differs: bool, name: &str| {
+        if differs {
+            what.push(name.to_owned());
+        }
+    };
+    note(before.parent != after.parent, "parent");
+    note(before.header != after.header, "headerName");
+    note(before.propagate != after.propagate, "propagateHeader");
+    note(before.policy.on_unavailable != after.policy.on_unavailable, "onUnavailable");
+    note(before.policy.hold_for != after.policy.hold_for, "holdFor");
+    note(before.on_unknown != after.on_unknown, "onUnknown");
+    note(before.expires_at != after.expires_at, "expiry");
+    let (old, new) = (services(before), services(after));
+    for (name, described) in &new {
+        match old.iter().find(|(known, _)| known == name) {
+            None => what.push(format!("+service {name}")),
+            Some((_, known)) if known != described => what.push(format!("service {name}")),
+            Some(_) => {}
+        }
+    }
+    let gone = old.iter().filter(|(name, _)| !new.iter().any(|(known, _)| known == name));
+    what.extend(gone.map(|(name, _)| format!("-service {name}")));
+    what
+}
+
+/// Each service's name, and everything of it that routing depends on.
+fn services(resolved: &Resolved) -> Vec<(&str, String)> {
+    let described = resolved.blueprint.services.iter().zip(&resolved.urls).map(|(service, urls)| {
+        let hosts: Vec<_> = service.hosts.iter().map(|host| &host.value).collect();
+        let path = service.path.as_ref().map(|path| &path.value);
+        (service.name.value.as_str(), format!("{urls:?} {} {hosts:?} {path:?}", service.expose))
+    });
+    described.collect()
+}

@@ -464,7 +464,7 @@ impl<'t, U> Lookup<'t, '_, U> {
             let host = exposure.host.as_deref().unwrap_or("any host");
             format!("host and path lead to `{}` ({host}, path {})", exposure.service, exposure.path)
         });
-        self.upstream(&exposure.service, trace).map(Some)
+        self.upstream(exposure.service.as_str(), trace).map(Some)
     }
 
     /// The most specific exposure; where an overlay and the baseline are equal, the overlay's.
@@ -498,7 +498,7 @@ impl<'t, U> Lookup<'t, '_, U> {
             return Ok(None);
         };
         trace.step(None, || format!("`{}` is the service `{service}`", printable(request.authority, 80)));
-        self.upstream(service, trace).map(Some)
+        self.upstream(service.as_str(), trace).map(Some)
     }
 
     /// The service that an authority names: by its name (whatever the port), else by its own url.
@@ -530,21 +530,21 @@ impl<'t, U> Lookup<'t, '_, U> {
             let message = format!("the request was sent to `{service}` of `{}`, and this is `{own}`", printable(hop, 80));
             return Err(Refusal::new(Problem::Misdirected, message).hint("the sidecars have different generations, or a url leads to the wrong sidecar"));
         }
-        let found = match self.upstream(service, trace) {
+        let found = match self.upstream(service.as_str(), trace) {
             // The sidecar stands before the service whether a blueprint says so or not.
             Err(Refusal { problem: Problem::NoRoute, .. }) => None,
             found => Some(found?),
         };
-        if let Some(found) = found.as_ref().filter(|found| found.environment != own)
-            && request.hop.is_none()
-            && request.keys.is_some()
-        {
-            trace.step(None, || format!("this sidecar stands before `{own}`: sent to `{}` once, marked", found.environment));
-            let Some(Served { to: To::Upstream { route, .. }, .. }) = &found.into() else { return Ok(None) };
-            return Ok(Some(Served { to: To::Upstream { route, marked: true }, ..*found }));
+        match found {
+            Some(found) if found.environment != own && request.hop.is_none() && request.keys.is_some() => {
+                trace.step(None, || format!("this sidecar stands before `{own}`: sent to `{}` once, marked", found.environment));
+                Ok(Some(found.marked()))
+            }
+            found => {
+                trace.step(None, || "delivered to the application".to_owned());
+                Ok(Some(self.delivered(service, own, found.as_ref())))
+            }
         }
-        trace.step(None, || "delivered to the application".to_owned());
-        Ok(Some(self.delivered(service, own, found.as_ref())))
     }
 
     /// The application behind this sidecar serves; via and reason are still as seen from the key.
@@ -799,6 +799,14 @@ pub struct Receipt {
 }
 
 impl<U> Served<'_, U> {
+    fn marked(self) -> Self {
+        let to = match self.to {
+            To::Upstream { route, .. } => To::Upstream { route, marked: true },
+            To::Application => To::Application,
+        };
+        Self { to, ..self }
+    }
+
     /// The receipt of this hop.
     #[must_use]
     pub fn receipt(&self) -> Receipt {
