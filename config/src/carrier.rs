@@ -45,6 +45,32 @@ impl fmt::Display for InvalidKey {
 
 impl std::error::Error for InvalidKey {}
 
+/// What the carriers of a request say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Arrived {
+    /// The key: that of our own header, else that of `baggage`.
+    pub keys: Option<Keys>,
+    /// Whether a baggage member of ours was ignored because it holds no valid id.
+    pub ignored: bool,
+}
+
+/// Reads the key from the lines of our own header and of `baggage`.
+///
+/// # Errors
+/// Our own header holds what is no id.
+pub fn read<'l>(
+    own: impl IntoIterator<Item = &'l [u8]>,
+    baggage: impl IntoIterator<Item = &'l [u8]>,
+) -> Result<Arrived, InvalidKey> {
+    if let Some(keys) = header::read(own)? {
+        return Ok(Arrived { keys: Some(keys), ignored: false });
+    }
+    Ok(match baggage::read(baggage) {
+        Ok(keys) => Arrived { keys, ignored: false },
+        Err(_) => Arrived { keys: None, ignored: true },
+    })
+}
+
 impl Keys {
     /// The ids in comma-separated `lists`; `None` where there is none at all.
     ///

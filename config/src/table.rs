@@ -161,6 +161,17 @@ pub enum Environment<U> {
     Refused(Box<[Diagnostic]>),
 }
 
+impl<U> Environment<U> {
+    /// The route of a service that this environment itself, `id`, owns.
+    fn own_route(&self, id: &EnvironmentId, service: &ServiceName) -> Option<&Arc<Route<U>>> {
+        match self {
+            Self::Baseline(baseline) => baseline.route(service.as_str()),
+            Self::Overlay(overlay) => overlay.owners(service.as_str()).first().filter(|route| route.environment == *id),
+            Self::Refused(_) => None,
+        }
+    }
+}
+
 /// All environments, compiled.
 #[derive(Debug)]
 pub struct RoutingTable<U> {
@@ -224,14 +235,18 @@ impl<U> RoutingTable<U> {
     /// The successor of this table, in which the environments `changed` are as `lineages` has them.
     ///
     /// `changed` must hold, with an environment, all its descendants, as [`Lineages::apply`] returns
-    /// it. Costs what `changed` costs. `attach` makes what the data plane keeps for a route.
+    /// it. Costs what `changed` costs. `attach` makes what the data plane keeps for a route; where the
+    /// route had the same addresses before, it keeps what it had.
     #[must_use]
     pub fn compile<'c>(
         &self,
         lineages: &Lineages,
         changed: impl IntoIterator<Item = &'c EnvironmentId>,
         mut attach: impl FnMut(&EnvironmentId, &ServiceName, &[Url]) -> U,
-    ) -> Self {
+    ) -> Self
+    where
+        U: Clone,
+    {
         let mut next = self.clone();
         let mut standing = Vec::new();
         for id in changed {
@@ -242,6 +257,11 @@ impl<U> RoutingTable<U> {
         // Parents before children: a child's services begin with its parent's.
         standing.sort_by_key(|(_, standing)| standing.depth());
         for (id, standing) in standing {
+            let before = self.environment(id.as_str());
+            let mut attach = |id: &EnvironmentId, service: &ServiceName, urls: &[Url]| {
+                let kept = before.and_then(|before| before.own_route(id, service)).filter(|route| *route.urls == *urls);
+                kept.map_or_else(|| attach(id, service, urls), |route| route.upstream.clone())
+            };
             let environment = match standing {
                 Standing::Refused(diagnostics) => Environment::Refused(diagnostics.clone().into()),
                 Standing::Resolved(resolved) => match &resolved.parent {

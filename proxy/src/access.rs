@@ -1,0 +1,120 @@
+//! The access log: one JSON line per request on standard output, if it is switched on.
+//!
+//! Workers hand lines to a writer thread over a bounded queue; when it is full, lines are dropped and
+//! counted. Keys are OpenTelemetry's semantic conventions; header values are never logged.
+
+use std::io::Write;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::metrics::{Event, count};
+
+/// How many lines may wait for the writer.
+const QUEUE: usize = 4096;
+
+/// One request, as it is logged.
+#[derive(Debug, Serialize)]
+pub struct Line {
+    /// When the request's head was read, RFC 3339.
+    pub timestamp: String,
+    /// `gateway`, `inbound` or `outbound`.
+    #[serde(rename = "overlane.role")]
+    pub role: &'static str,
+    /// The method.
+    #[serde(rename = "http.request.method")]
+    pub method: String,
+    /// The authority that was called.
+    #[serde(rename = "server.address")]
+    pub authority: String,
+    /// The path, without query.
+    #[serde(rename = "url.path")]
+    pub path: String,
+    /// The status; 0 where no answer was sent.
+    #[serde(rename = "http.response.status_code")]
+    pub status: u16,
+    /// The client.
+    #[serde(rename = "client.address")]
+    pub client: String,
+    /// From the end of the head to the end of the response, in seconds.
+    pub duration_s: f64,
+    /// The address that answered.
+    #[serde(rename = "upstream.address", skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<String>,
+    /// The service.
+    #[serde(rename = "overlane.service", skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// The key; only valid ids get here.
+    #[serde(rename = "overlane.overlay", skip_serializing_if = "Option::is_none")]
+    pub overlay: Option<String>,
+    /// The environment that answered.
+    #[serde(rename = "overlane.environment", skip_serializing_if = "Option::is_none")]
+    pub environment: Option<String>,
+    /// Whose answer it was.
+    #[serde(rename = "overlane.via", skip_serializing_if = "Option::is_none")]
+    pub via: Option<&'static str>,
+    /// Why.
+    #[serde(rename = "overlane.reason", skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'static str>,
+    /// The generation of the table that decided.
+    #[serde(rename = "overlane.generation")]
+    pub generation: u64,
+}
+
+/// Where workers hand in lines; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct AccessLog(Option<SyncSender<Line>>);
+
+impl AccessLog {
+    /// No access log.
+    #[must_use]
+    pub fn off() -> Self {
+        Self(None)
+    }
+
+    /// A log that a thread writes to `out` until the last door is gone.
+    #[must_use]
+    pub fn to(out: impl Write + Send + 'static) -> Self {
+        let (sender, receiver) = sync_channel(QUEUE);
+        // Without a thread the log is off; the process has worse problems then.
+        let writer = std::thread::Builder::new().name("access-log".to_owned()).spawn(move || write(&receiver, out));
+        Self(writer.is_ok().then_some(sender))
+    }
+
+    /// Whether lines are wanted at all.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Hands in a line; never waits.
+    pub fn log(&self, line: Line) {
+        if let Some(sender) = &self.0
+            && sender.try_send(line).is_err()
+        {
+            count(Event::AccessLogDropped);
+        }
+    }
+}
+
+fn write(lines: &Receiver<Line>, mut out: impl Write) {
+    while let Ok(first) = lines.recv() {
+        let mut batch = Vec::new();
+        for line in std::iter::once(first).chain(lines.try_iter()) {
+            if serde_json::to_writer(&mut batch, &line).is_ok() {
+                batch.push(b'\n');
+            }
+        }
+        // A reader that went away ends the log, not the proxy.
+        if out.write_all(&batch).and_then(|()| out.flush()).is_err() {
+            return;
+        }
+    }
+}
+
+/// A duration as the log shows it.
+#[must_use]
+pub fn seconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e6
+}

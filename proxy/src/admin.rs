@@ -1,0 +1,260 @@
+//! The admin listener: probes, metrics, what is in force, explain, reload.
+//!
+//! It is on loopback by default. `Host` must be an address or `localhost`, so that a page in a browser
+//! cannot reach it by a name of its own; what changes state wants JSON and, where one is set, the
+//! token.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Query, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use overlane_config::table::Environment;
+use overlane_config::url::split_authority;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::clock;
+use crate::control::{Control, Report, Trigger};
+use crate::explain::{Question, explain};
+use crate::metrics::{self, MeterDoor};
+use crate::plane::Gate;
+use crate::snapshot::Snapshot;
+
+/// A request to read the store now; answered when it was.
+pub type ReloadRequest = (Trigger, oneshot::Sender<Report>);
+
+/// What the admin listener shows and does.
+#[derive(Clone)]
+pub struct Admin {
+    /// The control side.
+    pub control: Arc<Control>,
+    /// The listeners.
+    pub gates: Vec<Arc<Gate>>,
+    /// Where the workers are asked for their counts.
+    pub doors: Vec<MeterDoor>,
+    /// Where a reload is asked for.
+    pub reload: mpsc::Sender<ReloadRequest>,
+    /// True once the process is told to stop.
+    pub draining: watch::Receiver<bool>,
+    /// The token for what changes state.
+    pub token: Option<Arc<str>>,
+}
+
+impl Admin {
+    /// Everything.
+    pub fn router(self) -> Router {
+        let api = Router::new()
+            .route("/api/v1/reload", post(reload))
+            .layer(from_fn_with_state(self.clone(), require_token))
+            .route("/api/v1/explain", post(explain_request))
+            .layer(from_fn(require_json));
+        Router::new()
+            .route("/config_dump", get(config_dump))
+            .with_state(self.clone())
+            .merge(api.with_state(self.clone()))
+            .merge(self.probes())
+            .layer(from_fn(require_host))
+    }
+
+    /// Only what may be reachable from other machines.
+    pub fn probes(self) -> Router {
+        Router::new()
+            .route("/healthz", get(async || "ok\n"))
+            .route("/livez", get(async || "ok\n"))
+            .route("/readyz", get(readyz))
+            .route("/metrics", get(metrics_text))
+            .route("/version", get(async || axum::Json(json!({ "version": env!("CARGO_PKG_VERSION") }))))
+            .fallback(async || problem(StatusCode::NOT_FOUND, "there is no such page; try /readyz, /metrics, /config_dump, /version"))
+            .with_state(self)
+    }
+
+    /// Why this process should get no new requests, if so.
+    fn unready(&self) -> Option<&'static str> {
+        if *self.draining.borrow() {
+            return Some("draining");
+        }
+        let snapshot = self.control.published().load();
+        let served = |gate: &Arc<Gate>| snapshot.table.baseline(gate.listener.baseline.as_ref()).is_some();
+        (!self.gates.iter().all(served)).then_some("a listener has no baseline yet")
+    }
+}
+
+/// An error as RFC 9457 has it.
+fn problem(status: StatusCode, detail: &str) -> Response {
+    let body = json!({ "type": "about:blank", "title": status.canonical_reason(), "status": status.as_u16(), "detail": detail });
+    (status, [(header::CONTENT_TYPE, "application/problem+json")], format!("{body}\n")).into_response()
+}
+
+async fn require_host(request: Request, next: Next) -> Response {
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let host = split_authority(host).map_or("", |(host, _)| host);
+    if host == "localhost" || host.parse::<IpAddr>().is_ok() {
+        return next.run(request).await;
+    }
+    problem(StatusCode::FORBIDDEN, "the Host must be an IP address or localhost")
+}
+
+async fn require_json(request: Request, next: Next) -> Response {
+    let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if content_type.split(';').next().is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json")) {
+        return next.run(request).await;
+    }
+    problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send Content-Type: application/json")
+}
+
+async fn require_token(State(admin): State<Admin>, headers: HeaderMap, request: Request, next: Next) -> Response {
+    let Some(token) = &admin.token else { return next.run(request).await };
+    let sent = headers.get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer ")).unwrap_or_default();
+    if same(sent, token.as_bytes()) {
+        return next.run(request).await;
+    }
+    problem(StatusCode::UNAUTHORIZED, "send Authorization: Bearer with the admin token")
+}
+
+/// Compares without telling by its time how much was right.
+fn same(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
+}
+
+#[derive(Deserialize)]
+struct Verbose {
+    verbose: Option<String>,
+}
+
+async fn readyz(State(admin): State<Admin>, Query(query): Query<Verbose>) -> Response {
+    let (status, mut text) = match admin.unready() {
+        None => (StatusCode::OK, "ok\n".to_owned()),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+    };
+    if query.verbose.is_some() {
+        let generation = admin.control.published().load().generation;
+        text.push_str(&format!("generation {generation}\n"));
+        for problem in admin.control.problems() {
+            text.push_str(&format!("problem: {problem}\n"));
+        }
+    }
+    (status, text).into_response()
+}
+
+async fn metrics_text(State(admin): State<Admin>) -> Response {
+    let meter = metrics::gather(&admin.doors).await;
+    let text = metrics::render(&meter, &admin.control.figures());
+    ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response()
+}
+
+async fn reload(State(admin): State<Admin>) -> Response {
+    let (reply, report) = oneshot::channel();
+    if admin.reload.send((Trigger::Request, reply)).await.is_err() {
+        return problem(StatusCode::CONFLICT, "this process has no store to read");
+    }
+    match report.await {
+        Ok(report) => axum::Json(report).into_response(),
+        Err(_) => problem(StatusCode::SERVICE_UNAVAILABLE, "the process is stopping"),
+    }
+}
+
+async fn explain_request(State(admin): State<Admin>, body: String) -> Response {
+    let question: Question = match serde_json::from_str(&body) {
+        Ok(question) => question,
+        Err(error) => return problem(StatusCode::BAD_REQUEST, &error.to_string()),
+    };
+    let snapshot = admin.control.published().load_full();
+    match explain(&snapshot.table, &question, clock::now()) {
+        Ok(mut explanation) => {
+            explanation.generation = snapshot.generation;
+            axum::Json(explanation).into_response()
+        }
+        Err(why) => problem(StatusCode::BAD_REQUEST, &why),
+    }
+}
+
+#[derive(Deserialize)]
+struct Only {
+    id: Option<String>,
+}
+
+async fn config_dump(State(admin): State<Admin>, Query(only): Query<Only>) -> Response {
+    let snapshot = admin.control.published().load_full();
+    let wanted = |id: &str| only.id.as_deref().is_none_or(|only| only == id);
+    let gates: Vec<_> = admin.gates.iter().map(|gate| listener_value(gate, &snapshot)).collect();
+    let environments: serde_json::Map<String, Value> = snapshot
+        .table
+        .environments()
+        .filter(|(id, _)| wanted(id.as_str()))
+        .map(|(id, environment)| (id.to_string(), environment_value(environment)))
+        .collect();
+    axum::Json(json!({
+        "generation": snapshot.generation,
+        "listeners": gates,
+        "environments": environments,
+        "problems": admin.control.problems(),
+    }))
+    .into_response()
+}
+
+fn listener_value(gate: &Gate, snapshot: &Snapshot) -> Value {
+    json!({
+        "role": gate.role(),
+        "address": gate.address,
+        "baseline": snapshot.table.baseline(gate.listener.baseline.as_ref()).map(|baseline| baseline.id.to_string()),
+        "application": gate.app.as_ref().map(|app| app.urls().iter().map(ToString::to_string).collect::<Vec<_>>()),
+        "trust": gate.trust.to_string(),
+    })
+}
+
+fn environment_value(environment: &Environment<Arc<crate::upstream::Upstream>>) -> Value {
+    let route = |route: &Arc<overlane_config::table::Route<Arc<crate::upstream::Upstream>>>| {
+        let endpoints = route.upstream.endpoints();
+        let addresses = endpoints.as_ref().map(|endpoints| endpoints.list.iter().map(|endpoint| endpoint.address.to_string()).collect::<Vec<_>>());
+        json!({
+            "service": route.service.to_string(),
+            "environment": route.environment.to_string(),
+            "urls": route.urls.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "addresses": addresses,
+            "problem": endpoints.as_ref().and_then(|endpoints| endpoints.problem.clone()),
+            "declared": route.declared.to_string(),
+        })
+    };
+    match environment {
+        Environment::Baseline(baseline) => json!({
+            "kind": "Baseline",
+            "header": baseline.header.to_string(),
+            "declared": baseline.declared.to_string(),
+            "services": baseline.routes().map(route).collect::<Vec<_>>(),
+        }),
+        Environment::Overlay(overlay) => json!({
+            "kind": "Overlay",
+            "baseline": overlay.baseline.to_string(),
+            "lineage": overlay.ancestors.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "expiresAt": overlay.expires_at.map(|at| at.to_string()),
+            "declared": overlay.declared.to_string(),
+            "services": overlay.owned().iter().map(route).collect::<Vec<_>>(),
+        }),
+        Environment::Refused(diagnostics) => json!({
+            "kind": "Refused",
+            "problems": diagnostics.iter().map(overlane_config::diagnostic::Diagnostic::short).collect::<Vec<_>>(),
+        }),
+    }
+}
+
+/// Serves a router on a socket until `stopped` turns true.
+pub(crate) async fn serve(socket: std::net::TcpListener, router: Router, mut stopped: watch::Receiver<bool>) {
+    let address = socket.local_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
+    let socket = match tokio::net::TcpListener::from_std(socket) {
+        Ok(socket) => socket,
+        Err(error) => return tracing::error!(%address, %error, "the admin listener cannot accept"),
+    };
+    let stop = async move {
+        // The sender is gone: stopped as well.
+        let _ = stopped.wait_for(|stopped| *stopped).await;
+    };
+    if let Err(error) = axum::serve(socket, router).with_graceful_shutdown(stop).await {
+        tracing::error!(%address, %error, "the admin listener ended");
+    }
+}

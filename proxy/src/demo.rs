@@ -1,0 +1,252 @@
+//! `overlane demo`: three small services, each behind its own sidecar, and an overlay of one of them.
+
+use std::fmt::Write as _;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode, header};
+use http_body_util::Full;
+use overlane_config::carrier::baggage;
+use overlane_config::name::{EnvironmentId, ServiceName};
+use overlane_config::route::ROUTE_HEADER;
+use overlane_config::url::{Scheme, Url};
+use tempfile::TempDir;
+
+use crate::client;
+use crate::process::Running;
+use crate::stack::{Instance, Stack};
+use crate::store::StoreAddress;
+
+const BASELINE: &str = "staging";
+const OVERLAY: &str = "alice-payments";
+const KEY_HEADER: &str = "x-overlay-id";
+/// Who calls whom.
+const CHAIN: [&str; 3] = ["web", "payments-api", "ledger"];
+
+/// A running demo. Its blueprints are in a folder of its own, which goes with it.
+pub struct Demo {
+    running: Running,
+    gateway: SocketAddr,
+    store: TempDir,
+    /// Where the overlay's ledger is, which its blueprint does not name yet.
+    spare_ledger: SocketAddr,
+    /// The small services run here.
+    services: tokio::runtime::Runtime,
+}
+
+/// One small service.
+struct Service {
+    name: &'static str,
+    environment: &'static str,
+    /// The service that it calls, and the outbound listener that it calls through.
+    next: Option<(&'static str, SocketAddr)>,
+}
+
+impl Demo {
+    /// Starts everything; the gateway and admin listener take the usual ports where they are free.
+    ///
+    /// # Errors
+    /// No socket, thread or folder can be had.
+    pub fn start() -> io::Result<Self> {
+        let services = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let who = [(CHAIN[0], BASELINE), (CHAIN[1], BASELINE), (CHAIN[2], BASELINE), (CHAIN[1], OVERLAY), (CHAIN[2], OVERLAY)];
+        let mut sockets = Vec::new();
+        let mut instances = Vec::new();
+        for (service, environment) in who {
+            let socket = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
+            socket.set_nonblocking(true)?;
+            let app = Url { scheme: Scheme::Http, host: "127.0.0.1".into(), port: socket.local_addr()?.port() };
+            instances.push(Instance { service: service_name(service)?, environment: environment_id(environment)?, app });
+            sockets.push(socket);
+        }
+        let stack = bind(environment_id(BASELINE)?, instances)?;
+        for (at, (socket, (name, environment))) in sockets.into_iter().zip(who).enumerate() {
+            let next = CHAIN.iter().skip_while(|known| **known != name).nth(1);
+            let next = next.map(|next| (*next, stack.outbound(at)));
+            services.spawn(serve(socket, Arc::new(Service { name, environment, next })));
+        }
+        let store = tempfile::Builder::new().prefix("overlane-demo-").tempdir()?;
+        let (gateway, spare_ledger) = (stack.gateway(), stack.inbound(4));
+        std::fs::write(store.path().join(format!("{BASELINE}.yaml")), stack.blueprint(&environment_id(BASELINE)?))?;
+        std::fs::write(overlay_file(store.path()), overlay(&stack, false)?)?;
+        let address = StoreAddress::directory(store.path());
+        let running = stack.into_prepared().with_store(address).start(Vec::new())?;
+        Ok(Self { running, gateway, store, spare_ledger, services })
+    }
+
+    /// What to try, for people.
+    #[must_use]
+    pub fn welcome(&self) -> String {
+        let (gateway, admin) = (self.gateway, self.running.admin());
+        let file = overlay_file(self.store.path());
+        let mut text = String::new();
+        let _ = write!(
+            text,
+            "\
+Three services call each other: web → payments-api → ledger, each behind its own sidecar.
+`{BASELINE}` is the baseline; the overlay `{OVERLAY}` owns only a payments-api of its own.
+
+  the baseline   curl http://{gateway}/
+  the overlay    curl -i -H '{KEY_HEADER}: {OVERLAY}' http://{gateway}/
+  why            overlane explain --admin {admin} -H '{KEY_HEADER}: {OVERLAY}' --service ledger
+  inside         curl http://{admin}/config_dump    curl http://{admin}/metrics
+
+Now change it while it runs. A ledger of the overlay already listens; let the overlay own it:
+
+  printf '  - name: ledger\\n    url: http://{ledger}\\n' >> {file}
+
+and ask again: no request is lost, and the ledger's line changes.
+
+Ctrl-C ends the demo.
+",
+            ledger = self.spare_ledger,
+            file = file.display(),
+        );
+        text
+    }
+
+    /// Makes the calls itself and checks the answers; the report, and whether all were right.
+    #[must_use]
+    pub fn check(&self) -> (String, bool) {
+        let mut report = String::new();
+        let mut right = true;
+        let mut expect = |what: &str, key: Option<&str>, chain: &str, receipt: Option<&str>| {
+            let (body, header) = match self.services.block_on(get(self.gateway, key)) {
+                Ok(answer) => answer,
+                Err(why) => (why, None),
+            };
+            let fine = body.trim_end() == chain && header.as_deref().and_then(|header| header.rsplit(", ").next()) == receipt;
+            right &= fine;
+            let _ = writeln!(report, "{} {what}\n    {}", if fine { "ok  " } else { "FAIL" }, body.trim_end());
+            if let Some(header) = &header {
+                let _ = writeln!(report, "    {ROUTE_HEADER}: {header}");
+            }
+            if !fine {
+                let _ = writeln!(report, "    expected: {chain}\n    expected receipt: {}", receipt.unwrap_or("none"));
+            }
+        };
+        let plain = chain([BASELINE; 3]);
+        expect("without a key, the baseline answers", None, &plain, None);
+        let receipt = |reason: &str| format!("web;env={BASELINE};via=baseline;reason={reason}");
+        expect("with the overlay's key, only payments-api is another", Some(OVERLAY), &chain([BASELINE, OVERLAY, BASELINE]), Some(&receipt("not-owned")));
+        expect("with a key that nobody knows, the baseline answers and says so", Some("bob-search"), &plain, Some(&receipt("unknown")));
+        let edited = self.edit();
+        expect("after an edit of the blueprint, the ledger is the overlay's too", Some(OVERLAY), &chain([BASELINE, OVERLAY, OVERLAY]), Some(&receipt("not-owned")));
+        if let Err(why) = edited {
+            let _ = writeln!(report, "FAIL the edit was not taken in: {why}");
+            right = false;
+        }
+        (report, right)
+    }
+
+    /// Lets the overlay own the spare ledger, and waits until that is in force.
+    fn edit(&self) -> Result<(), String> {
+        let file = overlay_file(self.store.path());
+        let mut generations = self.running.control().published().generations();
+        let before = *generations.borrow_and_update();
+        let mut text = std::fs::read_to_string(&file).map_err(|error| error.to_string())?;
+        text.push_str(&format!("  - name: ledger\n    url: http://{}\n", self.spare_ledger));
+        std::fs::write(&file, text).map_err(|error| error.to_string())?;
+        self.services.block_on(async {
+            let published = generations.wait_for(|generation| *generation > before);
+            match tokio::time::timeout(Duration::from_secs(10), published).await {
+                Ok(Ok(_)) => Ok(()),
+                _ => Err("no new generation within 10 s".to_owned()),
+            }
+        })
+    }
+
+    /// The process behind the demo.
+    #[must_use]
+    pub fn running(&self) -> &Running {
+        &self.running
+    }
+
+    /// Stops everything and removes the folder.
+    pub fn stop(self) {
+        self.running.stop();
+        self.services.shutdown_background();
+    }
+}
+
+fn chain(environments: [&str; 3]) -> String {
+    let hops: Vec<_> = CHAIN.iter().zip(environments).map(|(service, environment)| format!("{service}@{environment}")).collect();
+    hops.join(" → ")
+}
+
+fn service_name(text: &str) -> io::Result<ServiceName> {
+    text.parse().map_err(io::Error::other)
+}
+
+fn environment_id(text: &str) -> io::Result<EnvironmentId> {
+    text.parse().map_err(io::Error::other)
+}
+
+/// The usual ports where both are free, else any.
+fn bind(baseline: EnvironmentId, instances: Vec<Instance>) -> io::Result<Stack> {
+    let usual = |text: &str| text.parse::<SocketAddr>().map_err(io::Error::other);
+    let (gateway, admin) = (usual(crate::settings::DEFAULT_GATEWAY)?, usual(crate::settings::DEFAULT_ADMIN)?);
+    let free = SocketAddr::from(([127, 0, 0, 1], 0));
+    Stack::bind(baseline.clone(), instances.clone(), gateway, admin).or_else(|_| Stack::bind(baseline, instances, free, free))
+}
+
+fn overlay_file(store: &Path) -> std::path::PathBuf {
+    store.join(format!("{OVERLAY}.yaml"))
+}
+
+/// The overlay's blueprint, at first without the ledger that listens already.
+fn overlay(stack: &Stack, with_ledger: bool) -> io::Result<String> {
+    let whole = stack.blueprint(&environment_id(OVERLAY)?);
+    let cut = whole.find("  - name: ledger").filter(|_| !with_ledger).unwrap_or(whole.len());
+    Ok(whole[..cut].to_owned())
+}
+
+async fn serve(socket: std::net::TcpListener, service: Arc<Service>) {
+    let Ok(socket) = tokio::net::TcpListener::from_std(socket) else { return };
+    let router = Router::new().fallback(page).with_state(service);
+    // It ends with the runtime that it runs on.
+    let _ = axum::serve(socket, router).await;
+}
+
+/// Says who answers and, behind an arrow, what the next service said. A service forwards the key's
+/// header and baggage, as yours must.
+async fn page(State(service): State<Arc<Service>>, request: Request) -> Response {
+    let own = format!("{}@{}", service.name, service.environment);
+    let Some((next, through)) = service.next else { return format!("{own}\n").into_response() };
+    match call(next, through, request.headers()).await {
+        Ok(body) => format!("{own} → {body}").into_response(),
+        Err(why) => (StatusCode::BAD_GATEWAY, format!("{own} → {next} failed: {why}\n")).into_response(),
+    }
+}
+
+async fn call(next: &str, through: SocketAddr, headers: &HeaderMap) -> Result<String, String> {
+    let mut request = http::Request::get(format!("http://{next}/")).header(header::HOST, next);
+    for name in [KEY_HEADER, "baggage", "traceparent"] {
+        for value in headers.get_all(name) {
+            request = request.header(name, value);
+        }
+    }
+    let request = request.body(Full::new(Bytes::new())).map_err(|error| error.to_string())?;
+    let response = client::send(&through.to_string(), request).await?;
+    let body = String::from_utf8_lossy(response.body()).into_owned();
+    if response.status().is_success() { Ok(body) } else { Err(body) }
+}
+
+/// Asks the gateway for the page; the body, and the receipt.
+async fn get(gateway: SocketAddr, key: Option<&str>) -> Result<(String, Option<String>), String> {
+    let mut request = http::Request::get("/").header(header::HOST, gateway.to_string());
+    if let Some(key) = key {
+        request = request.header("baggage", format!("{}={key}", baggage::MEMBER));
+    }
+    let request = request.body(Full::new(Bytes::new())).map_err(|error| error.to_string())?;
+    let response = client::send(&gateway.to_string(), request).await?;
+    let receipt = response.headers().get(ROUTE_HEADER).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    Ok((String::from_utf8_lossy(response.body()).into_owned(), receipt))
+}

@@ -1,0 +1,351 @@
+//! Metrics: counted by each worker for itself, merged when somebody asks.
+//!
+//! A worker's [`Meter`] lives on its own thread: counting takes no lock and touches no cache line
+//! of another thread. A scrape asks each worker for a copy. Label values are names from blueprints,
+//! never bytes of a request.
+
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+
+use foldhash::fast::RandomState;
+use overlane_config::name::{EnvironmentId, ServiceName};
+use overlane_config::route::Via;
+use prometheus::core::Collector;
+use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::{Encoder, TextEncoder};
+use tokio::sync::{mpsc, oneshot};
+
+/// The most overlays that have a label value of their own; the rest are counted as `_other`.
+pub const MAX_OVERLAY_LABELS: usize = 1000;
+
+/// The upper bounds of the duration histogram, in seconds (OpenTelemetry's, from 5 ms, with finer ones below).
+const BOUNDS: [f64; 16] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0];
+
+/// Things that are simply counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// A connection was accepted.
+    ConnectionAccepted,
+    /// A connection ended.
+    ConnectionClosed,
+    /// A request whose head was read.
+    RequestStarted,
+    /// Its answer is over.
+    RequestEnded,
+    /// A request named an overlay that nobody knows.
+    UnknownOverlay,
+    /// Overlay headers of a sender that is not trusted were removed.
+    UntrustedHeaders,
+    /// Our own header held no valid id.
+    InvalidHeader,
+    /// A baggage member of ours held no valid id and was ignored.
+    InvalidBaggage,
+    /// A head was refused: malformed, too large, too slow.
+    HeadRefused,
+    /// A connection to an upstream could not be made.
+    ConnectFailed,
+    /// A request waited for an upstream.
+    Held,
+    /// A request fell back to another owner.
+    FellBack,
+    /// An access-log line was dropped because the writer could not keep up.
+    AccessLogDropped,
+}
+
+const EVENTS: usize = Event::AccessLogDropped as usize + 1;
+
+/// What a request is counted under.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Labels {
+    /// The overlay that the key named.
+    pub overlay: Option<EnvironmentId>,
+    /// The service.
+    pub service: Option<ServiceName>,
+    /// Whose answer it was; `None` where it was the proxy's own, or passed through.
+    pub via: Option<Via>,
+    /// The hundreds of the status.
+    pub class: u8,
+    /// The method, of a closed list.
+    pub method: &'static str,
+}
+
+/// Requests under one set of labels.
+#[derive(Debug, Clone, Default)]
+struct Observed {
+    count: u64,
+    seconds: f64,
+    buckets: [u64; BOUNDS.len()],
+}
+
+/// One worker's counts.
+#[derive(Debug, Clone, Default)]
+pub struct Meter {
+    requests: HashMap<Labels, Observed, RandomState>,
+    events: [u64; EVENTS],
+}
+
+thread_local! {
+    static METER: RefCell<Meter> = RefCell::default();
+}
+
+/// Counts an event on this thread.
+pub fn count(event: Event) {
+    METER.with_borrow_mut(|meter| meter.events[event as usize] += 1);
+}
+
+/// Counts a finished request on this thread.
+pub fn observe(labels: Labels, took: Duration) {
+    METER.with_borrow_mut(|meter| {
+        let observed = meter.requests.entry(labels).or_default();
+        let seconds = took.as_secs_f64();
+        observed.count += 1;
+        observed.seconds += seconds;
+        if let Some(bucket) = BOUNDS.iter().position(|bound| seconds <= *bound) {
+            observed.buckets[bucket] += 1;
+        }
+    });
+}
+
+/// The method as a label: one of RFC 9110's and PATCH, else `_OTHER` (OpenTelemetry's word).
+#[must_use]
+pub fn method_label(method: &str) -> &'static str {
+    const KNOWN: [&str; 9] = ["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "TRACE", "CONNECT"];
+    KNOWN.into_iter().find(|known| *known == method).unwrap_or("_OTHER")
+}
+
+/// Where a worker is asked for its counts.
+pub type MeterDoor = mpsc::Sender<oneshot::Sender<Meter>>;
+
+/// Answers scrapes on a worker's thread until all doors are gone; forgets overlays that are gone.
+pub(crate) async fn answer_scrapes(mut requests: mpsc::Receiver<oneshot::Sender<Meter>>, exists: impl Fn(&EnvironmentId) -> bool) {
+    while let Some(reply) = requests.recv().await {
+        let copy = METER.with_borrow_mut(|meter| {
+            meter.requests.retain(|labels, _| labels.overlay.as_ref().is_none_or(&exists));
+            meter.clone()
+        });
+        let _ = reply.send(copy);
+    }
+}
+
+/// The sum of all workers' counts; a worker that does not answer within 200 ms is left out.
+pub async fn gather(doors: &[MeterDoor]) -> Meter {
+    let mut sum = Meter::default();
+    for door in doors {
+        let (reply, answer) = oneshot::channel();
+        let asked = async { door.send(reply).await.ok()?; answer.await.ok() };
+        let Ok(Some(meter)) = tokio::time::timeout(Duration::from_millis(200), asked).await else { continue };
+        for (total, own) in sum.events.iter_mut().zip(meter.events) {
+            *total += own;
+        }
+        for (labels, own) in meter.requests {
+            let total = sum.requests.entry(labels).or_default();
+            total.count += own.count;
+            total.seconds += own.seconds;
+            for (total, own) in total.buckets.iter_mut().zip(own.buckets) {
+                *total += own;
+            }
+        }
+    }
+    sum
+}
+
+/// What the control side adds to a scrape.
+#[derive(Debug, Clone, Default)]
+pub struct ControlFigures {
+    /// The generation that is published.
+    pub generation: u64,
+    /// How many environments are overlays.
+    pub overlays: u64,
+    /// Reloads that succeeded.
+    pub reloads_ok: u64,
+    /// Reloads with errors.
+    pub reloads_failed: u64,
+    /// When the last reload succeeded, in seconds since 1970.
+    pub last_success: f64,
+    /// When each overlay that expires does, in seconds since 1970.
+    pub expires: Vec<(EnvironmentId, f64)>,
+}
+
+/// The text of `/metrics`.
+#[must_use]
+pub fn render(meter: &Meter, control: &ControlFigures) -> String {
+    let mut families = request_families(meter);
+    families.extend(event_families(meter));
+    families.extend(control_families(control));
+    families.extend(process_families());
+    families.retain(|family| !family.get_metric().is_empty());
+    let mut text = Vec::new();
+    // Writing to memory fails only for a family without metrics; those are gone.
+    let _ = TextEncoder::new().encode(&families, &mut text);
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+fn process_families() -> Vec<MetricFamily> {
+    prometheus::process_collector::ProcessCollector::for_self().collect()
+}
+
+fn pair(name: &str, value: &str) -> LabelPair {
+    let mut pair = LabelPair::new();
+    pair.set_name(name.to_owned());
+    pair.set_value(value.to_owned());
+    pair
+}
+
+fn family(name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) -> MetricFamily {
+    let mut family = MetricFamily::new();
+    family.set_name(name.to_owned());
+    family.set_help(help.to_owned());
+    family.set_field_type(kind);
+    family.set_metric(metrics);
+    family
+}
+
+fn counter(labels: Vec<LabelPair>, value: u64) -> Metric {
+    let mut metric = Metric::from_label(labels);
+    let mut counter = Counter::new();
+    counter.set_value(value as f64);
+    metric.set_counter(counter);
+    metric
+}
+
+fn gauge(labels: Vec<LabelPair>, value: f64) -> Metric {
+    let mut metric = Metric::from_label(labels);
+    let mut gauge = Gauge::new();
+    gauge.set_value(value);
+    metric.set_gauge(gauge);
+    metric
+}
+
+fn request_families(meter: &Meter) -> Vec<MetricFamily> {
+    let overlays: BTreeSet<_> = meter.requests.keys().filter_map(|labels| labels.overlay.as_ref()).collect();
+    let labelled: BTreeSet<_> = overlays.into_iter().take(MAX_OVERLAY_LABELS).collect();
+    let overlay = |labels: &Labels| match &labels.overlay {
+        None => String::new(),
+        Some(id) if labelled.contains(id) => id.to_string(),
+        Some(_) => "_other".to_owned(),
+    };
+    // Several overlays can share `_other`: sum before writing.
+    let mut totals: HashMap<(String, &str, &str, u8, &str), u64> = HashMap::new();
+    let mut durations: HashMap<(&str, &str), Observed> = HashMap::new();
+    for (labels, observed) in &meter.requests {
+        let service = labels.service.as_ref().map_or("", ServiceName::as_str);
+        let via = labels.via.map_or("none", Via::as_str);
+        *totals.entry((overlay(labels), service, via, labels.class, labels.method)).or_default() += observed.count;
+        let total = durations.entry((service, via)).or_default();
+        total.count += observed.count;
+        total.seconds += observed.seconds;
+        for (total, own) in total.buckets.iter_mut().zip(observed.buckets) {
+            *total += own;
+        }
+    }
+    let mut totals: Vec<_> = totals.into_iter().collect();
+    totals.sort();
+    let requests = totals.into_iter().map(|((overlay, service, via, class, method), count)| {
+        let class = format!("{class}xx");
+        let labels = [("code_class", &*class), ("method", method), ("overlay", &*overlay), ("service", service), ("via", via)];
+        counter(labels.map(|(name, value)| pair(name, value)).into(), count)
+    });
+    let mut durations: Vec<_> = durations.into_iter().collect();
+    durations.sort_by_key(|(labels, _)| *labels);
+    let histograms = durations.into_iter().map(|((service, via), observed)| histogram(vec![pair("service", service), pair("via", via)], &observed));
+    vec![
+        family("overlane_requests_total", "Requests by overlay, service, whose answer it was, status class and method.", MetricType::COUNTER, requests.collect()),
+        family("overlane_request_duration_seconds", "From the end of the request's head to the end of the response.", MetricType::HISTOGRAM, histograms.collect()),
+    ]
+}
+
+fn histogram(labels: Vec<LabelPair>, observed: &Observed) -> Metric {
+    let mut cumulative = 0;
+    let buckets = BOUNDS.iter().zip(observed.buckets).map(|(bound, count)| {
+        cumulative += count;
+        let mut bucket = Bucket::new();
+        bucket.set_upper_bound(*bound);
+        bucket.set_cumulative_count(cumulative);
+        bucket
+    });
+    let mut histogram = Histogram::default();
+    histogram.set_bucket(buckets.collect());
+    histogram.set_sample_count(observed.count);
+    histogram.set_sample_sum(observed.seconds);
+    let mut metric = Metric::from_label(labels);
+    metric.set_histogram(histogram);
+    metric
+}
+
+fn event_families(meter: &Meter) -> Vec<MetricFamily> {
+    let of = |event: Event| meter.events[event as usize];
+    let total = |name: &str, help: &str, event| family(name, help, MetricType::COUNTER, vec![counter(Vec::new(), of(event))]);
+    let level = |name: &str, help: &str, from, to| {
+        let now = of(from).saturating_sub(of(to)) as f64;
+        family(name, help, MetricType::GAUGE, vec![gauge(Vec::new(), now)])
+    };
+    let invalid = [("header", Event::InvalidHeader), ("baggage", Event::InvalidBaggage)];
+    let invalid = invalid.map(|(carrier, event)| counter(vec![pair("carrier", carrier)], of(event)));
+    vec![
+        level("overlane_connections", "Client connections that are open.", Event::ConnectionAccepted, Event::ConnectionClosed),
+        level("overlane_active_requests", "Requests that are being served.", Event::RequestStarted, Event::RequestEnded),
+        total("overlane_connections_accepted_total", "Client connections accepted.", Event::ConnectionAccepted),
+        total("overlane_unknown_overlay_requests_total", "Requests that named an overlay that nobody knows or that expired.", Event::UnknownOverlay),
+        total("overlane_untrusted_headers_total", "Requests whose overlay headers were removed because the sender is not trusted.", Event::UntrustedHeaders),
+        family("overlane_invalid_keys_total", "Requests with a key that is no valid id, by carrier.", MetricType::COUNTER, invalid.into()),
+        total("overlane_refused_heads_total", "Request heads that were malformed, too large or too slow.", Event::HeadRefused),
+        total("overlane_upstream_connect_failures_total", "Connections to upstreams that could not be made.", Event::ConnectFailed),
+        total("overlane_held_requests_total", "Requests that waited for an upstream.", Event::Held),
+        total("overlane_fallbacks_total", "Requests that fell back to another owner.", Event::FellBack),
+        total("overlane_access_log_dropped_total", "Access-log lines dropped because the writer could not keep up.", Event::AccessLogDropped),
+    ]
+}
+
+fn control_families(control: &ControlFigures) -> Vec<MetricFamily> {
+    let simple = |name: &str, help: &str, value: f64| family(name, help, MetricType::GAUGE, vec![gauge(Vec::new(), value)]);
+    let reloads = [("ok", control.reloads_ok), ("error", control.reloads_failed)];
+    let reloads = reloads.map(|(result, count)| counter(vec![pair("result", result)], count));
+    let expiring = control.expires.iter().take(MAX_OVERLAY_LABELS);
+    let expires = expiring.map(|(overlay, at)| gauge(vec![pair("overlay", overlay.as_str())], *at));
+    let version = vec![pair("version", env!("CARGO_PKG_VERSION"))];
+    vec![
+        simple("overlane_config_revision", "The generation of the routing table in force.", control.generation as f64),
+        simple("overlane_overlays", "Overlays in the routing table.", control.overlays as f64),
+        family("overlane_config_reloads_total", "Reloads of the store that changed something, by result.", MetricType::COUNTER, reloads.into()),
+        simple("overlane_config_last_reload_success_timestamp_seconds", "When a reload last succeeded.", control.last_success),
+        family("overlane_overlay_expires_timestamp_seconds", "When overlays expire.", MetricType::GAUGE, expires.collect()),
+        family("overlane_build_info", "The version that runs; always 1.", MetricType::GAUGE, vec![gauge(version, 1.0)]),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(overlay: &str) -> Labels {
+        let service = "web".parse().ok();
+        Labels { overlay: overlay.parse().ok(), service, via: Some(Via::Overlay), class: 2, method: "GET" }
+    }
+
+    #[test]
+    fn overlays_beyond_the_cap_share_one_label_value() {
+        let mut meter = Meter::default();
+        for number in 0..MAX_OVERLAY_LABELS + 5 {
+            meter.requests.insert(labels(&format!("o{number}")), Observed { count: 2, ..Observed::default() });
+        }
+        let text = render(&meter, &ControlFigures::default());
+        assert_eq!(text.matches("overlane_requests_total{").count(), MAX_OVERLAY_LABELS + 1);
+        assert!(text.contains("overlay=\"_other\",service=\"web\",via=\"overlay\"} 10"), "{text}");
+    }
+
+    #[test]
+    fn a_method_that_is_not_known_never_becomes_a_label() {
+        assert_eq!(method_label("GET"), "GET");
+        assert_eq!(method_label("G\"ET"), "_OTHER");
+    }
+
+    #[test]
+    fn buckets_are_cumulative() {
+        observe(labels("a"), Duration::from_millis(2));
+        observe(labels("a"), Duration::from_millis(200));
+        let text = METER.with_borrow(|meter| render(meter, &ControlFigures::default()));
+        assert!(text.contains("overlane_request_duration_seconds_bucket{service=\"web\",via=\"overlay\",le=\"0.0025\"} 1"), "{text}");
+        assert!(text.contains("le=\"0.25\"} 2") && text.contains("_count{service=\"web\",via=\"overlay\"} 2"));
+    }
+}

@@ -1,0 +1,136 @@
+//! The data plane: listeners, workers, connections, and the engines that they are lent to.
+//!
+//! Each worker is a thread with a current-thread runtime, its own sockets on every listener, its
+//! own accept loop and its own Pingora `HttpProxy`; on the request path nothing crosses threads.
+
+pub mod answer;
+pub mod conn;
+pub mod engine;
+pub mod exchange;
+pub mod head;
+pub mod listen;
+pub mod serve;
+pub mod trust;
+pub mod worker;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use overlane_config::route::{Listener, Role};
+use overlane_config::url::Url;
+
+use crate::access::AccessLog;
+use crate::names::Names;
+use crate::snapshot::Published;
+use crate::upstream::Upstream;
+use trust::Trust;
+
+/// The deadlines and limits of the data plane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// For a whole request head, from its first byte (from the start of a connection for the first).
+    pub head: Duration,
+    /// For the next request on a connection.
+    pub idle: Duration,
+    /// Between two reads of a request's body.
+    pub body: Duration,
+    /// For a write to a client that makes no progress.
+    pub write: Duration,
+    /// For a connection to an upstream.
+    pub connect: Duration,
+    /// Between two reads from an upstream.
+    pub upstream_read: Duration,
+    /// For a write to an upstream that makes no progress.
+    pub upstream_write: Duration,
+    /// For an unused upstream connection; below the 5 s after which Node closes them.
+    pub upstream_idle: Duration,
+    /// For everything that is in flight when the process is told to stop.
+    pub drain: Duration,
+    /// The largest request head, in bytes.
+    pub head_bytes: usize,
+    /// The most connections that a worker serves at once.
+    pub connections: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            head: Duration::from_secs(10),
+            idle: Duration::from_secs(75),
+            body: Duration::from_secs(60),
+            write: Duration::from_secs(30),
+            connect: Duration::from_secs(2),
+            upstream_read: Duration::from_secs(300),
+            upstream_write: Duration::from_secs(30),
+            upstream_idle: Duration::from_secs(4),
+            drain: Duration::from_secs(30),
+            head_bytes: 64 * 1024,
+            connections: 16 * 1024,
+        }
+    }
+}
+
+/// A listener as it is configured.
+#[derive(Debug, Clone)]
+pub struct ListenerSettings {
+    /// Where it listens; port 0 takes a free one.
+    pub address: SocketAddr,
+    /// What it stands for.
+    pub listener: Listener,
+    /// The application behind an inbound listener.
+    pub app: Option<Url>,
+    /// Whose overlay headers mean something here.
+    pub trust: Trust,
+}
+
+/// A listener that runs.
+#[derive(Debug)]
+pub struct Gate {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// What it stands for.
+    pub listener: Listener,
+    /// The application behind an inbound listener.
+    pub app: Option<Arc<Upstream>>,
+    /// Whose overlay headers mean something here.
+    pub trust: Trust,
+}
+
+impl Gate {
+    /// The role's name in logs.
+    #[must_use]
+    pub fn role(&self) -> &'static str {
+        match self.listener.role {
+            Role::Gateway => "gateway",
+            Role::Outbound { .. } => "outbound",
+            Role::Inbound { .. } => "inbound",
+        }
+    }
+}
+
+/// What all workers share.
+#[derive(Debug)]
+pub struct Plane {
+    /// The newest snapshot.
+    pub published: Arc<Published>,
+    /// The listeners.
+    pub gates: Vec<Arc<Gate>>,
+    /// Addresses that no request may be sent to: our own outbound and admin listeners.
+    pub own: Vec<SocketAddr>,
+    /// Deadlines and limits.
+    pub limits: Limits,
+    /// The resolver.
+    pub names: Names,
+    /// The access log.
+    pub access: AccessLog,
+}
+
+impl Plane {
+    /// Whether a connection to `address` would come back to us (loops, the admin listener).
+    #[must_use]
+    pub fn is_own(&self, address: SocketAddr) -> bool {
+        let same_host = |own: &SocketAddr| own.ip() == address.ip() || (own.ip().is_unspecified() && address.ip().is_loopback());
+        self.own.iter().any(|own| own.port() == address.port() && same_host(own))
+    }
+}

@@ -1,0 +1,312 @@
+//! A client connection that is ours: what was read ahead, what may be read, when writing is over.
+//!
+//! Pingora is lent the connection for one request at a time and gives it back. Meanwhile it sees
+//! only that request: [`Conn::grant`] bounds what it can read, so that a pipelined next request
+//! stays here.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Buf, BytesMut};
+use pingora_core::protocols::{
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, IO, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
+    UniqueID, UniqueIDType, raw_connect::ProxyDigest, tls::SslDigest,
+};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep};
+
+/// How much of a pipelined next request is read while the current one is running.
+const READ_AHEAD: usize = 16 * 1024;
+/// How much is read at once while a head is awaited.
+const READ_SIZE: usize = 4096;
+
+/// A connection over any transport that Pingora could carry.
+pub struct Conn<S> {
+    io: S,
+    /// Read from the transport, not yet consumed.
+    ahead: BytesMut,
+    /// How many bytes the borrower may still read; then it sees only the end of the stream.
+    grant: Option<u64>,
+    /// A head that waits for the first bytes of its body, so that both leave in one write.
+    unsent: BytesMut,
+    write_timeout: Duration,
+    write_deadline: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> std::fmt::Debug for Conn<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Conn").field("ahead", &self.ahead.len()).field("grant", &self.grant).finish_non_exhaustive()
+    }
+}
+
+impl<S: IO + 'static> Conn<S> {
+    /// A connection on which a write that makes no progress for `write_timeout` fails.
+    pub fn new(io: S, write_timeout: Duration) -> Self {
+        Self { io, ahead: BytesMut::new(), grant: None, unsent: BytesMut::new(), write_timeout, write_deadline: None }
+    }
+
+    /// What was read and is not yet consumed.
+    pub fn ahead(&mut self) -> &mut BytesMut {
+        &mut self.ahead
+    }
+
+    /// Puts `head` back in front of what was read ahead.
+    pub fn rewind(&mut self, head: &[u8]) {
+        let mut whole = BytesMut::with_capacity(head.len() + self.ahead.len());
+        whole.extend_from_slice(head);
+        whole.extend_from_slice(&self.ahead);
+        self.ahead = whole;
+    }
+
+    /// Lets a borrower read only `bytes` more, or everything.
+    pub fn grant(&mut self, bytes: Option<u64>) {
+        self.grant = bytes;
+    }
+
+    /// Reads more into [`Conn::ahead`]; returns how much, 0 at the end of the stream.
+    ///
+    /// # Errors
+    /// `TimedOut` at `until`, and what the transport says.
+    pub async fn fill(&mut self, until: Instant) -> io::Result<usize> {
+        self.ahead.reserve(READ_SIZE);
+        let left = until.saturating_duration_since(Instant::now());
+        // Pingora's timer costs no system call per request; tokio's wakes its driver (embedding traps, 7).
+        match pingora_timeout::fast_timeout::fast_timeout(left, self.io.read_buf(&mut self.ahead)).await {
+            Ok(read) => read,
+            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+
+    fn poll_send_unsent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.unsent.is_empty() {
+            let sent = ready!(Self::poll_within_deadline(&mut self.io, &mut self.write_deadline, self.write_timeout, cx, &self.unsent))?;
+            self.unsent.advance(sent);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_within_deadline(
+        io: &mut S,
+        deadline: &mut Option<Pin<Box<Sleep>>>,
+        limit: Duration,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match Pin::new(io).poll_write(cx, bytes) {
+            Poll::Ready(Ok(0)) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            Poll::Ready(result) => {
+                *deadline = None;
+                Poll::Ready(result)
+            }
+            Poll::Pending => {
+                let timer = deadline.get_or_insert_with(|| Box::pin(sleep(limit)));
+                ready!(timer.as_mut().poll(cx));
+                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+            }
+        }
+    }
+
+    /// The request is read whole: only the end of the stream is shown. What else arrives is the
+    /// next request's and waits, up to a bound.
+    fn poll_for_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut scratch = [0; 2048];
+        while self.ahead.len() < READ_AHEAD {
+            let mut buffer = ReadBuf::new(&mut scratch);
+            ready!(Pin::new(&mut self.io).poll_read(cx, &mut buffer))?;
+            if buffer.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            self.ahead.extend_from_slice(buffer.filled());
+        }
+        Poll::Pending
+    }
+
+    fn used(&mut self, read: usize) {
+        if let Some(grant) = self.grant.as_mut() {
+            *grant = grant.saturating_sub(read as u64);
+        }
+    }
+}
+
+impl<S: IO + 'static> AsyncRead for Conn<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        // Whoever waits for the client has nothing to write: a head on hold leaves now.
+        if !this.unsent.is_empty()
+            && let Poll::Ready(Err(error)) = this.poll_send_unsent(cx)
+        {
+            return Poll::Ready(Err(error));
+        }
+        if this.grant == Some(0) {
+            return this.poll_for_end(cx);
+        }
+        let limit = this.grant.map_or(usize::MAX, |grant| usize::try_from(grant).unwrap_or(usize::MAX)).min(out.remaining());
+        if !this.ahead.is_empty() {
+            let count = limit.min(this.ahead.len());
+            out.put_slice(&this.ahead[..count]);
+            this.ahead.advance(count);
+            this.used(count);
+            return Poll::Ready(Ok(()));
+        }
+        let before = out.filled().len();
+        if limit == out.remaining() {
+            ready!(Pin::new(&mut this.io).poll_read(cx, out))?;
+        } else {
+            let mut limited = ReadBuf::new(out.initialize_unfilled_to(limit));
+            ready!(Pin::new(&mut this.io).poll_read(cx, &mut limited))?;
+            let count = limited.filled().len();
+            out.advance(count);
+        }
+        let read = out.filled().len() - before;
+        this.used(read);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: IO + 'static> AsyncWrite for Conn<S> {
+    /// The first write after a flush is a head and waits for what follows; everything else goes out
+    /// at once, so that a slowly produced body is never held back.
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        if this.unsent.is_empty() && bytes.starts_with(b"HTTP/1.") && bytes.len() <= READ_AHEAD {
+            this.unsent.extend_from_slice(bytes);
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        if !this.unsent.is_empty() && this.unsent.len() + bytes.len() <= READ_AHEAD {
+            this.unsent.extend_from_slice(bytes);
+            return match this.poll_send_unsent(cx) {
+                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                _ => Poll::Ready(Ok(bytes.len())),
+            };
+        }
+        ready!(this.poll_send_unsent(cx))?;
+        Self::poll_within_deadline(&mut this.io, &mut this.write_deadline, this.write_timeout, cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_send_unsent(cx))?;
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_send_unsent(cx))?;
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[async_trait]
+impl<S: IO + 'static> Shutdown for Conn<S> {
+    async fn shutdown(&mut self) {
+        self.io.shutdown().await;
+    }
+}
+
+impl<S: IO + 'static> UniqueID for Conn<S> {
+    fn id(&self) -> UniqueIDType {
+        self.io.id()
+    }
+}
+
+impl<S: IO + 'static> Ssl for Conn<S> {
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        self.io.get_ssl_digest()
+    }
+
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        self.io.selected_alpn_proto()
+    }
+}
+
+impl<S: IO + 'static> GetTimingDigest for Conn<S> {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        self.io.get_timing_digest()
+    }
+}
+
+impl<S: IO + 'static> GetProxyDigest for Conn<S> {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        self.io.get_proxy_digest()
+    }
+}
+
+impl<S: IO + 'static> GetSocketDigest for Conn<S> {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        self.io.get_socket_digest()
+    }
+}
+
+impl<S: IO + 'static> Peek for Conn<S> {}
+
+/// A plain TCP stream as Pingora's [`IO`], without the buffers of its own stream type.
+#[derive(Debug)]
+pub struct Tcp(tokio::net::TcpStream);
+
+impl Tcp {
+    /// Takes an accepted stream. Small answers must not wait for an acknowledgement (embedding traps, 1).
+    ///
+    /// # Errors
+    /// What the socket says.
+    pub fn new(stream: tokio::net::TcpStream) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        Ok(Self(stream))
+    }
+}
+
+impl AsyncRead for Tcp {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, out)
+    }
+}
+
+impl AsyncWrite for Tcp {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+#[async_trait]
+impl Shutdown for Tcp {
+    async fn shutdown(&mut self) {
+        // The peer may be gone already; then there is nothing left to say.
+        let _ = tokio::io::AsyncWriteExt::shutdown(&mut self.0).await;
+    }
+}
+
+impl UniqueID for Tcp {
+    fn id(&self) -> UniqueIDType {
+        std::os::fd::AsRawFd::as_raw_fd(&self.0)
+    }
+}
+
+impl Ssl for Tcp {}
+impl Peek for Tcp {}
+
+impl GetTimingDigest for Tcp {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        Vec::new()
+    }
+}
+
+impl GetProxyDigest for Tcp {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        None
+    }
+}
+
+impl GetSocketDigest for Tcp {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        None
+    }
+}

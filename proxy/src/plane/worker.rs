@@ -1,0 +1,180 @@
+//! Workers: threads that accept and serve, and how they stop.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::conn::{Conn, Tcp};
+use super::engine::engine;
+use super::serve::{Worker, serve, told};
+use super::{Gate, ListenerSettings, Plane, listen};
+use crate::metrics::{Event, MeterDoor, answer_scrapes, count};
+use crate::upstream::Upstream;
+
+/// How long accepting pauses when the process is out of descriptors.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Listeners that are bound and not yet served, so that everything that can fail has failed.
+pub struct Bound {
+    gates: Vec<Arc<Gate>>,
+    /// Per worker, its socket on each gate.
+    sockets: Vec<Vec<TcpListener>>,
+}
+
+impl Bound {
+    /// Binds `workers` sockets on each listener.
+    ///
+    /// # Errors
+    /// An address that is taken or not ours.
+    pub fn new(listeners: &[ListenerSettings], workers: usize, names: &crate::names::Names) -> io::Result<Self> {
+        let mut sockets: Vec<Vec<TcpListener>> = (0..workers).map(|_| Vec::new()).collect();
+        let mut gates = Vec::new();
+        for settings in listeners {
+            let (address, shared) = listen::bind(settings.address, workers)?;
+            for (own, socket) in sockets.iter_mut().zip(shared) {
+                own.push(socket);
+            }
+            gates.push(Arc::new(Gate {
+                address,
+                listener: settings.listener.clone(),
+                app: settings.app.clone().map(|url| Upstream::new(Arc::new([url]), names, true)),
+                trust: settings.trust.clone(),
+            }));
+        }
+        Ok(Self { gates, sockets })
+    }
+
+    /// The listeners, with the ports that they got.
+    #[must_use]
+    pub fn gates(&self) -> &[Arc<Gate>] {
+        &self.gates
+    }
+
+    /// Starts the workers.
+    ///
+    /// # Errors
+    /// No thread or no runtime can be had.
+    pub fn start(self, plane: &Arc<Plane>) -> io::Result<Workers> {
+        let (stop, draining) = watch::channel(false);
+        let mut workers = Workers { stop, threads: Vec::new(), doors: Vec::new() };
+        for (number, sockets) in self.sockets.into_iter().enumerate() {
+            let (door, scrapes) = mpsc::channel(4);
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let (plane, draining) = (plane.clone(), draining.clone());
+            let body = move || runtime.block_on(work(plane, sockets, draining, scrapes));
+            workers.threads.push(std::thread::Builder::new().name(format!("worker-{number}")).spawn(body)?);
+            workers.doors.push(door);
+        }
+        Ok(workers)
+    }
+}
+
+/// Running workers.
+pub struct Workers {
+    stop: watch::Sender<bool>,
+    threads: Vec<JoinHandle<()>>,
+    doors: Vec<MeterDoor>,
+}
+
+impl Workers {
+    /// Where the workers are asked for their counts.
+    #[must_use]
+    pub fn doors(&self) -> &[MeterDoor] {
+        &self.doors
+    }
+
+    /// Tells all workers to stop: they accept what waits already, tell their clients, and finish what
+    /// is in flight within the drain limit. Returns when all have.
+    pub fn stop(self) {
+        self.stop.send_replace(true);
+        drop(self.doors);
+        for thread in self.threads {
+            // A worker that panicked has nothing left to finish.
+            let _ = thread.join();
+        }
+    }
+}
+
+async fn work(plane: Arc<Plane>, sockets: Vec<TcpListener>, draining: watch::Receiver<bool>, scrapes: mpsc::Receiver<tokio::sync::oneshot::Sender<crate::metrics::Meter>>) {
+    let worker = Worker { plane: plane.clone(), engine: engine(draining.clone()), draining: draining.clone() };
+    let published = plane.published.clone();
+    let scrapes = tokio::spawn(answer_scrapes(scrapes, move |id| published.load().table.environment(id.as_str()).is_some()));
+    let mut accepting = JoinSet::new();
+    for (gate, socket) in plane.gates.iter().zip(sockets) {
+        accepting.spawn(accept(socket, gate.clone(), worker.clone()));
+    }
+    accepting.join_all().await;
+    scrapes.abort();
+}
+
+/// Accepts on one socket until told to stop, then sees its connections to their end.
+async fn accept(socket: TcpListener, gate: Arc<Gate>, worker: Worker) {
+    let socket = match tokio::net::TcpListener::from_std(socket) {
+        Ok(socket) => socket,
+        Err(error) => {
+            tracing::error!(address = %gate.address, %error, "cannot accept");
+            return;
+        }
+    };
+    let mut draining = worker.draining.clone();
+    let limits = &worker.plane.limits;
+    let mut connections = JoinSet::new();
+    loop {
+        let full = connections.len() >= limits.connections;
+        tokio::select! {
+            biased;
+            () = told(&mut draining) => break,
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+            accepted = socket.accept(), if !full => match accepted {
+                Ok((stream, peer)) => admit(&mut connections, stream, peer, &gate, &worker),
+                Err(error) => {
+                    tracing::warn!(address = %gate.address, %error, "cannot accept a connection");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            },
+        }
+    }
+    // What is in the queue was accepted by the kernel already: closing now would reset it.
+    while let Ok(Ok((stream, peer))) = timeout(Duration::ZERO, socket.accept()).await {
+        admit(&mut connections, stream, peer, &gate, &worker);
+    }
+    drop(socket);
+    let finished = timeout(limits.drain, async { while connections.join_next().await.is_some() {} }).await;
+    if finished.is_err() {
+        tracing::warn!(address = %gate.address, connections = connections.len(), "drain limit reached: closing what is left");
+        connections.shutdown().await;
+    }
+}
+
+/// Closes the count also when the connection's task is dropped or panics.
+struct Counted;
+
+impl Counted {
+    fn new() -> Self {
+        count(Event::ConnectionAccepted);
+        Self
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        count(Event::ConnectionClosed);
+    }
+}
+
+fn admit(connections: &mut JoinSet<()>, stream: tokio::net::TcpStream, peer: SocketAddr, gate: &Arc<Gate>, worker: &Worker) {
+    let Ok(tcp) = Tcp::new(stream) else { return };
+    let conn = Conn::new(tcp, worker.plane.limits.write);
+    let (gate, worker) = (gate.clone(), worker.clone());
+    let counted = Counted::new();
+    connections.spawn(async move {
+        let _counted = counted;
+        serve(conn, gate, peer.ip(), worker).await;
+    });
+}

@@ -1,0 +1,171 @@
+//! A whole Overlane: bind everything that can fail, load the store, serve, stop.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use overlane_config::lineage::{FileChange, Rules};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::access::AccessLog;
+use crate::admin::{self, Admin, ReloadRequest};
+use crate::control::{Control, Report, Trigger};
+use crate::names::Names;
+use crate::plane::worker::{Bound, Workers};
+use crate::plane::{Gate, Plane};
+use crate::settings::Settings;
+use crate::snapshot::Published;
+use crate::store::StoreAddress;
+use crate::store::follow::{Follower, follow};
+
+/// A process whose sockets are bound and that serves nobody yet.
+pub struct Prepared {
+    settings: Settings,
+    bound: Bound,
+    admin: (SocketAddr, TcpListener),
+    probes: Option<(SocketAddr, TcpListener)>,
+    runtime: tokio::runtime::Runtime,
+    names: Names,
+}
+
+impl Prepared {
+    /// Binds every listener.
+    ///
+    /// # Errors
+    /// An address that is taken or not ours.
+    pub fn bind(settings: Settings) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("control").enable_all().build()?;
+        let (names, resolver) = Names::new();
+        runtime.spawn(resolver);
+        let bound = Bound::new(&settings.listeners, settings.workers, &names)?;
+        let admin = bind(settings.admin)?;
+        let probes = settings.probes.map(bind).transpose()?;
+        Ok(Self { settings, bound, admin, probes, runtime, names })
+    }
+
+    /// The listeners, with the ports that they got.
+    #[must_use]
+    pub fn gates(&self) -> &[Arc<Gate>] {
+        self.bound.gates()
+    }
+
+    /// Reads blueprints from `store`, which may only be known once the ports are.
+    #[must_use]
+    pub fn with_store(mut self, store: StoreAddress) -> Self {
+        self.settings.store = Some(store);
+        self
+    }
+
+    /// Takes in the blueprints, those of the store and `given` ones, and starts serving.
+    ///
+    /// # Errors
+    /// No thread can be had.
+    pub fn start(self, given: Vec<FileChange>) -> io::Result<Running> {
+        let Self { settings, bound, admin, probes, runtime, names } = self;
+        let published = Arc::new(Published::default());
+        let rules = Rules { unix_under: settings.allow_unix.clone() };
+        let control = Arc::new(Control::new(rules, published.clone(), names.clone()));
+        let mut follower = settings.store.as_ref().map(|store| Follower::new(store, settings.resync));
+        let mut changes = given;
+        if let Some(follower) = &mut follower {
+            let (read, problem) = follower.read_everything();
+            changes.extend(read);
+            control.store_problem(problem);
+        }
+        control.apply(changes, Trigger::Start);
+        let outbound = bound.gates().iter().filter(|gate| gate.role() == "outbound").map(|gate| gate.address);
+        let own = outbound.chain([admin.0]).chain(probes.as_ref().map(|probes| probes.0)).collect();
+        let access = if settings.access_log { AccessLog::to(io::stdout()) } else { AccessLog::off() };
+        let gates = bound.gates().to_vec();
+        let plane = Arc::new(Plane { published, gates: gates.clone(), own, limits: settings.limits, names, access });
+        let workers = bound.start(&plane)?;
+        let (reload, reloads) = mpsc::channel(8);
+        let (draining, told) = watch::channel(false);
+        let (stopped, over) = watch::channel(false);
+        if let Some(follower) = follower {
+            runtime.spawn(follow(follower, reloads, control.clone()));
+        }
+        let token = settings.admin_token.map(Arc::from);
+        let doors = workers.doors().to_vec();
+        let state = Admin { control: control.clone(), gates: gates.clone(), doors, reload: reload.clone(), draining: told, token };
+        if let Some((_, socket)) = probes {
+            runtime.spawn(admin::serve(socket, state.clone().probes(), over.clone()));
+        }
+        runtime.spawn(admin::serve(admin.1, state.router(), over));
+        Ok(Running { control, workers, gates, admin: admin.0, reload, draining, stopped, runtime })
+    }
+}
+
+fn bind(address: SocketAddr) -> io::Result<(SocketAddr, TcpListener)> {
+    let (address, mut sockets) = crate::plane::listen::bind(address, 1)?;
+    let socket = sockets.pop().ok_or_else(|| io::Error::other("no socket"))?;
+    Ok((address, socket))
+}
+
+/// A process that serves.
+pub struct Running {
+    control: Arc<Control>,
+    workers: Workers,
+    gates: Vec<Arc<Gate>>,
+    admin: SocketAddr,
+    reload: mpsc::Sender<ReloadRequest>,
+    draining: watch::Sender<bool>,
+    stopped: watch::Sender<bool>,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Running {
+    /// The control side.
+    #[must_use]
+    pub fn control(&self) -> &Arc<Control> {
+        &self.control
+    }
+
+    /// The listeners.
+    #[must_use]
+    pub fn gates(&self) -> &[Arc<Gate>] {
+        &self.gates
+    }
+
+    /// Where the admin listener is.
+    #[must_use]
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// The control runtime, for what belongs to neither workers nor store.
+    #[must_use]
+    pub fn runtime(&self) -> &tokio::runtime::Runtime {
+        &self.runtime
+    }
+
+    /// Reads the store now; `None` where there is none.
+    #[must_use]
+    pub fn reload(&self, trigger: Trigger) -> Option<Report> {
+        let (reply, report) = oneshot::channel();
+        self.reload.blocking_send((trigger, reply)).ok()?;
+        report.blocking_recv().ok()
+    }
+
+    /// Where a reload can be asked for from elsewhere.
+    #[must_use]
+    pub fn reload_door(&self) -> mpsc::Sender<ReloadRequest> {
+        self.reload.clone()
+    }
+
+    /// Stops: not ready any more, clients are told, what is in flight is finished, and then the
+    /// admin listener goes, which until then shows it all.
+    pub fn stop(self) {
+        self.draining.send_replace(true);
+        self.workers.stop();
+        self.stopped.send_replace(true);
+        self.runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    }
+
+    /// [`Running::stop`] on a thread of its own, for callers on a runtime.
+    #[must_use]
+    pub fn stop_in_background(self) -> JoinHandle<()> {
+        std::thread::spawn(move || self.stop())
+    }
+}

@@ -1,0 +1,405 @@
+//! Settings: flags over `OVERLANE_*` over a file over defaults, and what is refused at start.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use overlane_config::name::{EnvironmentId, ServiceName};
+use overlane_config::route::{Listener, Role};
+use overlane_config::time::parse_duration;
+use overlane_config::url::Url;
+use serde::Deserialize;
+
+use crate::plane::trust::Trust;
+use crate::plane::{Limits, ListenerSettings};
+use crate::store::StoreAddress;
+
+/// Where a store is looked for when nobody says.
+pub const DEFAULT_STORE: &str = "./environments";
+/// Where the gateway listens when no listener is asked for.
+pub const DEFAULT_GATEWAY: &str = "127.0.0.1:7480";
+/// Where the admin listener is when nobody says.
+pub const DEFAULT_ADMIN: &str = "127.0.0.1:7481";
+/// How often the store is checked even if no event came.
+const DEFAULT_RESYNC: Duration = Duration::from_secs(5);
+
+/// The flags of `overlane run`; each has an environment variable.
+#[derive(Debug, Clone, Default, Args)]
+pub struct RunArgs {
+    /// Settings file (YAML); flags and OVERLANE_* win over it
+    #[arg(long, value_name = "FILE", env = "OVERLANE_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// The baseline that the listeners serve; the only one in the store by default
+    #[arg(long, value_name = "ID", env = "OVERLANE_BASELINE")]
+    pub baseline: Option<EnvironmentId>,
+    /// Listen as ingress gateway; 127.0.0.1:7480 where no listener is asked for
+    #[arg(long, value_name = "ADDR", env = "OVERLANE_GATEWAY")]
+    pub gateway: Option<SocketAddr>,
+    /// Listen for a service's own calls, as its HTTP proxy
+    #[arg(long, value_name = "ADDR", env = "OVERLANE_OUTBOUND")]
+    pub outbound: Option<SocketAddr>,
+    /// Listen before a service; needs --app and --service
+    #[arg(long, value_name = "ADDR", env = "OVERLANE_INBOUND")]
+    pub inbound: Option<SocketAddr>,
+    /// Where the application behind --inbound listens
+    #[arg(long, value_name = "URL", env = "OVERLANE_APP")]
+    pub app: Option<Url>,
+    /// The service that this sidecar stands before
+    #[arg(long, value_name = "NAME", env = "OVERLANE_SERVICE")]
+    pub service: Option<ServiceName>,
+    /// The environment of that service; the baseline by default
+    #[arg(long, value_name = "ID", env = "OVERLANE_ENVIRONMENT")]
+    pub environment: Option<EnvironmentId>,
+    /// Whose overlay headers mean something: any, none, or networks (10.0.0.0/8,…)
+    #[arg(long, value_name = "any|none|CIDR,…", env = "OVERLANE_TRUST")]
+    pub trust: Option<Trust>,
+    /// The admin listener
+    #[arg(long, value_name = "ADDR", env = "OVERLANE_ADMIN")]
+    pub admin: Option<SocketAddr>,
+    /// A second listener with only probes and metrics, which may be reachable from outside
+    #[arg(long, value_name = "ADDR", env = "OVERLANE_PROBES")]
+    pub probes: Option<SocketAddr>,
+    /// The bearer token for everything on the admin listener that changes state
+    #[arg(long, value_name = "TOKEN", env = "OVERLANE_ADMIN_TOKEN", hide_env_values = true)]
+    pub admin_token: Option<String>,
+    /// Worker threads; one per core by default
+    #[arg(long, value_name = "N", env = "OVERLANE_WORKERS")]
+    pub workers: Option<usize>,
+    /// Write one JSON line per request to standard output
+    #[arg(long, env = "OVERLANE_ACCESS_LOG")]
+    pub access_log: bool,
+    /// Allow unix: urls below this directory in blueprints (repeatable)
+    #[arg(long, value_name = "DIR", env = "OVERLANE_ALLOW_UNIX")]
+    pub allow_unix: Vec<PathBuf>,
+}
+
+/// The settings file. Its keys are the flags' names in camelCase, and `timeouts` besides.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+struct File {
+    store: Option<String>,
+    baseline: Option<String>,
+    gateway: Option<SocketAddr>,
+    outbound: Option<SocketAddr>,
+    inbound: Option<SocketAddr>,
+    app: Option<String>,
+    service: Option<String>,
+    environment: Option<String>,
+    trust: Option<String>,
+    admin: Option<SocketAddr>,
+    probes: Option<SocketAddr>,
+    admin_token: Option<String>,
+    workers: Option<usize>,
+    access_log: Option<bool>,
+    allow_unix: Vec<PathBuf>,
+    resync: Option<String>,
+    timeouts: Timeouts,
+    max_head_bytes: Option<usize>,
+    max_connections: Option<usize>,
+}
+
+/// Deadlines; see [`Limits`].
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+struct Timeouts {
+    head: Option<String>,
+    idle: Option<String>,
+    body: Option<String>,
+    write: Option<String>,
+    connect: Option<String>,
+    upstream_read: Option<String>,
+    upstream_write: Option<String>,
+    upstream_idle: Option<String>,
+    drain: Option<String>,
+}
+
+/// Everything that a process runs on, checked.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where the blueprints are; `None` where they are given by the caller.
+    pub store: Option<StoreAddress>,
+    /// The listeners.
+    pub listeners: Vec<ListenerSettings>,
+    /// The admin listener.
+    pub admin: SocketAddr,
+    /// The listener with only probes and metrics.
+    pub probes: Option<SocketAddr>,
+    /// The token for what changes state.
+    pub admin_token: Option<String>,
+    /// Worker threads.
+    pub workers: usize,
+    /// Whether requests are logged.
+    pub access_log: bool,
+    /// Directories below which `unix:` urls may be.
+    pub allow_unix: Vec<String>,
+    /// How often the store is checked even if no event came.
+    pub resync: Duration,
+    /// Deadlines and limits of the data plane.
+    pub limits: Limits,
+}
+
+/// A setting that cannot be, and what to write instead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SettingsError {
+    /// What is wrong.
+    pub message: String,
+    /// What to do.
+    pub hint: Option<String>,
+}
+
+impl std::fmt::Display for SettingsError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for SettingsError {}
+
+fn error(message: impl Into<String>, hint: impl Into<String>) -> SettingsError {
+    SettingsError { message: message.into(), hint: Some(hint.into()) }
+}
+
+impl Settings {
+    /// Merges flags, environment and file, and checks the whole.
+    ///
+    /// # Errors
+    /// A file that cannot be read, a value that cannot be, or settings that contradict each other.
+    pub fn merge(flags: RunArgs, store: Option<StoreAddress>) -> Result<Self, SettingsError> {
+        let file = flags.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
+        let store = match (store, &file.store) {
+            (Some(store), _) => store,
+            (None, Some(text)) => parse("store", text)?,
+            (None, None) => parse("store", DEFAULT_STORE)?,
+        };
+        let trust = flags.trust.map(Ok).or(file.trust.as_deref().map(|text| parse("trust", text))).transpose()?;
+        let limits = limits(&file)?;
+        let resync = duration("resync", file.resync.as_ref(), DEFAULT_RESYNC)?;
+        let named = |flag, key, text: &Option<String>| value(flag, key, text.as_deref());
+        let asked = Asked {
+            baseline: named(flags.baseline, "baseline", &file.baseline)?,
+            environment: value(flags.environment, "environment", file.environment.as_deref())?,
+            service: value(flags.service, "service", file.service.as_deref())?,
+            app: value(flags.app, "app", file.app.as_deref())?,
+            gateway: flags.gateway.or(file.gateway),
+            outbound: flags.outbound.or(file.outbound),
+            inbound: flags.inbound.or(file.inbound),
+            trust,
+        };
+        let admin_token = flags.admin_token.or(file.admin_token).filter(|token| !token.is_empty());
+        let admin = flags.admin.or(file.admin).map_or_else(|| parse("admin", DEFAULT_ADMIN), Ok)?;
+        if !admin.ip().is_loopback() && admin_token.is_none() {
+            return Err(error(
+                format!("the admin listener at {admin} can be reached from other machines and has no token"),
+                "set OVERLANE_ADMIN_TOKEN, or give probes and metrics a listener of their own with `--probes`",
+            ));
+        }
+        let workers = flags.workers.or(file.workers).unwrap_or_else(default_workers);
+        if workers == 0 || workers > 1024 {
+            return Err(error(format!("`workers` is {workers}"), "between 1 and 1024"));
+        }
+        let allow_unix = if flags.allow_unix.is_empty() { file.allow_unix } else { flags.allow_unix };
+        let absolute = |dir: PathBuf| match dir.is_absolute() {
+            true => Ok(dir.display().to_string()),
+            false => Err(error(format!("`allowUnix: {}` is not absolute", dir.display()), "name a directory from `/`")),
+        };
+        Ok(Self {
+            store: Some(store),
+            listeners: asked.listeners()?,
+            admin,
+            probes: flags.probes.or(file.probes),
+            admin_token,
+            workers,
+            access_log: flags.access_log || file.access_log.unwrap_or(false),
+            allow_unix: allow_unix.into_iter().map(absolute).collect::<Result<_, _>>()?,
+            resync,
+            limits,
+        })
+    }
+
+    /// Settings for a process whose blueprints and listeners are given by the caller, on free ports.
+    #[must_use]
+    pub fn in_process(listeners: Vec<ListenerSettings>) -> Self {
+        Self {
+            store: None,
+            listeners,
+            admin: SocketAddr::from(([127, 0, 0, 1], 0)),
+            probes: None,
+            admin_token: None,
+            workers: 1,
+            access_log: false,
+            allow_unix: Vec::new(),
+            resync: DEFAULT_RESYNC,
+            limits: Limits::default(),
+        }
+    }
+}
+
+fn default_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// What was asked for about listeners, before it is known whether it fits together.
+struct Asked {
+    baseline: Option<EnvironmentId>,
+    environment: Option<EnvironmentId>,
+    service: Option<ServiceName>,
+    app: Option<Url>,
+    gateway: Option<SocketAddr>,
+    outbound: Option<SocketAddr>,
+    inbound: Option<SocketAddr>,
+    trust: Option<Trust>,
+}
+
+impl Asked {
+    fn listeners(self) -> Result<Vec<ListenerSettings>, SettingsError> {
+        let none = self.gateway.is_none() && self.outbound.is_none() && self.inbound.is_none();
+        let gateway = if none { Some(parse("gateway", DEFAULT_GATEWAY)?) } else { self.gateway };
+        let mut listeners = Vec::new();
+        if let Some(address) = gateway {
+            listeners.push(self.listener(address, Role::Gateway, None, self.edge_trust("gateway", address)?));
+        }
+        if let Some(address) = self.outbound {
+            let role = Role::Outbound { environment: self.environment.clone() };
+            listeners.push(self.listener(address, role, None, self.edge_trust("outbound", address)?));
+        }
+        match (self.inbound, &self.app, &self.service) {
+            (Some(address), Some(app), Some(service)) => {
+                let role = Role::Inbound { service: service.clone(), environment: self.environment.clone() };
+                // Sidecars trust their peers unless told otherwise.
+                listeners.push(self.listener(address, role, Some(app.clone()), self.trust.clone().unwrap_or(Trust::Any)));
+            }
+            (Some(_), None, _) => return Err(error("`--inbound` without `--app`", "say where the application listens: `--app http://127.0.0.1:8080`")),
+            (Some(_), _, None) => return Err(error("`--inbound` without `--service`", "say which service it is: `--service payments-api`")),
+            (None, Some(_), _) => return Err(error("`--app` without `--inbound`", "say where requests for it arrive: `--inbound 0.0.0.0:8080`")),
+            (None, None, _) => {}
+        }
+        Ok(listeners)
+    }
+
+    fn listener(&self, address: SocketAddr, role: Role, app: Option<Url>, trust: Trust) -> ListenerSettings {
+        ListenerSettings { address, listener: Listener { role, baseline: self.baseline.clone() }, app, trust }
+    }
+
+    /// On loopback everybody is trusted; elsewhere somebody has to say who is.
+    fn edge_trust(&self, name: &str, address: SocketAddr) -> Result<Trust, SettingsError> {
+        match &self.trust {
+            Some(trust) => Ok(trust.clone()),
+            None if address.ip().is_loopback() => Ok(Trust::Any),
+            None => Err(error(
+                format!("the {name} listener at {address} can be reached from other machines, and nobody said whose overlay headers to trust"),
+                "add `--trust any`, `--trust none` or `--trust 10.0.0.0/8,…`",
+            )),
+        }
+    }
+}
+
+fn read_file(path: &Path) -> Result<File, SettingsError> {
+    let text = std::fs::read_to_string(path).map_err(|why| error(format!("cannot read the settings file {}: {why}", path.display()), "check the path"))?;
+    if text.trim().is_empty() {
+        return Ok(File::default());
+    }
+    serde_yaml::from_str(&text).map_err(|why| error(format!("{}: {why}", path.display()), "docs/operating.md lists the settings"))
+}
+
+fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(key: &str, text: &str) -> Result<T, SettingsError> {
+    text.parse().map_err(|why: T::Err| SettingsError { message: format!("`{key}`: {why}"), hint: None })
+}
+
+fn value<T: std::str::FromStr<Err: std::fmt::Display>>(flag: Option<T>, key: &str, text: Option<&str>) -> Result<Option<T>, SettingsError> {
+    flag.map(Ok).or(text.map(|text| parse(key, text))).transpose()
+}
+
+fn duration(key: &str, text: Option<&String>, default: Duration) -> Result<Duration, SettingsError> {
+    let Some(text) = text else { return Ok(default) };
+    match parse_duration(text) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        Ok(_) => Err(error(format!("`{key}` is zero"), "every deadline needs a length, such as `10s`")),
+        Err(why) => Err(error(format!("`{key}: {text}`: {why}"), "write it as `10s`, `1m30s` or `500ms`")),
+    }
+}
+
+fn limits(file: &File) -> Result<Limits, SettingsError> {
+    let default = Limits::default();
+    let timeouts = &file.timeouts;
+    let head_bytes = file.max_head_bytes.unwrap_or(default.head_bytes);
+    if !(1024..=1024 * 1024).contains(&head_bytes) {
+        return Err(error(format!("`maxHeadBytes` is {head_bytes}"), "between 1024 and 1048576"));
+    }
+    let connections = file.max_connections.unwrap_or(default.connections);
+    if connections == 0 {
+        return Err(error("`maxConnections` is 0", "at least 1"));
+    }
+    Ok(Limits {
+        head: duration("timeouts.head", timeouts.head.as_ref(), default.head)?,
+        idle: duration("timeouts.idle", timeouts.idle.as_ref(), default.idle)?,
+        body: duration("timeouts.body", timeouts.body.as_ref(), default.body)?,
+        write: duration("timeouts.write", timeouts.write.as_ref(), default.write)?,
+        connect: duration("timeouts.connect", timeouts.connect.as_ref(), default.connect)?,
+        upstream_read: duration("timeouts.upstreamRead", timeouts.upstream_read.as_ref(), default.upstream_read)?,
+        upstream_write: duration("timeouts.upstreamWrite", timeouts.upstream_write.as_ref(), default.upstream_write)?,
+        upstream_idle: duration("timeouts.upstreamIdle", timeouts.upstream_idle.as_ref(), default.upstream_idle)?,
+        drain: duration("timeouts.drain", timeouts.drain.as_ref(), default.drain)?,
+        head_bytes,
+        connections,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn merge(flags: RunArgs) -> Result<Settings, SettingsError> {
+        Settings::merge(flags, None)
+    }
+
+    #[test]
+    fn without_any_flag_there_is_a_gateway_on_loopback() {
+        let settings = merge(RunArgs::default()).expect("defaults");
+        let gateway = &settings.listeners[0];
+        assert_eq!((gateway.address.to_string().as_str(), &gateway.trust), (DEFAULT_GATEWAY, &Trust::Any));
+        assert_eq!(settings.admin.to_string(), DEFAULT_ADMIN);
+    }
+
+    #[test]
+    fn an_edge_on_any_other_address_needs_an_explicit_trust() {
+        let open = RunArgs { gateway: "0.0.0.0:0".parse().ok(), ..RunArgs::default() };
+        assert!(merge(open.clone()).expect_err("refused").hint.expect("hint").contains("--trust"));
+        assert!(merge(RunArgs { trust: Some(Trust::Nobody), ..open }).is_ok());
+    }
+
+    #[test]
+    fn an_admin_listener_on_any_other_address_needs_a_token() {
+        let open = RunArgs { admin: "0.0.0.0:0".parse().ok(), ..RunArgs::default() };
+        assert!(merge(open.clone()).is_err());
+        assert!(merge(RunArgs { admin_token: Some("t".to_owned()), ..open }).is_ok());
+    }
+
+    #[test]
+    fn an_inbound_listener_needs_its_application_and_service() {
+        let inbound = RunArgs { inbound: "127.0.0.1:0".parse().ok(), ..RunArgs::default() };
+        assert!(merge(inbound.clone()).is_err());
+        let app = "http://127.0.0.1:1".parse().ok();
+        assert!(merge(RunArgs { app, ..inbound.clone() }).is_err());
+        let app = "http://127.0.0.1:1".parse().ok();
+        let whole = merge(RunArgs { app, service: "web".parse().ok(), ..inbound }).expect("whole");
+        assert_eq!(whole.listeners.len(), 1, "a sidecar opens no gateway by itself");
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_its_mistakes_are_errors() {
+        let with = |text: &str| {
+            let mut file = tempfile::NamedTempFile::new().expect("file");
+            file.write_all(text.as_bytes()).expect("write");
+            let flags = RunArgs { config: Some(file.path().to_owned()), workers: Some(3), ..RunArgs::default() };
+            merge(flags)
+        };
+        let settings = with("workers: 2\ntimeouts: {head: 3s}\ngateway: 127.0.0.1:1\nstore: /tmp/x\n").expect("file");
+        assert_eq!((settings.workers, settings.limits.head), (3, Duration::from_secs(3)));
+        for (text, word) in [("worker: 2", "worker"), ("timeouts: {head: 0s}", "head"), ("timeouts: {head: soon}", "soon"), ("baseline: A", "baseline"), ("store: etcd:x", "store")] {
+            let refused = with(text).expect_err(text);
+            assert!(refused.message.contains(word), "{text}: {refused}");
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! Upstreams: the live state beside the snapshot. Resolved addresses, which of them refuse, whose
+//! turn it is.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+use arc_swap::ArcSwapOption;
+use overlane_config::route::Reason;
+use overlane_config::url::{Scheme, Url};
+use tokio::sync::Notify;
+
+use crate::clock::monotonic_millis;
+use crate::names::Names;
+
+/// How long an endpoint that failed to connect is passed over, in milliseconds.
+const PASSED_OVER: u64 = 200;
+
+/// Where to connect.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Address {
+    /// TCP.
+    Tcp(SocketAddr),
+    /// A unix socket's path.
+    Unix(Box<str>),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{path}"),
+        }
+    }
+}
+
+/// One address of an upstream and how it fares.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// Where to connect.
+    pub address: Address,
+    /// The url that led here: scheme, and the name for TLS.
+    pub url: Url,
+    /// Passed over until then, in monotonic milliseconds.
+    passed_over_until: AtomicU64,
+    /// Whether the last failure was a refusal (1) or silence (0).
+    refused: AtomicU8,
+}
+
+impl Endpoint {
+    fn new(url: &Url, address: Address) -> Arc<Self> {
+        Arc::new(Self { address, url: url.clone(), passed_over_until: AtomicU64::new(0), refused: AtomicU8::new(0) })
+    }
+
+    /// Notes that a connection could not be made, and why.
+    pub fn failed(&self, reason: Reason) {
+        self.refused.store(u8::from(reason == Reason::Refused), Relaxed);
+        self.passed_over_until.store(monotonic_millis() + PASSED_OVER, Relaxed);
+    }
+
+    fn reason(&self) -> Reason {
+        if self.refused.load(Relaxed) == 1 { Reason::Refused } else { Reason::Unhealthy }
+    }
+}
+
+/// What the urls of an upstream resolved to.
+#[derive(Debug, Default)]
+pub struct Endpoints {
+    /// The addresses.
+    pub list: Box<[Arc<Endpoint>]>,
+    /// Why the last resolution failed; the addresses are then those of the one before.
+    pub problem: Option<String>,
+}
+
+/// The live state of one service of one environment.
+pub struct Upstream {
+    urls: Arc<[Url]>,
+    endpoints: ArcSwapOption<Endpoints>,
+    turn: AtomicUsize,
+    /// Whether a request asked since the last refresh.
+    asked: AtomicBool,
+    /// Whether the names are being resolved in the background.
+    known_to_names: AtomicBool,
+    changed: Notify,
+    names: Names,
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upstream").field("urls", &self.urls).finish_non_exhaustive()
+    }
+}
+
+impl Upstream {
+    /// An upstream at `urls`; none while it is pending. Its names are resolved in the background
+    /// from the first request on, or from now on when `eager`.
+    #[must_use]
+    pub fn new(urls: Arc<[Url]>, names: &Names, eager: bool) -> Arc<Self> {
+        let upstream = Arc::new(Self {
+            urls,
+            endpoints: ArcSwapOption::empty(),
+            turn: AtomicUsize::new(0),
+            asked: AtomicBool::new(eager),
+            known_to_names: AtomicBool::new(false),
+            changed: Notify::new(),
+            names: names.clone(),
+        });
+        if eager {
+            upstream.ensure_endpoints();
+        }
+        upstream
+    }
+
+    /// Its urls, as configured.
+    #[must_use]
+    pub fn urls(&self) -> &[Url] {
+        &self.urls
+    }
+
+    /// What they resolved to, if they were asked for.
+    #[must_use]
+    pub fn endpoints(&self) -> Option<Arc<Endpoints>> {
+        self.endpoints.load_full()
+    }
+
+    /// The next endpoint in turn that is not passed over.
+    ///
+    /// # Errors
+    /// Pending without urls; else why none is available: not resolved, refused, or silent.
+    pub fn pick(self: &Arc<Self>) -> Result<Arc<Endpoint>, Reason> {
+        if self.urls.is_empty() {
+            return Err(Reason::Pending);
+        }
+        if !self.asked.load(Relaxed) {
+            self.asked.store(true, Relaxed);
+        }
+        let loaded = self.endpoints.load();
+        let Some(endpoints) = loaded.as_ref() else {
+            self.ensure_endpoints();
+            let now = self.endpoints.load();
+            return now.as_ref().and_then(|endpoints| endpoints.list.first().cloned()).ok_or(Reason::Unhealthy);
+        };
+        let count = endpoints.list.len();
+        let turn = if count > 1 { self.turn.fetch_add(1, Relaxed) } else { 0 };
+        let in_turn = || (0..count).map(|step| &endpoints.list[turn.wrapping_add(step) % count]);
+        // The clock is only read when something failed before.
+        let fresh = in_turn().find(|endpoint| match endpoint.passed_over_until.load(Relaxed) {
+            0 => true,
+            until => until <= monotonic_millis(),
+        });
+        match (fresh, in_turn().next()) {
+            (Some(endpoint), _) => Ok(endpoint.clone()),
+            (None, Some(endpoint)) => Err(endpoint.reason()),
+            (None, None) => Err(Reason::Unhealthy),
+        }
+    }
+
+    /// Why it has no usable address, in words; empty where there is nothing to say.
+    #[must_use]
+    pub fn problem(&self) -> String {
+        self.endpoints.load().as_ref().and_then(|endpoints| endpoints.problem.clone()).unwrap_or_default()
+    }
+
+    /// Completes when the endpoints change after this was called.
+    pub fn changed(&self) -> tokio::sync::futures::Notified<'_> {
+        self.changed.notified()
+    }
+
+    /// Whether a request asked since this was last called.
+    pub(crate) fn take_asked(&self) -> bool {
+        self.asked.swap(false, Relaxed)
+    }
+
+    /// Literal addresses are ready at once; names go to the resolver, once.
+    fn ensure_endpoints(self: &Arc<Self>) {
+        let literal: Option<Vec<_>> = self.urls.iter().map(|url| literal_address(url).map(|address| Endpoint::new(url, address))).collect();
+        match literal {
+            Some(list) if !self.urls.is_empty() => {
+                self.endpoints.store(Some(Arc::new(Endpoints { list: list.into(), problem: None })));
+            }
+            _ if self.urls.is_empty() => {}
+            _ => {
+                if !self.known_to_names.swap(true, Relaxed) {
+                    self.names.follow(self);
+                }
+            }
+        }
+    }
+
+    /// Takes in a resolution. Endpoints that stay keep how they fare; a failed one keeps them all.
+    pub(crate) fn resolved(&self, found: Vec<(Url, Address)>, problem: Option<String>) {
+        let before = self.endpoints.load_full();
+        let known = before.as_ref().map_or(&[][..], |endpoints| &endpoints.list);
+        let list = if found.is_empty() {
+            known.to_vec()
+        } else {
+            let keep = |(url, address): (Url, Address)| {
+                let same = known.iter().find(|endpoint| endpoint.address == address && endpoint.url == url);
+                same.cloned().unwrap_or_else(|| Endpoint::new(&url, address))
+            };
+            found.into_iter().map(keep).collect()
+        };
+        self.endpoints.store(Some(Arc::new(Endpoints { list: list.into(), problem })));
+        self.changed.notify_waiters();
+    }
+}
+
+/// The address of a url that needs no resolution.
+#[must_use]
+pub fn literal_address(url: &Url) -> Option<Address> {
+    match url.scheme {
+        Scheme::Unix => Some(Address::Unix(url.host.clone())),
+        _ => Some(Address::Tcp(SocketAddr::new(url.host.parse::<IpAddr>().ok()?, url.port))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn upstream(urls: &[&str]) -> Arc<Upstream> {
+        let urls: Vec<Url> = urls.iter().map(|url| url.parse().expect("url")).collect();
+        Upstream::new(urls.into(), &Names::none(), false)
+    }
+
+    #[test]
+    fn endpoints_take_turns_and_a_failed_one_is_passed_over() {
+        let upstream = upstream(&["http://127.0.0.1:1", "http://127.0.0.1:2"]);
+        let first = upstream.pick().expect("first");
+        let second = upstream.pick().expect("second");
+        let third = upstream.pick().expect("third");
+        assert!(first.address != second.address || second.address != third.address);
+        second.failed(Reason::Refused);
+        for _ in 0..4 {
+            assert_ne!(upstream.pick().expect("the other one").address, second.address);
+        }
+    }
+
+    #[test]
+    fn when_all_endpoints_failed_the_reason_is_known() {
+        let upstream = upstream(&["http://127.0.0.1:1"]);
+        upstream.pick().expect("fresh").failed(Reason::Refused);
+        assert_eq!(upstream.pick().err(), Some(Reason::Refused));
+    }
+
+    #[test]
+    fn no_url_is_pending_and_an_unresolved_name_is_unhealthy() {
+        assert_eq!(upstream(&[]).pick().err(), Some(Reason::Pending));
+        assert_eq!(upstream(&["http://name.invalid:80"]).pick().err(), Some(Reason::Unhealthy));
+    }
+
+    #[test]
+    fn a_failed_resolution_keeps_the_addresses_and_their_state() {
+        let upstream = upstream(&["http://name.invalid:80"]);
+        let url = upstream.urls()[0].clone();
+        let address = |port| Address::Tcp(SocketAddr::from(([127, 0, 0, 1], port)));
+        upstream.resolved(vec![(url.clone(), address(1)), (url.clone(), address(2))], None);
+        let failed = upstream.pick().expect("resolved");
+        failed.failed(Reason::Unhealthy);
+        upstream.resolved(Vec::new(), Some("no such name".to_owned()));
+        assert_eq!(upstream.endpoints().expect("kept").list.len(), 2);
+        upstream.resolved(vec![(url, failed.address.clone())], None);
+        assert_eq!(upstream.pick().err(), Some(Reason::Unhealthy), "the same endpoint is still passed over");
+    }
+}
