@@ -1,1 +1,23 @@
-//! x
+//! Overlane: overlay environments over one shared baseline.
+//!
+//! `overlane-config` decides; this crate moves the bytes and keeps the world around the decision:
+//! the data plane on Pingora ([`plane`]), the stores ([`store`]), the control side ([`control`]), the
+//! admin listener ([`admin`]) and the command line ([`cli`]). [`process`] puts them together.
+
+pub mod access;
+pub mod admin;
+pub mod cli;
+pub mod client;
+pub mod clock;
+pub mod control;
+pub mod demo;
+pub mod explain;
+pub mod metrics;
+pub mod names;
+pub mod plane;
+pub mod process;
+pub mod settings;
+pub mod snapshot;
+pub mod stack;
+pub mod store;
+pub mod upstream;
