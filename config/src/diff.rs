@@ -42,12 +42,18 @@ impl fmt::Display for Change {
 
 /// What became of `environment`; `None` where nothing did.
 #[must_use]
-pub fn difference(environment: &EnvironmentId, before: Option<&Standing>, after: Option<&Standing>) -> Option<Change> {
+pub fn difference(
+    environment: &EnvironmentId,
+    before: Option<&Standing>,
+    after: Option<&Standing>,
+) -> Option<Change> {
     let kind = match (before, after) {
         (None, None) | (Some(Standing::Refused(_)), Some(Standing::Refused(_))) => return None,
         (Some(_), None) => ChangeKind::Removed,
         (None | Some(Standing::Refused(_)), Some(Standing::Resolved(_))) => ChangeKind::Added,
-        (_, Some(Standing::Refused(why))) => ChangeKind::Refused(why.first().map_or_else(String::new, Diagnostic::short)),
+        (_, Some(Standing::Refused(why))) => {
+            ChangeKind::Refused(why.first().map_or_else(String::new, Diagnostic::short))
+        }
         (Some(Standing::Resolved(before)), Some(Standing::Resolved(after))) => {
             let what = differences(before, after);
             if what.is_empty() {
@@ -56,7 +62,10 @@ pub fn difference(environment: &EnvironmentId, before: Option<&Standing>, after:
             ChangeKind::Changed(what)
         }
     };
-    Some(Change { environment: environment.clone(), kind })
+    Some(Change {
+        environment: environment.clone(),
+        kind,
+    })
 }
 
 fn differences(before: &Resolved, after: &Resolved) -> Vec<String> {
@@ -69,7 +78,10 @@ fn differences(before: &Resolved, after: &Resolved) -> Vec<String> {
     note(before.parent != after.parent, "parent");
     note(before.header != after.header, "headerName");
     note(before.propagate != after.propagate, "propagateHeader");
-    note(before.policy.on_unavailable != after.policy.on_unavailable, "onUnavailable");
+    note(
+        before.policy.on_unavailable != after.policy.on_unavailable,
+        "onUnavailable",
+    );
     note(before.policy.hold_for != after.policy.hold_for, "holdFor");
     note(before.on_unknown != after.on_unknown, "onUnknown");
     note(before.expires_at != after.expires_at, "expiry");
@@ -81,17 +93,28 @@ fn differences(before: &Resolved, after: &Resolved) -> Vec<String> {
             Some(_) => {}
         }
     }
-    let gone = old.iter().filter(|(name, _)| !new.iter().any(|(known, _)| known == name));
+    let gone = old
+        .iter()
+        .filter(|(name, _)| !new.iter().any(|(known, _)| known == name));
     what.extend(gone.map(|(name, _)| format!("-service {name}")));
     what
 }
 
 /// Each service's name, and everything of it that routing depends on.
 fn services(resolved: &Resolved) -> Vec<(&str, String)> {
-    let described = resolved.blueprint.services.iter().zip(&resolved.urls).map(|(service, urls)| {
-        let hosts: Vec<_> = service.hosts.iter().map(|host| &host.value).collect();
-        let path = service.path.as_ref().map(|path| &path.value);
-        (service.name.value.as_str(), format!("{urls:?} {} {hosts:?} {path:?}", service.expose))
-    });
+    let described =
+        resolved
+            .blueprint
+            .services
+            .iter()
+            .zip(&resolved.urls)
+            .map(|(service, urls)| {
+                let hosts: Vec<_> = service.hosts.iter().map(|host| &host.value).collect();
+                let path = service.path.as_ref().map(|path| &path.value);
+                (
+                    service.name.value.as_str(),
+                    format!("{urls:?} {} {hosts:?} {path:?}", service.expose),
+                )
+            });
     described.collect()
 }

@@ -130,8 +130,17 @@ struct Entry {
 impl Entry {
     /// The parents that the claims and the blueprint in force name.
     fn parents(&self) -> impl Iterator<Item = &EnvironmentId> {
-        let claimed = self.claims.iter().filter_map(|blueprint| blueprint.parent()).map(|parent| &parent.value);
-        claimed.chain(self.standing.iter().filter_map(Standing::resolved).filter_map(|resolved| resolved.parent.as_ref()))
+        let claimed = self
+            .claims
+            .iter()
+            .filter_map(|blueprint| blueprint.parent())
+            .map(|parent| &parent.value);
+        claimed.chain(
+            self.standing
+                .iter()
+                .filter_map(Standing::resolved)
+                .filter_map(|resolved| resolved.parent.as_ref()),
+        )
     }
 }
 
@@ -156,7 +165,10 @@ impl Lineages {
     /// No files yet, under these rules.
     #[must_use]
     pub fn new(rules: Rules) -> Self {
-        Self { rules, ..Self::default() }
+        Self {
+            rules,
+            ..Self::default()
+        }
     }
 
     /// Where `id` stands; `None` where no blueprint has it.
@@ -167,7 +179,11 @@ impl Lineages {
 
     /// All environments, in order of their ids.
     pub fn standings(&self) -> impl Iterator<Item = (&EnvironmentId, &Standing)> {
-        let mut all: Vec<_> = self.entries.iter().filter_map(|(id, entry)| Some((id, entry.standing.as_ref()?))).collect();
+        let mut all: Vec<_> = self
+            .entries
+            .iter()
+            .filter_map(|(id, entry)| Some((id, entry.standing.as_ref()?)))
+            .collect();
         all.sort_by_key(|(id, _)| *id);
         all.into_iter()
     }
@@ -197,15 +213,25 @@ impl Lineages {
 
     /// The files that claim `id`.
     pub fn claims(&self, id: &EnvironmentId) -> impl Iterator<Item = &Arc<Blueprint>> {
-        self.entries.get(id).into_iter().flat_map(|entry| &entry.claims)
+        self.entries
+            .get(id)
+            .into_iter()
+            .flat_map(|entry| &entry.claims)
     }
 
     /// What is wrong with `id`: with its blueprint as it was last read, and with that file.
     #[must_use]
     pub fn problems(&self, id: &EnvironmentId) -> Vec<Diagnostic> {
-        let Some(entry) = self.entries.get(id) else { return Vec::new() };
-        let in_file = entry.claims.iter().filter_map(|claim| self.files.get(&claim.source.path)).flat_map(|file| &file.diagnostics);
-        let of_it = in_file.filter(|diagnostic| diagnostic.environment.as_ref().is_none_or(|of| of == id));
+        let Some(entry) = self.entries.get(id) else {
+            return Vec::new();
+        };
+        let in_file = entry
+            .claims
+            .iter()
+            .filter_map(|claim| self.files.get(&claim.source.path))
+            .flat_map(|file| &file.diagnostics);
+        let of_it =
+            in_file.filter(|diagnostic| diagnostic.environment.as_ref().is_none_or(|of| of == id));
         entry.problems.iter().chain(of_it).cloned().collect()
     }
 
@@ -215,7 +241,12 @@ impl Lineages {
         let mut ids: Vec<_> = self.entries.iter().collect();
         ids.sort_by_key(|(id, _)| *id);
         let of_environments = ids.into_iter().flat_map(|(_, entry)| &entry.problems);
-        self.files.values().flat_map(|file| &file.diagnostics).chain(of_environments).cloned().collect()
+        self.files
+            .values()
+            .flat_map(|file| &file.diagnostics)
+            .chain(of_environments)
+            .cloned()
+            .collect()
     }
 
     /// Takes in changed files. Costs what the changes and the descendants of their environments cost.
@@ -238,23 +269,41 @@ impl Lineages {
         }
         for id in &applied.changed {
             self.relink(id, before.get(id));
-            applied.diagnostics.extend(self.entries.get(id).into_iter().flat_map(|entry| &entry.problems).cloned());
-            applied.changes.extend(difference(id, before.get(id), self.standing(id)));
+            applied.diagnostics.extend(
+                self.entries
+                    .get(id)
+                    .into_iter()
+                    .flat_map(|entry| &entry.problems)
+                    .cloned(),
+            );
+            applied
+                .changes
+                .extend(difference(id, before.get(id), self.standing(id)));
         }
         applied
     }
 
-    fn replace_file(&mut self, change: FileChange, touched: &mut BTreeSet<EnvironmentId>, diagnostics: &mut Vec<Diagnostic>) {
+    fn replace_file(
+        &mut self,
+        change: FileChange,
+        touched: &mut BTreeSet<EnvironmentId>,
+        diagnostics: &mut Vec<Diagnostic>,
+    ) {
         let before = self.files.remove(&change.path);
         self.withdraw(before.as_ref(), touched);
         let before = before.unwrap_or_default();
         let after = match change.content {
             Content::Gone => return,
             Content::Unreadable(why) => {
-                let error = Diagnostic::file(&change.path, why).hint("what was last read from it stays in force");
-                File { diagnostics: vec![error], broken: never_good(&change.path, &before.documents, before.broken), documents: before.documents }
+                let error = Diagnostic::file(&change.path, why)
+                    .hint("what was last read from it stays in force");
+                File {
+                    diagnostics: vec![error],
+                    broken: never_good(&change.path, &before.documents, before.broken),
+                    documents: before.documents,
+                }
             }
-            Content::Text(source) => read(&change.path, &source, before),
+            Content::Text(source) => read(&change.path, &source, &before),
         };
         diagnostics.extend(after.diagnostics.iter().cloned());
         self.enter(&after, touched);
@@ -295,9 +344,16 @@ impl Lineages {
                 Document::Blueprint(blueprint) => {
                     let id = &blueprint.id.value;
                     touched.insert(id.clone());
-                    self.entries.entry(id.clone()).or_default().claims.push(blueprint.clone());
+                    self.entries
+                        .entry(id.clone())
+                        .or_default()
+                        .claims
+                        .push(blueprint.clone());
                     if let Some(parent) = blueprint.parent() {
-                        self.children.entry(parent.value.clone()).or_default().insert(id.clone());
+                        self.children
+                            .entry(parent.value.clone())
+                            .or_default()
+                            .insert(id.clone());
                     }
                 }
                 Document::Attachment(attachment) => {
@@ -326,15 +382,27 @@ impl Lineages {
 
     /// Brings the children index and the entries in line with what stands now.
     fn relink(&mut self, id: &EnvironmentId, before: Option<&Standing>) {
-        let now: HashSet<EnvironmentId> = self.entries.get(id).into_iter().flat_map(Entry::parents).cloned().collect();
-        let old = before.and_then(Standing::resolved).and_then(|resolved| resolved.parent.clone());
+        let now: HashSet<EnvironmentId> = self
+            .entries
+            .get(id)
+            .into_iter()
+            .flat_map(Entry::parents)
+            .cloned()
+            .collect();
+        let old = before
+            .and_then(Standing::resolved)
+            .and_then(|resolved| resolved.parent.clone());
         for parent in old.into_iter().filter(|parent| !now.contains(parent)) {
             self.unlink(&parent, id);
         }
         for parent in now {
             self.children.entry(parent).or_default().insert(id.clone());
         }
-        if self.entries.get(id).is_some_and(|entry| entry.standing.is_none()) {
+        if self
+            .entries
+            .get(id)
+            .is_some_and(|entry| entry.standing.is_none())
+        {
             self.entries.remove(id);
         }
         if self.attachments.get(id).is_some_and(Vec::is_empty) {
@@ -359,41 +427,90 @@ impl Lineages {
         let mut next = Some(id.clone());
         let mut cycle = 0..0;
         while let Some(id) = next {
-            let Some(entry) = self.entries.get(&id).filter(|entry| entry.standing.is_none()) else { break };
+            let Some(entry) = self
+                .entries
+                .get(&id)
+                .filter(|entry| entry.standing.is_none())
+            else {
+                break;
+            };
             if !seen.insert(id.clone()) {
-                cycle = chain.iter().position(|known| *known == id).unwrap_or_default()..chain.len();
+                cycle = chain
+                    .iter()
+                    .position(|known| *known == id)
+                    .unwrap_or_default()..chain.len();
                 break;
             }
-            next = entry.claims.first().and_then(|claim| claim.parent()).map(|parent| parent.value.clone());
+            next = entry
+                .claims
+                .first()
+                .and_then(|claim| claim.parent())
+                .map(|parent| parent.value.clone());
             chain.push(id);
         }
         for at in (0..chain.len()).rev() {
-            let within = if cycle.contains(&at) { &chain[cycle.clone()] } else { &[] };
+            let within = if cycle.contains(&at) {
+                &chain[cycle.clone()]
+            } else {
+                &[]
+            };
             self.settle_one(&chain[at], within, before);
         }
     }
 
     /// Settles one environment whose claimed parent is settled: by its claim, else by what was last
     /// good, else it is refused.
-    fn settle_one(&mut self, id: &EnvironmentId, cycle: &[EnvironmentId], before: &HashMap<EnvironmentId, Standing>) {
-        let Some(entry) = self.entries.get(id) else { return };
+    fn settle_one(
+        &mut self,
+        id: &EnvironmentId,
+        cycle: &[EnvironmentId],
+        before: &HashMap<EnvironmentId, Standing>,
+    ) {
+        let Some(entry) = self.entries.get(id) else {
+            return;
+        };
         let claims = entry.claims.clone();
-        let broken = || self.files.values().filter(|file| file.broken.contains(id)).flat_map(|file| &file.diagnostics).filter(|d| d.is_error());
+        let broken = || {
+            self.files
+                .values()
+                .filter(|file| file.broken.contains(id))
+                .flat_map(|file| &file.diagnostics)
+                .filter(|d| d.is_error())
+        };
         let mut problems: Vec<Diagnostic> = Vec::new();
         let mut standing = None;
         match &claims[..] {
-            [] => standing = Some(broken().cloned().collect::<Vec<_>>()).filter(|why| !why.is_empty()).map(Standing::Refused),
-            [only] if cycle.is_empty() => standing = self.resolve(only, &mut problems).map(|resolved| Standing::Resolved(Box::new(resolved))),
+            [] => {
+                standing = Some(broken().cloned().collect::<Vec<_>>())
+                    .filter(|why| !why.is_empty())
+                    .map(Standing::Refused)
+            }
+            [only] if cycle.is_empty() => {
+                standing = self
+                    .resolve(only, &mut problems)
+                    .map(|resolved| Standing::Resolved(Box::new(resolved)))
+            }
             [only] => problems.push(in_cycle(only, cycle)),
-            [first, others @ ..] => problems.extend(others.iter().map(|other| duplicate_id(other, first))),
+            [first, others @ ..] => {
+                problems.extend(others.iter().map(|other| duplicate_id(other, first)))
+            }
         }
-        let last_good = before.get(id).and_then(Standing::resolved).map(|resolved| &resolved.blueprint);
+        let last_good = before
+            .get(id)
+            .and_then(Standing::resolved)
+            .map(|resolved| &resolved.blueprint);
         if standing.is_none() && !claims.is_empty() {
-            let still_claimed = last_good.filter(|good| claims.iter().any(|claim| claim.source.path == good.source.path));
-            standing = Some(match still_claimed.and_then(|good| self.last_good(good, before)) {
-                Some(resolved) => Standing::Resolved(Box::new(resolved)),
-                None => Standing::Refused(problems.clone()),
+            let still_claimed = last_good.filter(|good| {
+                claims
+                    .iter()
+                    .any(|claim| claim.source.path == good.source.path)
             });
+            standing = Some(
+                match still_claimed.and_then(|good| self.last_good(good, before)) {
+                    Some(resolved) => Standing::Resolved(Box::new(resolved)),
+                    None => Standing::Refused(problems.clone()),
+                },
+            );
         }
         if let Some(entry) = self.entries.get_mut(id) {
             entry.standing = standing;
@@ -402,9 +519,16 @@ impl Lineages {
     }
 
     /// The blueprint that was last in force, if it still resolves.
-    fn last_good(&mut self, blueprint: &Arc<Blueprint>, before: &HashMap<EnvironmentId, Standing>) -> Option<Resolved> {
+    fn last_good(
+        &mut self,
+        blueprint: &Arc<Blueprint>,
+        before: &HashMap<EnvironmentId, Standing>,
+    ) -> Option<Resolved> {
         if let Some(parent) = blueprint.parent()
-            && self.entries.get(&parent.value).is_some_and(|entry| entry.standing.is_none())
+            && self
+                .entries
+                .get(&parent.value)
+                .is_some_and(|entry| entry.standing.is_none())
         {
             self.settle_one(&parent.value.clone(), &[], before);
         }
@@ -412,7 +536,11 @@ impl Lineages {
     }
 
     /// Checks every reference of `blueprint` against what stands; `None` where one is wrong.
-    fn resolve(&self, blueprint: &Arc<Blueprint>, problems: &mut Vec<Diagnostic>) -> Option<Resolved> {
+    fn resolve(
+        &self,
+        blueprint: &Arc<Blueprint>,
+        problems: &mut Vec<Diagnostic>,
+    ) -> Option<Resolved> {
         let id = &blueprint.id.value;
         let errors_before = problems.iter().filter(|problem| problem.is_error()).count();
         let parent = match blueprint.parent() {
@@ -432,7 +560,11 @@ impl Lineages {
             None => blueprint.service_url.as_ref(),
             Some(_) => self.overlay_url(blueprint),
         };
-        let urls = blueprint.services.iter().map(|service| self.urls(blueprint, service, template, problems)).collect();
+        let urls = blueprint
+            .services
+            .iter()
+            .map(|service| self.urls(blueprint, service, template, problems))
+            .collect();
         self.check_attachments(blueprint, problems);
         if problems.iter().filter(|problem| problem.is_error()).count() > errors_before {
             return None;
@@ -448,66 +580,147 @@ impl Lineages {
                 (None, Some(header)) => header.value.clone(),
                 (None, None) => HeaderName::default_key(),
             },
-            propagate: blueprint.propagate.unwrap_or_else(|| parent.is_none_or(|parent| parent.propagate)),
+            propagate: blueprint
+                .propagate
+                .unwrap_or_else(|| parent.is_none_or(|parent| parent.propagate)),
             on_unknown: match (parent, &blueprint.on_unknown) {
                 (Some(parent), _) => parent.on_unknown,
                 (None, Some(own)) => own.value,
                 (None, None) => OnUnknown::Baseline,
             },
             policy: Policy {
-                on_unavailable: blueprint.on_unavailable.unwrap_or_else(|| parent.map_or(OnUnavailable::Fail, |parent| parent.policy.on_unavailable)),
-                hold_for: blueprint.hold_for.unwrap_or_else(|| parent.map_or(DEFAULT_HOLD, |parent| parent.policy.hold_for)),
+                on_unavailable: blueprint.on_unavailable.unwrap_or_else(|| {
+                    parent.map_or(OnUnavailable::Fail, |parent| parent.policy.on_unavailable)
+                }),
+                hold_for: blueprint.hold_for.unwrap_or_else(|| {
+                    parent.map_or(DEFAULT_HOLD, |parent| parent.policy.hold_for)
+                }),
             },
-            expires_at: own_expiry.into_iter().chain(parent.and_then(|parent| parent.expires_at)).min(),
+            expires_at: own_expiry
+                .into_iter()
+                .chain(parent.and_then(|parent| parent.expires_at))
+                .min(),
             urls,
         })
     }
 
-    fn parent(&self, blueprint: &Arc<Blueprint>, parent: &Spanned<EnvironmentId>) -> Result<&Resolved, Box<Diagnostic>> {
+    fn parent(
+        &self,
+        blueprint: &Arc<Blueprint>,
+        parent: &Spanned<EnvironmentId>,
+    ) -> Result<&Resolved, Box<Diagnostic>> {
         let id = &blueprint.id.value;
-        let error = |message: String| Diagnostic::error(&blueprint.source, parent.span, message).of(id);
-        match self.entries.get(&parent.value).and_then(|entry| entry.standing.as_ref()) {
+        let error =
+            |message: String| Diagnostic::error(&blueprint.source, parent.span, message).of(id);
+        match self
+            .entries
+            .get(&parent.value)
+            .and_then(|entry| entry.standing.as_ref())
+        {
             None => {
                 let problem = error(format!("unknown parent `{}`", parent.value));
-                let known = self.entries.keys().filter(|known| *known != id).map(EnvironmentId::as_str);
+                let known = self
+                    .entries
+                    .keys()
+                    .filter(|known| *known != id)
+                    .map(EnvironmentId::as_str);
                 // Among very many environments the search would cost more than the hint is worth.
-                let near = if self.entries.len() <= 10_000 { did_you_mean(parent.value.as_str(), known) } else { None };
+                let near = if self.entries.len() <= 10_000 {
+                    did_you_mean(parent.value.as_str(), known)
+                } else {
+                    None
+                };
                 Err(Box::new(match near {
                     Some(near) => problem.hint(format!("did you mean `{near}`?")),
-                    None => problem.hint("`baselineId` names a baseline or another overlay of this store"),
+                    None => problem
+                        .hint("`baselineId` names a baseline or another overlay of this store"),
                 }))
             }
             Some(Standing::Refused(why)) => {
-                let reason = why.first().map_or_else(String::new, |why| format!(": {}", why.message));
-                Err(Box::new(error(format!("the parent `{}` cannot be used{reason}", parent.value)).hint("mend the parent first")))
+                let reason = why
+                    .first()
+                    .map_or_else(String::new, |why| format!(": {}", why.message));
+                Err(Box::new(
+                    error(format!(
+                        "the parent `{}` cannot be used{reason}",
+                        parent.value
+                    ))
+                    .hint("mend the parent first"),
+                ))
             }
             Some(Standing::Resolved(resolved)) if resolved.depth == MAX_DEPTH => {
-                let problem = error(format!("the lineage is deeper than {MAX_DEPTH}: `{}` already has {MAX_DEPTH} ancestors", parent.value));
-                Err(Box::new(problem.hint("name an environment nearer to the baseline as parent")))
+                let problem = error(format!(
+                    "the lineage is deeper than {MAX_DEPTH}: `{}` already has {MAX_DEPTH} ancestors",
+                    parent.value
+                ));
+                Err(Box::new(problem.hint(
+                    "name an environment nearer to the baseline as parent",
+                )))
             }
             Some(Standing::Resolved(resolved)) => Ok(resolved),
         }
     }
 
     /// What an overlay may not do to its baseline, and what it should know about it.
-    fn check_overlay(&self, blueprint: &Arc<Blueprint>, parent: &Resolved, problems: &mut Vec<Diagnostic>) {
+    fn check_overlay(
+        &self,
+        blueprint: &Arc<Blueprint>,
+        parent: &Resolved,
+        problems: &mut Vec<Diagnostic>,
+    ) {
         let id = &blueprint.id.value;
-        let error = |span, message: String| Diagnostic::error(&blueprint.source, span, message).of(id);
-        if let Some(header) = blueprint.header.as_ref().filter(|header| header.value != parent.header) {
-            let message = format!("`headerName` is `{}` here and `{}` in the baseline `{}`", header.value, parent.header, parent.baseline);
-            problems.push(error(header.span, message).hint("leave it out: the baseline's holds for all its overlays"));
+        let error =
+            |span, message: String| Diagnostic::error(&blueprint.source, span, message).of(id);
+        if let Some(header) = blueprint
+            .header
+            .as_ref()
+            .filter(|header| header.value != parent.header)
+        {
+            let message = format!(
+                "`headerName` is `{}` here and `{}` in the baseline `{}`",
+                header.value, parent.header, parent.baseline
+            );
+            problems.push(
+                error(header.span, message)
+                    .hint("leave it out: the baseline's holds for all its overlays"),
+            );
         }
-        let Some(baseline) = self.entries.get(&parent.baseline).and_then(|entry| entry.standing.as_ref()?.resolved()) else { return };
+        let Some(baseline) = self
+            .entries
+            .get(&parent.baseline)
+            .and_then(|entry| entry.standing.as_ref()?.resolved())
+        else {
+            return;
+        };
         for service in &blueprint.services {
             for host in &service.hosts {
-                if let Some(owner) = baseline.blueprint.services.iter().find(|other| other.name.value != service.name.value && other.hosts.iter().any(|claimed| claimed.value == host.value)) {
-                    let message = format!("the host `{}` belongs to `{}` of `{}`", host.value, owner.name.value, parent.baseline);
-                    problems.push(error(host.span, message).hint("an overlay cannot claim anybody else's names"));
+                if let Some(owner) = baseline.blueprint.services.iter().find(|other| {
+                    other.name.value != service.name.value
+                        && other
+                            .hosts
+                            .iter()
+                            .any(|claimed| claimed.value == host.value)
+                }) {
+                    let message = format!(
+                        "the host `{}` belongs to `{}` of `{}`",
+                        host.value, owner.name.value, parent.baseline
+                    );
+                    problems.push(
+                        error(host.span, message)
+                            .hint("an overlay cannot claim anybody else's names"),
+                    );
                 }
             }
             if !self.has_service(parent, service) {
-                let names = baseline.blueprint.services.iter().map(|known| known.name.value.as_str());
-                let message = format!("`{}` has no service `{}`: it is new", parent.baseline, service.name.value);
+                let names = baseline
+                    .blueprint
+                    .services
+                    .iter()
+                    .map(|known| known.name.value.as_str());
+                let message = format!(
+                    "`{}` has no service `{}`: it is new",
+                    parent.baseline, service.name.value
+                );
                 let warning = error(service.name.span, message).warning();
                 problems.push(match did_you_mean(service.name.value.as_str(), names) {
                     Some(near) => warning.hint(format!("did you mean `{near}`?")),
@@ -520,10 +733,19 @@ impl Lineages {
     fn has_service(&self, parent: &Resolved, service: &Service) -> bool {
         let mut ancestor = Some(parent);
         while let Some(resolved) = ancestor {
-            if resolved.blueprint.services.iter().any(|known| known.name.value == service.name.value) {
+            if resolved
+                .blueprint
+                .services
+                .iter()
+                .any(|known| known.name.value == service.name.value)
+            {
                 return true;
             }
-            ancestor = resolved.parent.as_ref().and_then(|id| self.standing(id)).and_then(Standing::resolved);
+            ancestor = resolved
+                .parent
+                .as_ref()
+                .and_then(|id| self.standing(id))
+                .and_then(Standing::resolved);
         }
         false
     }
@@ -540,18 +762,38 @@ impl Lineages {
     }
 
     /// The addresses of a service: attached, else its own, else by template; none while pending.
-    fn urls(&self, blueprint: &Arc<Blueprint>, service: &Service, template: Option<&Spanned<UrlTemplate>>, problems: &mut Vec<Diagnostic>) -> Arc<[Url]> {
+    fn urls(
+        &self,
+        blueprint: &Arc<Blueprint>,
+        service: &Service,
+        template: Option<&Spanned<UrlTemplate>>,
+        problems: &mut Vec<Diagnostic>,
+    ) -> Arc<[Url]> {
         let id = &blueprint.id.value;
         let attached = self.attachments(id).iter().flat_map(|attachment| {
-            let of_it = attachment.services.iter().filter(|(name, _)| name.value == service.name.value);
+            let of_it = attachment
+                .services
+                .iter()
+                .filter(|(name, _)| name.value == service.name.value);
             of_it.map(|(_, url)| (&attachment.source, url))
         });
         let attached: Vec<_> = attached.collect();
-        let own = || service.urls.iter().map(|url| (&blueprint.source, url)).collect();
-        let given: Vec<(&Arc<Source>, &Spanned<Url>)> = if attached.is_empty() { own() } else { attached };
+        let own = || {
+            service
+                .urls
+                .iter()
+                .map(|url| (&blueprint.source, url))
+                .collect()
+        };
+        let given: Vec<(&Arc<Source>, &Spanned<Url>)> =
+            if attached.is_empty() { own() } else { attached };
         for (source, url) in &given {
             if let Some(fault) = self.forbidden(&url.value) {
-                problems.push(Diagnostic::error(source, url.span, fault.0).of(id).hint(fault.1));
+                problems.push(
+                    Diagnostic::error(source, url.span, fault.0)
+                        .of(id)
+                        .hint(fault.1),
+                );
             }
         }
         if !given.is_empty() {
@@ -562,13 +804,21 @@ impl Lineages {
             Some(Ok(url)) => match self.forbidden(&url) {
                 None => Arc::new([url]),
                 Some((message, hint)) => {
-                    problems.push(Diagnostic::error(&blueprint.source, service.name.span, message).of(id).hint(hint));
+                    problems.push(
+                        Diagnostic::error(&blueprint.source, service.name.span, message)
+                            .of(id)
+                            .hint(hint),
+                    );
                     Arc::new([])
                 }
             },
             Some(Err(why)) => {
                 let message = format!("no url can be made for `{}`: {why}", service.name.value);
-                problems.push(Diagnostic::error(&blueprint.source, service.name.span, message).of(id).hint("give the service a `url:`"));
+                problems.push(
+                    Diagnostic::error(&blueprint.source, service.name.span, message)
+                        .of(id)
+                        .hint("give the service a `url:`"),
+                );
                 Arc::new([])
             }
         }
@@ -577,21 +827,46 @@ impl Lineages {
     /// Why a blueprint may not lead there, and what to do.
     fn forbidden(&self, url: &Url) -> Option<(String, String)> {
         if url.scheme == Scheme::Unix {
-            let below = |dir: &String| std::path::Path::new(&*url.host).starts_with(dir) && !url.host.contains("/../");
+            let below = |dir: &String| {
+                std::path::Path::new(&*url.host).starts_with(dir) && !url.host.contains("/../")
+            };
             let allowed = self.rules.unix_under.iter().any(below);
-            return (!allowed).then(|| (format!("`{url}` is outside the directories allowed for unix sockets"), "start with `--allow-unix DIR`".to_owned()));
+            return (!allowed).then(|| {
+                (
+                    format!("`{url}` is outside the directories allowed for unix sockets"),
+                    "start with `--allow-unix DIR`".to_owned(),
+                )
+            });
         }
         let address: std::net::IpAddr = url.host.parse().ok()?;
-        is_link_local(address).then(|| (format!("`{url}` is a link-local address"), "such addresses serve a machine's own credentials; name the service's address".to_owned()))
+        is_link_local(address).then(|| {
+            (
+                format!("`{url}` is a link-local address"),
+                "such addresses serve a machine's own credentials; name the service's address"
+                    .to_owned(),
+            )
+        })
     }
 
     fn check_attachments(&self, blueprint: &Arc<Blueprint>, problems: &mut Vec<Diagnostic>) {
         let id = &blueprint.id.value;
         for attachment in self.attachments(id) {
             for (name, _) in &attachment.services {
-                if !blueprint.services.iter().any(|service| service.name.value == name.value) {
-                    let message = format!("`{id}` does not own `{}`: the address is not used", name.value);
-                    problems.push(Diagnostic::error(&attachment.source, name.span, message).of(id).warning().hint(format!("`overlane detach {id} {}` removes it", name.value)));
+                if !blueprint
+                    .services
+                    .iter()
+                    .any(|service| service.name.value == name.value)
+                {
+                    let message = format!(
+                        "`{id}` does not own `{}`: the address is not used",
+                        name.value
+                    );
+                    problems.push(
+                        Diagnostic::error(&attachment.source, name.span, message)
+                            .of(id)
+                            .warning()
+                            .hint(format!("`overlane detach {id} {}` removes it", name.value)),
+                    );
                 }
             }
         }
@@ -608,23 +883,45 @@ pub fn is_link_local(address: std::net::IpAddr) -> bool {
 }
 
 /// What is in force after `source` was read. A file with errors keeps what was last good of it.
-fn read(path: &Arc<str>, source: &Arc<Source>, before: File) -> File {
+fn read(path: &Arc<str>, source: &Arc<Source>, before: &File) -> File {
     let parsed = blueprint::parse(source);
     if !parsed.diagnostics.iter().any(Diagnostic::is_error) {
-        return File { documents: parsed.documents, broken: Vec::new(), diagnostics: parsed.diagnostics };
+        return File {
+            documents: parsed.documents,
+            broken: Vec::new(),
+            diagnostics: parsed.diagnostics,
+        };
     }
-    let known = |id: &EnvironmentId| before.documents.iter().any(|document| document.environment() == id);
-    let new = parsed.documents.into_iter().filter(|document| !known(document.environment()));
+    let known = |id: &EnvironmentId| {
+        before
+            .documents
+            .iter()
+            .any(|document| document.environment() == id)
+    };
+    let new = parsed
+        .documents
+        .into_iter()
+        .filter(|document| !known(document.environment()));
     let documents: Vec<_> = before.documents.iter().cloned().chain(new).collect();
     let broken = never_good(path, &documents, parsed.broken);
-    File { documents, broken, diagnostics: parsed.diagnostics }
+    File {
+        documents,
+        broken,
+        diagnostics: parsed.diagnostics,
+    }
 }
 
 /// The ids that a bad file makes unavailable: those it names, or the one that its name promises.
-fn never_good(path: &Arc<str>, in_force: &[Document], mut broken: Vec<EnvironmentId>) -> Vec<EnvironmentId> {
+fn never_good(
+    path: &Arc<str>,
+    in_force: &[Document],
+    mut broken: Vec<EnvironmentId>,
+) -> Vec<EnvironmentId> {
     broken.retain(|id| !in_force.iter().any(|document| document.environment() == id));
     if broken.is_empty() && in_force.is_empty() {
-        let stem = std::path::Path::new(&**path).file_stem().and_then(|stem| stem.to_str());
+        let stem = std::path::Path::new(&**path)
+            .file_stem()
+            .and_then(|stem| stem.to_str());
         broken.extend(stem.and_then(|stem| stem.parse::<EnvironmentId>().ok()));
     }
     broken
@@ -632,16 +929,39 @@ fn never_good(path: &Arc<str>, in_force: &[Document], mut broken: Vec<Environmen
 
 fn in_cycle(blueprint: &Arc<Blueprint>, cycle: &[EnvironmentId]) -> Diagnostic {
     let id = &blueprint.id.value;
-    let from = cycle.iter().position(|member| member == id).unwrap_or_default();
-    let names: Vec<_> = cycle[from..].iter().chain(&cycle[..=from]).map(EnvironmentId::as_str).collect();
-    let span = blueprint.parent().map_or(blueprint.id.span, |parent| parent.span);
-    let shown = if names.len() > MAX_DEPTH { format!("{} → … → {id}", names[..4].join(" → ")) } else { names.join(" → ") };
-    Diagnostic::error(&blueprint.source, span, format!("the lineage is a cycle: {shown}")).of(id).hint("one of them must have a baseline as parent")
+    let from = cycle
+        .iter()
+        .position(|member| member == id)
+        .unwrap_or_default();
+    let names: Vec<_> = cycle[from..]
+        .iter()
+        .chain(&cycle[..=from])
+        .map(EnvironmentId::as_str)
+        .collect();
+    let span = blueprint
+        .parent()
+        .map_or(blueprint.id.span, |parent| parent.span);
+    let shown = if names.len() > MAX_DEPTH {
+        format!("{} → … → {id}", names[..4].join(" → "))
+    } else {
+        names.join(" → ")
+    };
+    Diagnostic::error(
+        &blueprint.source,
+        span,
+        format!("the lineage is a cycle: {shown}"),
+    )
+    .of(id)
+    .hint("one of them must have a baseline as parent")
 }
 
 fn duplicate_id(duplicate: &Arc<Blueprint>, first: &Arc<Blueprint>) -> Diagnostic {
     let id = &duplicate.id.value;
-    Diagnostic::error(&duplicate.source, duplicate.id.span, format!("duplicate id `{id}`: it is already at {}", first.declared()))
-        .of(id)
-        .hint("baselines and overlays share one namespace; give one of them another id")
+    Diagnostic::error(
+        &duplicate.source,
+        duplicate.id.span,
+        format!("duplicate id `{id}`: it is already at {}", first.declared()),
+    )
+    .of(id)
+    .hint("baselines and overlays share one namespace; give one of them another id")
 }

@@ -61,7 +61,11 @@ impl std::error::Error for InvalidLabel {}
 /// At most `limit` characters of `text`, with control characters escaped, for messages.
 #[must_use]
 pub fn printable(text: &str, limit: usize) -> String {
-    let mut shown: String = text.chars().take(limit).flat_map(char::escape_debug).collect();
+    let mut shown: String = text
+        .chars()
+        .take(limit)
+        .flat_map(char::escape_debug)
+        .collect();
     if text.chars().nth(limit).is_some() {
         shown.push('…');
     }
@@ -142,10 +146,28 @@ impl HeaderName {
 
 /// Headers whose meaning HTTP or this proxy fixes; an overlay key cannot travel in them.
 const RESERVED_HEADERS: &[&str] = &[
-    "authorization", "baggage", "connection", "content-encoding", "content-length", "content-type",
-    "cookie", "date", "expect", "host", "keep-alive", "proxy-authorization", "proxy-connection",
-    "set-cookie", "te", "trailer", "transfer-encoding", "upgrade", "via", crate::route::HOP_HEADER,
-    crate::route::REQUIRE_HEADER, crate::route::ROUTE_HEADER,
+    "authorization",
+    "baggage",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "cookie",
+    "date",
+    "expect",
+    "host",
+    "keep-alive",
+    "proxy-authorization",
+    "proxy-connection",
+    "set-cookie",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "via",
+    crate::route::HOP_HEADER,
+    crate::route::REQUIRE_HEADER,
+    crate::route::ROUTE_HEADER,
 ];
 
 impl FromStr for HeaderName {
@@ -158,7 +180,9 @@ impl FromStr for HeaderName {
         }
         let lower = text.to_ascii_lowercase();
         if RESERVED_HEADERS.contains(&lower.as_str()) {
-            return Err(format!("`{lower}` has a meaning of its own and cannot carry the key"));
+            return Err(format!(
+                "`{lower}` has a meaning of its own and cannot carry the key"
+            ));
         }
         Ok(Self(lower.into()))
     }
@@ -178,9 +202,20 @@ mod tests {
     fn labels_are_dns_1123_without_double_dash() {
         let long = "a".repeat(64);
         for (text, valid) in [
-            ("alice-payments", true), ("3", true), ("a", true), (&long[..63], true),
-            ("", false), (&long, false), ("-a", false), ("a-", false), ("a--b", false),
-            ("A", false), ("a_b", false), ("a.b", false), ("é", false), ("a\n", false),
+            ("alice-payments", true),
+            ("3", true),
+            ("a", true),
+            (&long[..63], true),
+            ("", false),
+            (&long, false),
+            ("-a", false),
+            ("a-", false),
+            ("a--b", false),
+            ("A", false),
+            ("a_b", false),
+            ("a.b", false),
+            ("é", false),
+            ("a\n", false),
         ] {
             assert_eq!(text.parse::<EnvironmentId>().is_ok(), valid, "{text:?}");
             assert_eq!(is_label(text.as_bytes()), valid, "{text:?}");
@@ -190,8 +225,13 @@ mod tests {
     #[test]
     fn a_header_with_a_meaning_of_its_own_carries_no_key() {
         for (text, valid) in [
-            ("X-MSX-Env", true), ("x-overlay-id", true), ("Host", false), ("baggage", false),
-            ("x overlay", false), ("", false), ("x-overlay-route", false),
+            ("X-MSX-Env", true),
+            ("x-overlay-id", true),
+            ("Host", false),
+            ("baggage", false),
+            ("x overlay", false),
+            ("", false),
+            ("x-overlay-route", false),
         ] {
             assert_eq!(text.parse::<HeaderName>().is_ok(), valid, "{text:?}");
         }

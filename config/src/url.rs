@@ -33,7 +33,11 @@ impl Url {
     /// `host:port` as it stands in an `Host` header (IPv6 in brackets).
     #[must_use]
     pub fn authority(&self) -> String {
-        if self.host.contains(':') { format!("[{}]:{}", self.host, self.port) } else { format!("{}:{}", self.host, self.port) }
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
     }
 }
 
@@ -60,21 +64,36 @@ impl FromStr for Url {
             if !path.starts_with('/') || path.len() > 107 || path.contains('\0') {
                 return Err("`unix:` takes an absolute path of at most 107 bytes".to_owned());
             }
-            return Ok(Self { scheme: Scheme::Unix, host: path.into(), port: 0 });
+            return Ok(Self {
+                scheme: Scheme::Unix,
+                host: path.into(),
+                port: 0,
+            });
         }
-        let (scheme, rest) = text.split_once("://").ok_or_else(|| format!("`{}` has no scheme; write `http://…`", printable(text, 80)))?;
+        let (scheme, rest) = text
+            .split_once("://")
+            .ok_or_else(|| format!("`{}` has no scheme; write `http://…`", printable(text, 80)))?;
         let (scheme, default_port) = match scheme {
             "http" => (Scheme::Http, 80),
             "https" => (Scheme::Https, 443),
             "h2c" => (Scheme::H2c, 80),
-            other => return Err(format!("the scheme `{}` is not one of http, https, h2c, unix", printable(other, 20))),
+            other => {
+                return Err(format!(
+                    "the scheme `{}` is not one of http, https, h2c, unix",
+                    printable(other, 20)
+                ));
+            }
         };
         let authority = rest.strip_suffix('/').unwrap_or(rest);
         if authority.contains(['/', '?', '#', '@']) {
             return Err("an upstream url is scheme, host and port only".to_owned());
         }
         let (host, port) = split_authority(authority)?;
-        Ok(Self { scheme, host: host.to_ascii_lowercase().into(), port: port.unwrap_or(default_port) })
+        Ok(Self {
+            scheme,
+            host: host.to_ascii_lowercase().into(),
+            port: port.unwrap_or(default_port),
+        })
     }
 }
 
@@ -86,11 +105,24 @@ pub fn split_authority(authority: &str) -> Result<(&str, Option<u16>), String> {
     let (host, port) = match authority.strip_prefix('[') {
         Some(rest) => {
             let (host, port) = rest.split_once(']').ok_or("`[` without `]`")?;
-            host.parse::<std::net::Ipv6Addr>().map_err(|_| format!("`{}` is not an IPv6 address", printable(host, 60)))?;
-            (host, match port { "" => None, _ => Some(port.strip_prefix(':').ok_or("after `]` only `:port` may follow")?) })
+            host.parse::<std::net::Ipv6Addr>()
+                .map_err(|_| format!("`{}` is not an IPv6 address", printable(host, 60)))?;
+            (
+                host,
+                match port {
+                    "" => None,
+                    _ => Some(
+                        port.strip_prefix(':')
+                            .ok_or("after `]` only `:port` may follow")?,
+                    ),
+                },
+            )
         }
         None => {
-            let (host, port) = match authority.split_once(':') { Some((host, port)) => (host, Some(port)), None => (authority, None) };
+            let (host, port) = match authority.split_once(':') {
+                Some((host, port)) => (host, Some(port)),
+                None => (authority, None),
+            };
             let fine = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
             if host.is_empty() || host.len() > 253 || !host.bytes().all(fine) {
                 return Err(format!("`{}` is not a host name", printable(host, 60)));
@@ -100,10 +132,12 @@ pub fn split_authority(authority: &str) -> Result<(&str, Option<u16>), String> {
     };
     let port = match port {
         None => None,
-        Some(digits) if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) => match digits.parse() {
-            Ok(port) if port > 0 => Some(port),
-            _ => return Err(format!("`{}` is not a port", printable(digits, 20))),
-        },
+        Some(digits) if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) => {
+            match digits.parse() {
+                Ok(port) if port > 0 => Some(port),
+                _ => return Err(format!("`{}` is not a port", printable(digits, 20))),
+            }
+        }
         Some(other) => return Err(format!("`{}` is not a port", printable(other, 20))),
     };
     Ok((host, port))
@@ -119,7 +153,10 @@ impl UrlTemplate {
     /// # Errors
     /// The whole can become too long for a host name although the parts are fine.
     pub fn fill(&self, service: &ServiceName, environment: &EnvironmentId) -> Result<Url, String> {
-        self.0.replace("{service}", service.as_str()).replace("{overlay}", environment.as_str()).parse()
+        self.0
+            .replace("{service}", service.as_str())
+            .replace("{overlay}", environment.as_str())
+            .parse()
     }
 }
 
@@ -127,7 +164,9 @@ impl FromStr for UrlTemplate {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        text.replace("{service}", "s").replace("{overlay}", "o").parse::<Url>()?;
+        text.replace("{service}", "s")
+            .replace("{overlay}", "o")
+            .parse::<Url>()?;
         Ok(Self(text.to_owned()))
     }
 }
@@ -145,12 +184,28 @@ mod tests {
     #[test]
     fn urls_are_scheme_host_and_port() {
         for (text, shown) in [
-            ("http://a", "http://a:80"), ("https://A.b:8443/", "https://a.b:8443"), ("h2c://l:50051", "h2c://l:50051"),
-            ("http://[::1]:80", "http://[::1]:80"), ("unix:/run/a.sock", "unix:/run/a.sock"), ("unix:///run/a", "unix:/run/a"),
+            ("http://a", "http://a:80"),
+            ("https://A.b:8443/", "https://a.b:8443"),
+            ("h2c://l:50051", "h2c://l:50051"),
+            ("http://[::1]:80", "http://[::1]:80"),
+            ("unix:/run/a.sock", "unix:/run/a.sock"),
+            ("unix:///run/a", "unix:/run/a"),
         ] {
             assert_eq!(text.parse::<Url>().expect(text).to_string(), shown);
         }
-        for text in ["a:80", "ftp://a", "http://", "http://a:0", "http://a:+1", "http://a:65536", "http://a/b", "http://u@a", "unix:a", "http://[::1", "http://a b"] {
+        for text in [
+            "a:80",
+            "ftp://a",
+            "http://",
+            "http://a:0",
+            "http://a:+1",
+            "http://a:65536",
+            "http://a/b",
+            "http://u@a",
+            "unix:a",
+            "http://[::1",
+            "http://a b",
+        ] {
             assert!(text.parse::<Url>().is_err(), "{text}");
         }
     }

@@ -12,21 +12,44 @@ use overlane_config::lineage::{Content, FileChange, Lineages};
 /// What a store with the two blueprints of the documentation and `text` says about `text`.
 fn diagnostics(name: &str, text: String) -> String {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/blueprints");
-    let read = |file: &str| (file.to_owned(), fs::read_to_string(folder.join(file)).unwrap());
-    let files = [read("staging.yaml"), read("alice-payments.yaml"), (name.to_owned(), text)];
+    let read = |file: &str| {
+        (
+            file.to_owned(),
+            fs::read_to_string(folder.join(file)).unwrap(),
+        )
+    };
+    let files = [
+        read("staging.yaml"),
+        read("alice-payments.yaml"),
+        (name.to_owned(), text),
+    ];
     let change = |(path, text): (String, String)| {
         let path: Arc<str> = path.into();
-        let source = Arc::new(Source { path: path.clone(), text, modified: None });
-        FileChange { path, content: Content::Text(source) }
+        let source = Arc::new(Source {
+            path: path.clone(),
+            text,
+            modified: None,
+        });
+        FileChange {
+            path,
+            content: Content::Text(source),
+        }
     };
     let applied = Lineages::default().apply(files.into_iter().map(change).collect());
-    applied.diagnostics.iter().map(|diagnostic| format!("{diagnostic}\n")).collect()
+    applied
+        .diagnostics
+        .iter()
+        .map(|diagnostic| format!("{diagnostic}\n"))
+        .collect()
 }
 
 #[test]
 fn every_mistake_has_its_place_and_a_hint() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/diagnostics");
-    let mut names: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<_> = fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.retain(|name| !name.ends_with(".txt"));
     names.sort();
     assert!(!names.is_empty());

@@ -1,1 +1,153 @@
-//! cli
+//! The command line.
+
+pub mod check;
+pub mod environment;
+pub mod explain;
+pub mod output;
+pub mod run;
+pub mod validate;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::settings::{DEFAULT_STORE, RunArgs};
+use crate::store::StoreAddress;
+use output::{CliError, Output};
+
+/// Overlay environments over one shared baseline
+#[derive(Debug, Parser)]
+#[command(
+    name = "overlane",
+    version,
+    propagate_version = true,
+    after_help = "Exit codes: 0 ok, 1 failure, 2 usage, 4 not found, 130 interrupted.\nLogs go to standard error; OVERLANE_LOG sets their level (error, warn, info, debug)."
+)]
+struct Cli {
+    /// The store: a directory of blueprints, as a path or dir:PATH
+    #[arg(long, global = true, value_name = "DIR", env = "OVERLANE_STORE")]
+    store: Option<StoreAddress>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the proxy: gateway, sidecar, or both
+    Run(Box<RunArgs>),
+    /// Baselines: complete, shared environments
+    #[command(visible_alias = "bl")]
+    Baseline {
+        #[command(subcommand)]
+        command: environment::Verb,
+    },
+    /// Overlays: sparse environments over a baseline or another overlay
+    #[command(visible_alias = "ov")]
+    Overlay {
+        #[command(subcommand)]
+        command: environment::Verb,
+    },
+    /// Create or change an environment, from a file or from flags alone
+    Apply(environment::QuickApply),
+    /// Give a service of an overlay an address, such as a laptop's
+    Attach(environment::Attach),
+    /// Take an attached address away
+    Detach(environment::Detach),
+    /// Check blueprints and show every mistake
+    Validate(validate::Validate),
+    /// Aliases for people who come from elsewhere
+    #[command(hide = true)]
+    Env {
+        #[command(subcommand)]
+        command: EnvCommand,
+    },
+    /// Show every step of a routing decision, and the blueprint lines behind it
+    Explain(explain::Explain),
+    /// Preflight: ports, store, names, reachability
+    Check(Box<check::Check>),
+    /// Try it on processes that already listen: no file at all
+    Try(run::Try),
+    /// Three small services, an overlay, and what to try
+    Demo(run::DemoArgs),
+    /// Print the completion script of a shell
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum EnvCommand {
+    /// The same as `overlane validate`
+    Validate(validate::Validate),
+}
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let mut out = Output::standard();
+    match Cli::try_parse() {
+        Ok(cli) => finish(dispatch(cli, &mut out), &mut out),
+        Err(error) => {
+            // clap knows where its help and its errors go, and in which colours.
+            let _ = error.print();
+            ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+        }
+    }
+}
+
+/// Runs a command line and returns its exit code; for tests and documentation.
+pub fn run_from<I: IntoIterator<Item = String>>(arguments: I, out: &mut Output<'_>) -> u8 {
+    match Cli::try_parse_from(arguments) {
+        Ok(cli) => match dispatch(cli, out) {
+            Ok(()) => 0,
+            Err(error) => {
+                out.error(&error);
+                error.exit
+            }
+        },
+        Err(error) => {
+            out.note(error.render());
+            u8::try_from(error.exit_code()).unwrap_or(2)
+        }
+    }
+}
+
+fn finish(done: Result<(), CliError>, out: &mut Output<'_>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            out.error(&error);
+            ExitCode::from(error.exit)
+        }
+    }
+}
+
+fn dispatch(cli: Cli, out: &mut Output<'_>) -> Result<(), CliError> {
+    let told = cli.store;
+    let store = || {
+        told.clone()
+            .unwrap_or_else(|| StoreAddress::directory(DEFAULT_STORE))
+    };
+    match cli.command {
+        Command::Run(args) => run::run(*args, told),
+        Command::Baseline { command } => environment::baseline(command, &store(), out),
+        Command::Overlay { command } => environment::overlay(command, &store(), out),
+        Command::Apply(apply) => environment::quick_apply(&apply, &store(), out),
+        Command::Attach(attach) => environment::attach(&attach, &store(), out),
+        Command::Detach(detach) => environment::detach(&detach, &store(), out),
+        Command::Validate(validate)
+        | Command::Env {
+            command: EnvCommand::Validate(validate),
+        } => validate::run(&validate, out),
+        Command::Explain(explain) => explain::run(&explain, &store(), out),
+        Command::Check(check) => check::run(*check, told, out),
+        Command::Try(args) => run::try_it(&args, out),
+        Command::Demo(args) => run::demo(&args, out),
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "overlane", &mut script);
+            out.result().write_all(&script).map_err(CliError::from)
+        }
+    }
+}

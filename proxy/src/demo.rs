@@ -55,30 +55,68 @@ impl Demo {
     /// # Errors
     /// No socket, thread or folder can be had.
     pub fn start() -> io::Result<Self> {
-        let services = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let who = [(CHAIN[0], BASELINE), (CHAIN[1], BASELINE), (CHAIN[2], BASELINE), (CHAIN[1], OVERLAY), (CHAIN[2], OVERLAY)];
+        let services = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()?;
+        let who = [
+            (CHAIN[0], BASELINE),
+            (CHAIN[1], BASELINE),
+            (CHAIN[2], BASELINE),
+            (CHAIN[1], OVERLAY),
+            (CHAIN[2], OVERLAY),
+        ];
         let mut sockets = Vec::new();
         let mut instances = Vec::new();
         for (service, environment) in who {
             let socket = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
             socket.set_nonblocking(true)?;
-            let app = Url { scheme: Scheme::Http, host: "127.0.0.1".into(), port: socket.local_addr()?.port() };
-            instances.push(Instance { service: service_name(service)?, environment: environment_id(environment)?, app });
+            let app = Url {
+                scheme: Scheme::Http,
+                host: "127.0.0.1".into(),
+                port: socket.local_addr()?.port(),
+            };
+            instances.push(Instance {
+                service: service_name(service)?,
+                environment: environment_id(environment)?,
+                app,
+            });
             sockets.push(socket);
         }
         let stack = bind(environment_id(BASELINE)?, instances)?;
         for (at, (socket, (name, environment))) in sockets.into_iter().zip(who).enumerate() {
             let next = CHAIN.iter().skip_while(|known| **known != name).nth(1);
             let next = next.map(|next| (*next, stack.outbound(at)));
-            services.spawn(serve(socket, Arc::new(Service { name, environment, next })));
+            services.spawn(serve(
+                socket,
+                Arc::new(Service {
+                    name,
+                    environment,
+                    next,
+                }),
+            ));
         }
-        let store = tempfile::Builder::new().prefix("overlane-demo-").tempdir()?;
+        let store = tempfile::Builder::new()
+            .prefix("overlane-demo-")
+            .tempdir()?;
         let (gateway, spare_ledger) = (stack.gateway(), stack.inbound(4));
-        std::fs::write(store.path().join(format!("{BASELINE}.yaml")), stack.blueprint(&environment_id(BASELINE)?))?;
-        std::fs::write(overlay_file(store.path()), overlay(&stack, false)?)?;
+        std::fs::write(
+            store.path().join(format!("{BASELINE}.yaml")),
+            stack.blueprint(&environment_id(BASELINE)?),
+        )?;
+        std::fs::write(overlay_file(store.path()), overlay(&stack)?)?;
         let address = StoreAddress::directory(store.path());
-        let running = stack.into_prepared().with_store(address).start(Vec::new())?;
-        Ok(Self { running, gateway, store, spare_ledger, services })
+        let running = stack
+            .into_prepared()
+            .with_store(address)
+            .start(Vec::new())?;
+        Ok(Self {
+            running,
+            gateway,
+            store,
+            spare_ledger,
+            services,
+        })
     }
 
     /// What to try, for people.
@@ -122,23 +160,51 @@ Ctrl-C ends the demo.
                 Ok(answer) => answer,
                 Err(why) => (why, None),
             };
-            let fine = body.trim_end() == chain && header.as_deref().and_then(|header| header.rsplit(", ").next()) == receipt;
+            let fine = body.trim_end() == chain
+                && header
+                    .as_deref()
+                    .and_then(|header| header.rsplit(", ").next())
+                    == receipt;
             right &= fine;
-            let _ = writeln!(report, "{} {what}\n    {}", if fine { "ok  " } else { "FAIL" }, body.trim_end());
+            let _ = writeln!(
+                report,
+                "{} {what}\n    {}",
+                if fine { "ok  " } else { "FAIL" },
+                body.trim_end()
+            );
             if let Some(header) = &header {
                 let _ = writeln!(report, "    {ROUTE_HEADER}: {header}");
             }
             if !fine {
-                let _ = writeln!(report, "    expected: {chain}\n    expected receipt: {}", receipt.unwrap_or("none"));
+                let _ = writeln!(
+                    report,
+                    "    expected: {chain}\n    expected receipt: {}",
+                    receipt.unwrap_or("none")
+                );
             }
         };
         let plain = chain([BASELINE; 3]);
         expect("without a key, the baseline answers", None, &plain, None);
         let receipt = |reason: &str| format!("web;env={BASELINE};via=baseline;reason={reason}");
-        expect("with the overlay's key, only payments-api is another", Some(OVERLAY), &chain([BASELINE, OVERLAY, BASELINE]), Some(&receipt("not-owned")));
-        expect("with a key that nobody knows, the baseline answers and says so", Some("bob-search"), &plain, Some(&receipt("unknown")));
+        expect(
+            "with the overlay's key, only payments-api is another",
+            Some(OVERLAY),
+            &chain([BASELINE, OVERLAY, BASELINE]),
+            Some(&receipt("not-owned")),
+        );
+        expect(
+            "with a key that nobody knows, the baseline answers and says so",
+            Some("bob-search"),
+            &plain,
+            Some(&receipt("unknown")),
+        );
         let edited = self.edit();
-        expect("after an edit of the blueprint, the ledger is the overlay's too", Some(OVERLAY), &chain([BASELINE, OVERLAY, OVERLAY]), Some(&receipt("not-owned")));
+        expect(
+            "after an edit of the blueprint, the ledger is the overlay's too",
+            Some(OVERLAY),
+            &chain([BASELINE, OVERLAY, OVERLAY]),
+            Some(&receipt("not-owned")),
+        );
         if let Err(why) = edited {
             let _ = writeln!(report, "FAIL the edit was not taken in: {why}");
             right = false;
@@ -152,7 +218,10 @@ Ctrl-C ends the demo.
         let mut generations = self.running.control().published().generations();
         let before = *generations.borrow_and_update();
         let mut text = std::fs::read_to_string(&file).map_err(|error| error.to_string())?;
-        text.push_str(&format!("  - name: ledger\n    url: http://{}\n", self.spare_ledger));
+        text.push_str(&format!(
+            "  - name: ledger\n    url: http://{}\n",
+            self.spare_ledger
+        ));
         std::fs::write(&file, text).map_err(|error| error.to_string())?;
         self.services.block_on(async {
             let published = generations.wait_for(|generation| *generation > before);
@@ -177,7 +246,11 @@ Ctrl-C ends the demo.
 }
 
 fn chain(environments: [&str; 3]) -> String {
-    let hops: Vec<_> = CHAIN.iter().zip(environments).map(|(service, environment)| format!("{service}@{environment}")).collect();
+    let hops: Vec<_> = CHAIN
+        .iter()
+        .zip(environments)
+        .map(|(service, environment)| format!("{service}@{environment}"))
+        .collect();
     hops.join(" → ")
 }
 
@@ -192,24 +265,30 @@ fn environment_id(text: &str) -> io::Result<EnvironmentId> {
 /// The usual ports where both are free, else any.
 fn bind(baseline: EnvironmentId, instances: Vec<Instance>) -> io::Result<Stack> {
     let usual = |text: &str| text.parse::<SocketAddr>().map_err(io::Error::other);
-    let (gateway, admin) = (usual(crate::settings::DEFAULT_GATEWAY)?, usual(crate::settings::DEFAULT_ADMIN)?);
+    let (gateway, admin) = (
+        usual(crate::settings::DEFAULT_GATEWAY)?,
+        usual(crate::settings::DEFAULT_ADMIN)?,
+    );
     let free = SocketAddr::from(([127, 0, 0, 1], 0));
-    Stack::bind(baseline.clone(), instances.clone(), gateway, admin).or_else(|_| Stack::bind(baseline, instances, free, free))
+    Stack::bind(baseline.clone(), instances.clone(), gateway, admin)
+        .or_else(|_| Stack::bind(baseline, instances, free, free))
 }
 
 fn overlay_file(store: &Path) -> std::path::PathBuf {
     store.join(format!("{OVERLAY}.yaml"))
 }
 
-/// The overlay's blueprint, at first without the ledger that listens already.
-fn overlay(stack: &Stack, with_ledger: bool) -> io::Result<String> {
+/// The overlay's blueprint, without the ledger that listens already: that one is for the edit.
+fn overlay(stack: &Stack) -> io::Result<String> {
     let whole = stack.blueprint(&environment_id(OVERLAY)?);
-    let cut = whole.find("  - name: ledger").filter(|_| !with_ledger).unwrap_or(whole.len());
+    let cut = whole.find("  - name: ledger").unwrap_or(whole.len());
     Ok(whole[..cut].to_owned())
 }
 
 async fn serve(socket: std::net::TcpListener, service: Arc<Service>) {
-    let Ok(socket) = tokio::net::TcpListener::from_std(socket) else { return };
+    let Ok(socket) = tokio::net::TcpListener::from_std(socket) else {
+        return;
+    };
     let router = Router::new().fallback(page).with_state(service);
     // It ends with the runtime that it runs on.
     let _ = axum::serve(socket, router).await;
@@ -219,10 +298,16 @@ async fn serve(socket: std::net::TcpListener, service: Arc<Service>) {
 /// header and baggage, as yours must.
 async fn page(State(service): State<Arc<Service>>, request: Request) -> Response {
     let own = format!("{}@{}", service.name, service.environment);
-    let Some((next, through)) = service.next else { return format!("{own}\n").into_response() };
+    let Some((next, through)) = service.next else {
+        return format!("{own}\n").into_response();
+    };
     match call(next, through, request.headers()).await {
         Ok(body) => format!("{own} → {body}").into_response(),
-        Err(why) => (StatusCode::BAD_GATEWAY, format!("{own} → {next} failed: {why}\n")).into_response(),
+        Err(why) => (
+            StatusCode::BAD_GATEWAY,
+            format!("{own} → {next} failed: {why}\n"),
+        )
+            .into_response(),
     }
 }
 
@@ -233,10 +318,16 @@ async fn call(next: &str, through: SocketAddr, headers: &HeaderMap) -> Result<St
             request = request.header(name, value);
         }
     }
-    let request = request.body(Full::new(Bytes::new())).map_err(|error| error.to_string())?;
+    let request = request
+        .body(Full::new(Bytes::new()))
+        .map_err(|error| error.to_string())?;
     let response = client::send(&through.to_string(), request).await?;
     let body = String::from_utf8_lossy(response.body()).into_owned();
-    if response.status().is_success() { Ok(body) } else { Err(body) }
+    if response.status().is_success() {
+        Ok(body)
+    } else {
+        Err(body)
+    }
 }
 
 /// Asks the gateway for the page; the body, and the receipt.
@@ -245,8 +336,17 @@ async fn get(gateway: SocketAddr, key: Option<&str>) -> Result<(String, Option<S
     if let Some(key) = key {
         request = request.header("baggage", format!("{}={key}", baggage::MEMBER));
     }
-    let request = request.body(Full::new(Bytes::new())).map_err(|error| error.to_string())?;
+    let request = request
+        .body(Full::new(Bytes::new()))
+        .map_err(|error| error.to_string())?;
     let response = client::send(&gateway.to_string(), request).await?;
-    let receipt = response.headers().get(ROUTE_HEADER).and_then(|value| value.to_str().ok()).map(str::to_owned);
-    Ok((String::from_utf8_lossy(response.body()).into_owned(), receipt))
+    let receipt = response
+        .headers()
+        .get(ROUTE_HEADER)
+        .and_then(|value| value.to_str().ok())
+        .map(str::to_owned);
+    Ok((
+        String::from_utf8_lossy(response.body()).into_owned(),
+        receipt,
+    ))
 }

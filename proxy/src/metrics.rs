@@ -12,7 +12,9 @@ use foldhash::fast::RandomState;
 use overlane_config::name::{EnvironmentId, ServiceName};
 use overlane_config::route::Via;
 use prometheus::core::Collector;
-use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::{
+    Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,
+};
 use prometheus::{Encoder, TextEncoder};
 use tokio::sync::{mpsc, oneshot};
 
@@ -20,7 +22,10 @@ use tokio::sync::{mpsc, oneshot};
 pub const MAX_OVERLAY_LABELS: usize = 1000;
 
 /// The upper bounds of the duration histogram, in seconds (OpenTelemetry's, from 5 ms, with finer ones below).
-const BOUNDS: [f64; 16] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0];
+const BOUNDS: [f64; 16] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0,
+    10.0,
+];
 
 /// Things that are simply counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,18 +115,28 @@ pub fn observe(labels: Labels, took: Duration) {
 /// The method as a label: one of RFC 9110's and PATCH, else `_OTHER` (OpenTelemetry's word).
 #[must_use]
 pub fn method_label(method: &str) -> &'static str {
-    const KNOWN: [&str; 9] = ["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "TRACE", "CONNECT"];
-    KNOWN.into_iter().find(|known| *known == method).unwrap_or("_OTHER")
+    const KNOWN: [&str; 9] = [
+        "GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "TRACE", "CONNECT",
+    ];
+    KNOWN
+        .into_iter()
+        .find(|known| *known == method)
+        .unwrap_or("_OTHER")
 }
 
 /// Where a worker is asked for its counts.
 pub type MeterDoor = mpsc::Sender<oneshot::Sender<Meter>>;
 
 /// Answers scrapes on a worker's thread until all doors are gone; forgets overlays that are gone.
-pub(crate) async fn answer_scrapes(mut requests: mpsc::Receiver<oneshot::Sender<Meter>>, exists: impl Fn(&EnvironmentId) -> bool) {
+pub(crate) async fn answer_scrapes(
+    mut requests: mpsc::Receiver<oneshot::Sender<Meter>>,
+    exists: impl Fn(&EnvironmentId) -> bool,
+) {
     while let Some(reply) = requests.recv().await {
         let copy = METER.with_borrow_mut(|meter| {
-            meter.requests.retain(|labels, _| labels.overlay.as_ref().is_none_or(&exists));
+            meter
+                .requests
+                .retain(|labels, _| labels.overlay.as_ref().is_none_or(&exists));
             meter.clone()
         });
         let _ = reply.send(copy);
@@ -133,8 +148,13 @@ pub async fn gather(doors: &[MeterDoor]) -> Meter {
     let mut sum = Meter::default();
     for door in doors {
         let (reply, answer) = oneshot::channel();
-        let asked = async { door.send(reply).await.ok()?; answer.await.ok() };
-        let Ok(Some(meter)) = tokio::time::timeout(Duration::from_millis(200), asked).await else { continue };
+        let asked = async {
+            door.send(reply).await.ok()?;
+            answer.await.ok()
+        };
+        let Ok(Some(meter)) = tokio::time::timeout(Duration::from_millis(200), asked).await else {
+            continue;
+        };
         for (total, own) in sum.events.iter_mut().zip(meter.events) {
             *total += own;
         }
@@ -186,14 +206,14 @@ fn process_families() -> Vec<MetricFamily> {
 }
 
 fn pair(name: &str, value: &str) -> LabelPair {
-    let mut pair = LabelPair::new();
+    let mut pair = LabelPair::default();
     pair.set_name(name.to_owned());
     pair.set_value(value.to_owned());
     pair
 }
 
 fn family(name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) -> MetricFamily {
-    let mut family = MetricFamily::new();
+    let mut family = MetricFamily::default();
     family.set_name(name.to_owned());
     family.set_help(help.to_owned());
     family.set_field_type(kind);
@@ -203,7 +223,7 @@ fn family(name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) -> Met
 
 fn counter(labels: Vec<LabelPair>, value: u64) -> Metric {
     let mut metric = Metric::from_label(labels);
-    let mut counter = Counter::new();
+    let mut counter = Counter::default();
     counter.set_value(value as f64);
     metric.set_counter(counter);
     metric
@@ -211,14 +231,18 @@ fn counter(labels: Vec<LabelPair>, value: u64) -> Metric {
 
 fn gauge(labels: Vec<LabelPair>, value: f64) -> Metric {
     let mut metric = Metric::from_label(labels);
-    let mut gauge = Gauge::new();
+    let mut gauge = Gauge::default();
     gauge.set_value(value);
     metric.set_gauge(gauge);
     metric
 }
 
 fn request_families(meter: &Meter) -> Vec<MetricFamily> {
-    let overlays: BTreeSet<_> = meter.requests.keys().filter_map(|labels| labels.overlay.as_ref()).collect();
+    let overlays: BTreeSet<_> = meter
+        .requests
+        .keys()
+        .filter_map(|labels| labels.overlay.as_ref())
+        .collect();
     let labelled: BTreeSet<_> = overlays.into_iter().take(MAX_OVERLAY_LABELS).collect();
     let overlay = |labels: &Labels| match &labels.overlay {
         None => String::new(),
@@ -231,7 +255,9 @@ fn request_families(meter: &Meter) -> Vec<MetricFamily> {
     for (labels, observed) in &meter.requests {
         let service = labels.service.as_ref().map_or("", ServiceName::as_str);
         let via = labels.via.map_or("none", Via::as_str);
-        *totals.entry((overlay(labels), service, via, labels.class, labels.method)).or_default() += observed.count;
+        *totals
+            .entry((overlay(labels), service, via, labels.class, labels.method))
+            .or_default() += observed.count;
         let total = durations.entry((service, via)).or_default();
         total.count += observed.count;
         total.seconds += observed.seconds;
@@ -241,17 +267,37 @@ fn request_families(meter: &Meter) -> Vec<MetricFamily> {
     }
     let mut totals: Vec<_> = totals.into_iter().collect();
     totals.sort();
-    let requests = totals.into_iter().map(|((overlay, service, via, class, method), count)| {
-        let class = format!("{class}xx");
-        let labels = [("code_class", &*class), ("method", method), ("overlay", &*overlay), ("service", service), ("via", via)];
-        counter(labels.map(|(name, value)| pair(name, value)).into(), count)
-    });
+    let requests = totals
+        .into_iter()
+        .map(|((overlay, service, via, class, method), count)| {
+            let class = format!("{class}xx");
+            let labels = [
+                ("code_class", &*class),
+                ("method", method),
+                ("overlay", &*overlay),
+                ("service", service),
+                ("via", via),
+            ];
+            counter(labels.map(|(name, value)| pair(name, value)).into(), count)
+        });
     let mut durations: Vec<_> = durations.into_iter().collect();
     durations.sort_by_key(|(labels, _)| *labels);
-    let histograms = durations.into_iter().map(|((service, via), observed)| histogram(vec![pair("service", service), pair("via", via)], &observed));
+    let histograms = durations.into_iter().map(|((service, via), observed)| {
+        histogram(vec![pair("service", service), pair("via", via)], &observed)
+    });
     vec![
-        family("overlane_requests_total", "Requests by overlay, service, whose answer it was, status class and method.", MetricType::COUNTER, requests.collect()),
-        family("overlane_request_duration_seconds", "From the end of the request's head to the end of the response.", MetricType::HISTOGRAM, histograms.collect()),
+        family(
+            "overlane_requests_total",
+            "Requests by overlay, service, whose answer it was, status class and method.",
+            MetricType::COUNTER,
+            requests.collect(),
+        ),
+        family(
+            "overlane_request_duration_seconds",
+            "From the end of the request's head to the end of the response.",
+            MetricType::HISTOGRAM,
+            histograms.collect(),
+        ),
     ]
 }
 
@@ -259,7 +305,7 @@ fn histogram(labels: Vec<LabelPair>, observed: &Observed) -> Metric {
     let mut cumulative = 0;
     let buckets = BOUNDS.iter().zip(observed.buckets).map(|(bound, count)| {
         cumulative += count;
-        let mut bucket = Bucket::new();
+        let mut bucket = Bucket::default();
         bucket.set_upper_bound(*bound);
         bucket.set_cumulative_count(cumulative);
         bucket
@@ -275,42 +321,137 @@ fn histogram(labels: Vec<LabelPair>, observed: &Observed) -> Metric {
 
 fn event_families(meter: &Meter) -> Vec<MetricFamily> {
     let of = |event: Event| meter.events[event as usize];
-    let total = |name: &str, help: &str, event| family(name, help, MetricType::COUNTER, vec![counter(Vec::new(), of(event))]);
+    let total = |name: &str, help: &str, event| {
+        family(
+            name,
+            help,
+            MetricType::COUNTER,
+            vec![counter(Vec::new(), of(event))],
+        )
+    };
     let level = |name: &str, help: &str, from, to| {
         let now = of(from).saturating_sub(of(to)) as f64;
         family(name, help, MetricType::GAUGE, vec![gauge(Vec::new(), now)])
     };
-    let invalid = [("header", Event::InvalidHeader), ("baggage", Event::InvalidBaggage)];
-    let invalid = invalid.map(|(carrier, event)| counter(vec![pair("carrier", carrier)], of(event)));
+    let invalid = [
+        ("header", Event::InvalidHeader),
+        ("baggage", Event::InvalidBaggage),
+    ];
+    let invalid =
+        invalid.map(|(carrier, event)| counter(vec![pair("carrier", carrier)], of(event)));
     vec![
-        level("overlane_connections", "Client connections that are open.", Event::ConnectionAccepted, Event::ConnectionClosed),
-        level("overlane_active_requests", "Requests that are being served.", Event::RequestStarted, Event::RequestEnded),
-        total("overlane_connections_accepted_total", "Client connections accepted.", Event::ConnectionAccepted),
-        total("overlane_unknown_overlay_requests_total", "Requests that named an overlay that nobody knows or that expired.", Event::UnknownOverlay),
-        total("overlane_untrusted_headers_total", "Requests whose overlay headers were removed because the sender is not trusted.", Event::UntrustedHeaders),
-        family("overlane_invalid_keys_total", "Requests with a key that is no valid id, by carrier.", MetricType::COUNTER, invalid.into()),
-        total("overlane_refused_heads_total", "Request heads that were malformed, too large or too slow.", Event::HeadRefused),
-        total("overlane_upstream_connect_failures_total", "Connections to upstreams that could not be made.", Event::ConnectFailed),
-        total("overlane_held_requests_total", "Requests that waited for an upstream.", Event::Held),
-        total("overlane_fallbacks_total", "Requests that fell back to another owner.", Event::FellBack),
-        total("overlane_access_log_dropped_total", "Access-log lines dropped because the writer could not keep up.", Event::AccessLogDropped),
+        level(
+            "overlane_connections",
+            "Client connections that are open.",
+            Event::ConnectionAccepted,
+            Event::ConnectionClosed,
+        ),
+        level(
+            "overlane_active_requests",
+            "Requests that are being served.",
+            Event::RequestStarted,
+            Event::RequestEnded,
+        ),
+        total(
+            "overlane_connections_accepted_total",
+            "Client connections accepted.",
+            Event::ConnectionAccepted,
+        ),
+        total(
+            "overlane_unknown_overlay_requests_total",
+            "Requests that named an overlay that nobody knows or that expired.",
+            Event::UnknownOverlay,
+        ),
+        total(
+            "overlane_untrusted_headers_total",
+            "Requests whose overlay headers were removed because the sender is not trusted.",
+            Event::UntrustedHeaders,
+        ),
+        family(
+            "overlane_invalid_keys_total",
+            "Requests with a key that is no valid id, by carrier.",
+            MetricType::COUNTER,
+            invalid.into(),
+        ),
+        total(
+            "overlane_refused_heads_total",
+            "Request heads that were malformed, too large or too slow.",
+            Event::HeadRefused,
+        ),
+        total(
+            "overlane_upstream_connect_failures_total",
+            "Connections to upstreams that could not be made.",
+            Event::ConnectFailed,
+        ),
+        total(
+            "overlane_held_requests_total",
+            "Requests that waited for an upstream.",
+            Event::Held,
+        ),
+        total(
+            "overlane_fallbacks_total",
+            "Requests that fell back to another owner.",
+            Event::FellBack,
+        ),
+        total(
+            "overlane_access_log_dropped_total",
+            "Access-log lines dropped because the writer could not keep up.",
+            Event::AccessLogDropped,
+        ),
     ]
 }
 
 fn control_families(control: &ControlFigures) -> Vec<MetricFamily> {
-    let simple = |name: &str, help: &str, value: f64| family(name, help, MetricType::GAUGE, vec![gauge(Vec::new(), value)]);
-    let reloads = [("ok", control.reloads_ok), ("error", control.reloads_failed)];
+    let simple = |name: &str, help: &str, value: f64| {
+        family(
+            name,
+            help,
+            MetricType::GAUGE,
+            vec![gauge(Vec::new(), value)],
+        )
+    };
+    let reloads = [
+        ("ok", control.reloads_ok),
+        ("error", control.reloads_failed),
+    ];
     let reloads = reloads.map(|(result, count)| counter(vec![pair("result", result)], count));
     let expiring = control.expires.iter().take(MAX_OVERLAY_LABELS);
     let expires = expiring.map(|(overlay, at)| gauge(vec![pair("overlay", overlay.as_str())], *at));
     let version = vec![pair("version", env!("CARGO_PKG_VERSION"))];
     vec![
-        simple("overlane_config_revision", "The generation of the routing table in force.", control.generation as f64),
-        simple("overlane_overlays", "Overlays in the routing table.", control.overlays as f64),
-        family("overlane_config_reloads_total", "Reloads of the store that changed something, by result.", MetricType::COUNTER, reloads.into()),
-        simple("overlane_config_last_reload_success_timestamp_seconds", "When a reload last succeeded.", control.last_success),
-        family("overlane_overlay_expires_timestamp_seconds", "When overlays expire.", MetricType::GAUGE, expires.collect()),
-        family("overlane_build_info", "The version that runs; always 1.", MetricType::GAUGE, vec![gauge(version, 1.0)]),
+        simple(
+            "overlane_config_revision",
+            "The generation of the routing table in force.",
+            control.generation as f64,
+        ),
+        simple(
+            "overlane_overlays",
+            "Overlays in the routing table.",
+            control.overlays as f64,
+        ),
+        family(
+            "overlane_config_reloads_total",
+            "Reloads of the store that changed something, by result.",
+            MetricType::COUNTER,
+            reloads.into(),
+        ),
+        simple(
+            "overlane_config_last_reload_success_timestamp_seconds",
+            "When a reload last succeeded.",
+            control.last_success,
+        ),
+        family(
+            "overlane_overlay_expires_timestamp_seconds",
+            "When overlays expire.",
+            MetricType::GAUGE,
+            expires.collect(),
+        ),
+        family(
+            "overlane_build_info",
+            "The version that runs; always 1.",
+            MetricType::GAUGE,
+            vec![gauge(version, 1.0)],
+        ),
     ]
 }
 
@@ -320,18 +461,36 @@ mod tests {
 
     fn labels(overlay: &str) -> Labels {
         let service = "web".parse().ok();
-        Labels { overlay: overlay.parse().ok(), service, via: Some(Via::Overlay), class: 2, method: "GET" }
+        Labels {
+            overlay: overlay.parse().ok(),
+            service,
+            via: Some(Via::Overlay),
+            class: 2,
+            method: "GET",
+        }
     }
 
     #[test]
     fn overlays_beyond_the_cap_share_one_label_value() {
         let mut meter = Meter::default();
         for number in 0..MAX_OVERLAY_LABELS + 5 {
-            meter.requests.insert(labels(&format!("o{number}")), Observed { count: 2, ..Observed::default() });
+            meter.requests.insert(
+                labels(&format!("o{number}")),
+                Observed {
+                    count: 2,
+                    ..Observed::default()
+                },
+            );
         }
         let text = render(&meter, &ControlFigures::default());
-        assert_eq!(text.matches("overlane_requests_total{").count(), MAX_OVERLAY_LABELS + 1);
-        assert!(text.contains("overlay=\"_other\",service=\"web\",via=\"overlay\"} 10"), "{text}");
+        assert_eq!(
+            text.matches("overlane_requests_total{").count(),
+            MAX_OVERLAY_LABELS + 1
+        );
+        assert!(
+            text.contains("overlay=\"_other\",service=\"web\",via=\"overlay\"} 10"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -346,6 +505,9 @@ mod tests {
         observe(labels("a"), Duration::from_millis(200));
         let text = METER.with_borrow(|meter| render(meter, &ControlFigures::default()));
         assert!(text.contains("overlane_request_duration_seconds_bucket{service=\"web\",via=\"overlay\",le=\"0.0025\"} 1"), "{text}");
-        assert!(text.contains("le=\"0.25\"} 2") && text.contains("_count{service=\"web\",via=\"overlay\"} 2"));
+        assert!(
+            text.contains("le=\"0.25\"} 2")
+                && text.contains("_count{service=\"web\",via=\"overlay\"} 2")
+        );
     }
 }

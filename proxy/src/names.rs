@@ -28,7 +28,6 @@ pub struct Names(Option<mpsc::UnboundedSender<Weak<Upstream>>>);
 
 impl Names {
     /// A resolver, and the task that runs it on the control runtime until the last door is gone.
-    #[must_use]
     pub fn new() -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (sender, receiver) = mpsc::unbounded_channel();
         (Self(Some(sender)), run(receiver))
@@ -54,7 +53,7 @@ async fn run(mut registrations: mpsc::UnboundedReceiver<Weak<Upstream>>) {
     let mut refresh = tokio::time::interval(REFRESH);
     let mut running = JoinSet::new();
     let limit = Arc::new(Semaphore::new(AT_ONCE));
-    let mut start = |weak: &Weak<Upstream>, running: &mut JoinSet<()>| {
+    let start = |weak: &Weak<Upstream>, running: &mut JoinSet<()>| {
         if let Some(upstream) = weak.upgrade() {
             running.spawn(resolve(upstream, limit.clone()));
         }
@@ -79,17 +78,25 @@ async fn run(mut registrations: mpsc::UnboundedReceiver<Weak<Upstream>>) {
 }
 
 async fn resolve(upstream: Arc<Upstream>, limit: Arc<Semaphore>) {
-    let Ok(_permit) = limit.acquire().await else { return };
+    let Ok(_permit) = limit.acquire().await else {
+        return;
+    };
     let mut found = Vec::new();
     let mut problem = None;
     for url in upstream.urls() {
         match resolve_url(url).await {
-            Ok(addresses) => found.extend(addresses.into_iter().map(|address| (url.clone(), address))),
+            Ok(addresses) => {
+                found.extend(addresses.into_iter().map(|address| (url.clone(), address)))
+            }
             Err(why) => problem = Some(why),
         }
     }
     // One name that fails while others resolve keeps everything as it was.
-    if problem.is_some() && upstream.endpoints().is_some_and(|known| !known.list.is_empty()) {
+    if problem.is_some()
+        && upstream
+            .endpoints()
+            .is_some_and(|known| !known.list.is_empty())
+    {
         found.clear();
     }
     upstream.resolved(found, problem);
@@ -107,14 +114,25 @@ pub async fn resolve_url(url: &Url) -> Result<Vec<Address>, String> {
     let found = match tokio::time::timeout(TIMEOUT, lookup).await {
         Ok(Ok(found)) => found,
         Ok(Err(error)) => return Err(format!("`{}` does not resolve: {error}", url.host)),
-        Err(_) => return Err(format!("`{}` does not resolve within {} s", url.host, TIMEOUT.as_secs())),
+        Err(_) => {
+            return Err(format!(
+                "`{}` does not resolve within {} s",
+                url.host,
+                TIMEOUT.as_secs()
+            ));
+        }
     };
-    let (forbidden, mut usable): (Vec<_>, Vec<_>) = found.partition(|address: &SocketAddr| is_link_local(address.ip()));
+    let (forbidden, mut usable): (Vec<_>, Vec<_>) =
+        found.partition(|address: &SocketAddr| is_link_local(address.ip()));
     usable.sort_unstable();
     usable.dedup();
     match (usable.is_empty(), forbidden.first()) {
         (false, _) => Ok(usable.into_iter().map(Address::Tcp).collect()),
-        (true, Some(address)) => Err(format!("`{}` resolves to the link-local address {}", url.host, address.ip())),
+        (true, Some(address)) => Err(format!(
+            "`{}` resolves to the link-local address {}",
+            url.host,
+            address.ip()
+        )),
         (true, None) => Err(format!("`{}` has no address", url.host)),
     }
 }

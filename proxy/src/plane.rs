@@ -130,7 +130,11 @@ impl Plane {
     /// Whether a connection to `address` would come back to us (loops, the admin listener).
     #[must_use]
     pub fn is_own(&self, address: SocketAddr) -> bool {
-        let same_host = |own: &SocketAddr| own.ip() == address.ip() || (own.ip().is_unspecified() && address.ip().is_loopback());
-        self.own.iter().any(|own| own.port() == address.port() && same_host(own))
+        let same_host = |own: &SocketAddr| {
+            own.ip() == address.ip() || (own.ip().is_unspecified() && address.ip().is_loopback())
+        };
+        self.own
+            .iter()
+            .any(|own| own.port() == address.port() && same_host(own))
     }
 }

@@ -31,7 +31,11 @@ pub struct Published {
 
 impl Default for Published {
     fn default() -> Self {
-        Self { current: ArcSwap::default(), generation: watch::Sender::new(0), retired: Mutex::default() }
+        Self {
+            current: ArcSwap::default(),
+            generation: watch::Sender::new(0),
+            retired: Mutex::default(),
+        }
     }
 }
 
@@ -68,6 +72,9 @@ impl Published {
 
     /// Drops the retired snapshots that no request holds any more; called now and then by the control side.
     pub fn collect(&self) {
-        self.retired.lock().unwrap_or_else(PoisonError::into_inner).retain(|snapshot| Arc::strong_count(snapshot) > 1);
+        self.retired
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|snapshot| Arc::strong_count(snapshot) > 1);
     }
 }

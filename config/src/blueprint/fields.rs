@@ -10,28 +10,105 @@ use crate::name::printable;
 
 /// The fields of a blueprint that routing acts on, and those of provisioning, which are kept.
 pub(super) const ROOT: &[&str] = &[
-    "name", "routing", "services", "description", "version", "labels", "annotations", "owner", "team", "tags", "plans",
-    "plan", "autoShutdown", "autoShutdownAfter", "env", "envFrom", "volumes", "secrets", "dependencies", "resources",
-    "networks", "metadata", "status",
+    "name",
+    "routing",
+    "services",
+    "description",
+    "version",
+    "labels",
+    "annotations",
+    "owner",
+    "team",
+    "tags",
+    "plans",
+    "plan",
+    "autoShutdown",
+    "autoShutdownAfter",
+    "env",
+    "envFrom",
+    "volumes",
+    "secrets",
+    "dependencies",
+    "resources",
+    "networks",
+    "metadata",
+    "status",
 ];
 /// The fields of the envelope.
 pub(super) const ENVELOPE: &[&str] = &["apiVersion", "kind", "metadata", "spec", "status"];
 /// The fields of `metadata`; Kubernetes adds some of its own.
 pub(super) const METADATA: &[&str] = &[
-    "name", "namespace", "labels", "annotations", "uid", "resourceVersion", "generation", "creationTimestamp",
-    "deletionTimestamp", "deletionGracePeriodSeconds", "finalizers", "ownerReferences", "managedFields", "generateName", "selfLink",
+    "name",
+    "namespace",
+    "labels",
+    "annotations",
+    "uid",
+    "resourceVersion",
+    "generation",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "finalizers",
+    "ownerReferences",
+    "managedFields",
+    "generateName",
+    "selfLink",
 ];
 /// The fields of `routing`.
 pub(super) const ROUTING: &[&str] = &[
-    "mode", "baselineId", "overlayId", "headerName", "propagateHeader", "serviceUrl", "overlayUrl", "ttl", "expiresAt",
-    "onUnavailable", "onUnknown", "holdFor",
+    "mode",
+    "baselineId",
+    "overlayId",
+    "headerName",
+    "propagateHeader",
+    "serviceUrl",
+    "overlayUrl",
+    "ttl",
+    "expiresAt",
+    "onUnavailable",
+    "onUnknown",
+    "holdFor",
 ];
 /// The fields of a service.
 pub(super) const SERVICE: &[&str] = &[
-    "name", "url", "endpoints", "expose", "hosts", "path", "image", "description", "type", "ports", "port", "env",
-    "envFrom", "dependsOn", "volumes", "volumeMounts", "secrets", "configMaps", "command", "args", "entrypoint",
-    "workingDir", "resources", "replicas", "build", "labels", "annotations", "probes", "readinessProbe", "livenessProbe",
-    "startupProbe", "healthCheck", "healthcheck", "imagePullPolicy", "serviceAccount", "securityContext", "restart", "user",
+    "name",
+    "url",
+    "endpoints",
+    "expose",
+    "hosts",
+    "path",
+    "image",
+    "description",
+    "type",
+    "ports",
+    "port",
+    "env",
+    "envFrom",
+    "dependsOn",
+    "volumes",
+    "volumeMounts",
+    "secrets",
+    "configMaps",
+    "command",
+    "args",
+    "entrypoint",
+    "workingDir",
+    "resources",
+    "replicas",
+    "build",
+    "labels",
+    "annotations",
+    "probes",
+    "readinessProbe",
+    "livenessProbe",
+    "startupProbe",
+    "healthCheck",
+    "healthcheck",
+    "imagePullPolicy",
+    "serviceAccount",
+    "securityContext",
+    "restart",
+    "user",
 ];
 /// The fields of an attachment.
 pub(super) const ATTACHMENT: &[&str] = &["services"];
@@ -45,12 +122,27 @@ pub(super) struct Problems<'s> {
 }
 
 impl Problems<'_> {
-    pub(super) fn error(&mut self, span: Span, message: impl Into<String>, hint: impl Into<String>) {
-        self.list.push(Diagnostic::error(self.source, span, message).hint(hint));
+    pub(super) fn error(
+        &mut self,
+        span: Span,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) {
+        self.list
+            .push(Diagnostic::error(self.source, span, message).hint(hint));
     }
 
-    pub(super) fn warning(&mut self, span: Span, message: impl Into<String>, hint: impl Into<String>) {
-        self.list.push(Diagnostic::error(self.source, span, message).warning().hint(hint));
+    pub(super) fn warning(
+        &mut self,
+        span: Span,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) {
+        self.list.push(
+            Diagnostic::error(self.source, span, message)
+                .warning()
+                .hint(hint),
+        );
     }
 
     /// A single value; an error where it is a list or a mapping.
@@ -58,17 +150,29 @@ impl Problems<'_> {
         match &node.kind {
             Kind::Scalar { text, plain } => Some((text, *plain)),
             _ => {
-                self.error(node.span, format!("`{name}` is {}, and should be a single value", node.what()), format!("write `{name}: value`"));
+                self.error(
+                    node.span,
+                    format!("`{name}` is {}, and should be a single value", node.what()),
+                    format!("write `{name}: value`"),
+                );
                 None
             }
         }
     }
 
     /// A value that is read from its text.
-    pub(super) fn value<T: FromStr<Err: Display>>(&mut self, node: &Node, name: &str, hint: &str) -> Option<Spanned<T>> {
+    pub(super) fn value<T: FromStr<Err: Display>>(
+        &mut self,
+        node: &Node,
+        name: &str,
+        hint: &str,
+    ) -> Option<Spanned<T>> {
         let (text, _) = self.scalar(node, name)?;
         match text.parse() {
-            Ok(value) => Some(Spanned { value, span: node.span }),
+            Ok(value) => Some(Spanned {
+                value,
+                span: node.span,
+            }),
             Err(why) => {
                 self.error(node.span, format!("`{name}`: {why}"), hint);
                 None
@@ -82,14 +186,26 @@ impl Problems<'_> {
             ("true", true) => Some(true),
             ("false", true) => Some(false),
             (text, _) => {
-                self.error(node.span, format!("`{name}: {}` is neither true nor false", printable(text, 40)), format!("write `{name}: true` or `{name}: false`, without quotes"));
+                self.error(
+                    node.span,
+                    format!(
+                        "`{name}: {}` is neither true nor false",
+                        printable(text, 40)
+                    ),
+                    format!("write `{name}: true` or `{name}: false`, without quotes"),
+                );
                 None
             }
         }
     }
 
     /// One word of a closed list.
-    pub(super) fn word<T: Copy>(&mut self, node: &Node, name: &str, words: &[(&str, T)]) -> Option<T> {
+    pub(super) fn word<T: Copy>(
+        &mut self,
+        node: &Node,
+        name: &str,
+        words: &[(&str, T)],
+    ) -> Option<T> {
         let (text, _) = self.scalar(node, name)?;
         if let Some((_, value)) = words.iter().find(|(word, _)| *word == text) {
             return Some(*value);
@@ -99,7 +215,11 @@ impl Problems<'_> {
             Some(near) => format!("did you mean `{near}`?"),
             None => format!("one of {}", known.join(", ")),
         };
-        self.error(node.span, format!("`{name}: {}` is unknown", printable(text, 40)), hint);
+        self.error(
+            node.span,
+            format!("`{name}: {}` is unknown", printable(text, 40)),
+            hint,
+        );
         None
     }
 
@@ -108,7 +228,11 @@ impl Problems<'_> {
         match &node.kind {
             Kind::List(items) => items,
             _ => {
-                self.error(node.span, format!("`{name}` is {}, and should be a list", node.what()), hint);
+                self.error(
+                    node.span,
+                    format!("`{name}` is {}, and should be a list", node.what()),
+                    hint,
+                );
                 &[]
             }
         }
@@ -123,17 +247,36 @@ pub(super) struct Fields<'n> {
 
 impl<'n> Fields<'n> {
     /// Opens `node`, whose fields may be `known`; every other one is reported.
-    pub(super) fn open(node: &'n Node, name: &str, known: &'static [&'static str], problems: &mut Problems<'_>) -> Self {
+    pub(super) fn open(
+        node: &'n Node,
+        name: &str,
+        known: &'static [&'static str],
+        problems: &mut Problems<'_>,
+    ) -> Self {
         let Kind::Mapping(entries) = &node.kind else {
-            problems.error(node.span, format!("{name} is {}, and should be a mapping", node.what()), "write fields as `name: value`, one per line");
-            return Self { entries: &[], known };
+            problems.error(
+                node.span,
+                format!("{name} is {}, and should be a mapping", node.what()),
+                "write fields as `name: value`, one per line",
+            );
+            return Self {
+                entries: &[],
+                known,
+            };
         };
-        for (key, _) in entries.iter().filter(|(key, _)| !known.contains(&key.text.as_str())) {
+        for (key, _) in entries
+            .iter()
+            .filter(|(key, _)| !known.contains(&key.text.as_str()))
+        {
             let hint = match did_you_mean(&key.text, known.iter().copied()) {
                 Some(near) => format!("did you mean `{near}`?"),
                 None => format!("the fields here are {}", known.join(", ")),
             };
-            problems.error(key.span, format!("unknown field `{}` in {name}", printable(&key.text, 60)), hint);
+            problems.error(
+                key.span,
+                format!("unknown field `{}` in {name}", printable(&key.text, 60)),
+                hint,
+            );
         }
         Self { entries, known }
     }
@@ -141,6 +284,10 @@ impl<'n> Fields<'n> {
     /// The value of a field; null counts as absent.
     pub(super) fn get(&self, field: &str) -> Option<&'n Node> {
         debug_assert!(self.known.contains(&field), "{field} is read and not known");
-        self.entries.iter().find(|(key, _)| key.text == field).map(|(_, value)| value).filter(|value| !value.is_null())
+        self.entries
+            .iter()
+            .find(|(key, _)| key.text == field)
+            .map(|(_, value)| value)
+            .filter(|value| !value.is_null())
     }
 }

@@ -44,7 +44,10 @@ impl Node {
     /// The value of `key`, if this is a mapping that has it.
     pub(super) fn get(&self, key: &str) -> Option<&Node> {
         match &self.kind {
-            Kind::Mapping(entries) => entries.iter().find(|(own, _)| own.text == key).map(|(_, value)| value),
+            Kind::Mapping(entries) => entries
+                .iter()
+                .find(|(own, _)| own.text == key)
+                .map(|(_, value)| value),
             _ => None,
         }
     }
@@ -76,7 +79,11 @@ impl<'s> Documents<'s> {
         options.flow_nesting_limit = MAX_NESTING;
         options.block_nesting_limit = MAX_NESTING;
         options.set_emit_comments(false);
-        Self { source, parser: Parser::new_from_str_with_options(&source.text, options), problems: Vec::new() }
+        Self {
+            source,
+            parser: Parser::new_from_str_with_options(&source.text, options),
+            problems: Vec::new(),
+        }
     }
 
     /// The next document that is not empty; `None` at the end.
@@ -99,32 +106,74 @@ impl<'s> Documents<'s> {
         match self.parser.next() {
             None => Ok(None),
             Some(Ok((event, span))) => {
-                let at = |marker: granit_parser::Marker| marker.byte_offset().and_then(|at| u32::try_from(at).ok()).unwrap_or_default();
-                Ok(Some((event, Span { start: at(span.start), end: at(span.end) })))
+                let at = |marker: granit_parser::Marker| {
+                    marker
+                        .byte_offset()
+                        .and_then(|at| u32::try_from(at).ok())
+                        .unwrap_or_default()
+                };
+                Ok(Some((
+                    event,
+                    Span {
+                        start: at(span.start),
+                        end: at(span.end),
+                    },
+                )))
             }
             Some(Err(error)) => {
-                let start = error.marker().byte_offset().and_then(|at| u32::try_from(at).ok()).unwrap_or_default();
-                let problem = Diagnostic::error(self.source, Span { start, end: start }, format!("not valid YAML: {}", error.info()));
-                Err(Box::new(problem.hint("check indentation, colons and quotes at and above this line")))
+                let start = error
+                    .marker()
+                    .byte_offset()
+                    .and_then(|at| u32::try_from(at).ok())
+                    .unwrap_or_default();
+                let problem = Diagnostic::error(
+                    self.source,
+                    Span { start, end: start },
+                    format!("not valid YAML: {}", error.info()),
+                );
+                Err(Box::new(problem.hint(
+                    "check indentation, colons and quotes at and above this line",
+                )))
             }
         }
     }
 
     fn node(&mut self, (event, span): Spanned<'s>, depth: usize) -> Result<Node, Box<Diagnostic>> {
         if depth > MAX_NESTING {
-            return Err(Box::new(Diagnostic::error(self.source, span, format!("nested deeper than {MAX_NESTING} levels")).hint("no blueprint needs that")));
+            return Err(Box::new(
+                Diagnostic::error(
+                    self.source,
+                    span,
+                    format!("nested deeper than {MAX_NESTING} levels"),
+                )
+                .hint("no blueprint needs that"),
+            ));
         }
         match event {
             Event::Scalar(text, style, anchor, _) => {
                 self.no_anchor(anchor, span)?;
-                Ok(Node { span, kind: Kind::Scalar { text: text.into_owned(), plain: style == ScalarStyle::Plain } })
+                Ok(Node {
+                    span,
+                    kind: Kind::Scalar {
+                        text: text.into_owned(),
+                        plain: style == ScalarStyle::Plain,
+                    },
+                })
             }
             Event::SequenceStart(_, anchor, _) => {
                 self.no_anchor(anchor, span)?;
                 let mut items = Vec::new();
                 loop {
                     match self.inside(span)? {
-                        (Event::SequenceEnd, end) => return Ok(Node { span: Span { end: end.end, ..span }, kind: Kind::List(items) }),
+                        (Event::SequenceEnd, end) => {
+                            return Ok(Node {
+                                span: Span {
+                                    end: end.end,
+                                    ..span
+                                },
+                                kind: Kind::List(items),
+                            });
+                        }
                         event => items.push(self.node(event, depth + 1)?),
                     }
                 }
@@ -133,7 +182,10 @@ impl<'s> Documents<'s> {
                 self.no_anchor(anchor, span)?;
                 self.mapping(span, depth)
             }
-            _ => Err(Box::new(Diagnostic::error(self.source, span, "aliases and anchors are not read").hint("write the value out"))),
+            _ => Err(Box::new(
+                Diagnostic::error(self.source, span, "aliases and anchors are not read")
+                    .hint("write the value out"),
+            )),
         }
     }
 
@@ -141,35 +193,71 @@ impl<'s> Documents<'s> {
         let mut entries: Vec<(Key, Node)> = Vec::new();
         loop {
             let event = match self.inside(span)? {
-                (Event::MappingEnd, end) => return Ok(Node { span: Span { end: end.end, ..span }, kind: Kind::Mapping(entries) }),
+                (Event::MappingEnd, end) => {
+                    return Ok(Node {
+                        span: Span {
+                            end: end.end,
+                            ..span
+                        },
+                        kind: Kind::Mapping(entries),
+                    });
+                }
                 event => event,
             };
             let key = self.node(event, depth + 1)?;
             let Kind::Scalar { text, .. } = key.kind else {
-                return Err(Box::new(Diagnostic::error(self.source, key.span, "a key must be a single value").hint("write `name: value`")));
+                return Err(Box::new(
+                    Diagnostic::error(self.source, key.span, "a key must be a single value")
+                        .hint("write `name: value`"),
+                ));
             };
             let value = self.inside(span)?;
             let value = self.node(value, depth + 1)?;
             match entries.iter().find(|(known, _)| known.text == text) {
-                None => entries.push((Key { span: key.span, text }, value)),
+                None => entries.push((
+                    Key {
+                        span: key.span,
+                        text,
+                    },
+                    value,
+                )),
                 Some((first, _)) => {
-                    let line = crate::diagnostic::Location { source: self.source.clone(), span: first.span }.line();
+                    let line = crate::diagnostic::Location {
+                        source: self.source.clone(),
+                        span: first.span,
+                    }
+                    .line();
                     let shown = crate::name::printable(&text, 60);
-                    let problem = Diagnostic::error(self.source, key.span, format!("duplicate key `{shown}`"));
-                    self.problems.push(problem.hint(format!("it is already on line {line}; keep one of them")));
+                    let problem = Diagnostic::error(
+                        self.source,
+                        key.span,
+                        format!("duplicate key `{shown}`"),
+                    );
+                    self.problems.push(
+                        problem.hint(format!("it is already on line {line}; keep one of them")),
+                    );
                 }
             }
         }
     }
 
     fn inside(&mut self, opened: Span) -> Result<Spanned<'s>, Box<Diagnostic>> {
-        self.event()?.ok_or_else(|| Box::new(Diagnostic::error(self.source, opened, "the file ends inside this")))
+        self.event()?.ok_or_else(|| {
+            Box::new(Diagnostic::error(
+                self.source,
+                opened,
+                "the file ends inside this",
+            ))
+        })
     }
 
     fn no_anchor(&self, anchor: usize, span: Span) -> Result<(), Box<Diagnostic>> {
         if anchor == 0 {
             return Ok(());
         }
-        Err(Box::new(Diagnostic::error(self.source, span, "aliases and anchors are not read").hint("write the value out")))
+        Err(Box::new(
+            Diagnostic::error(self.source, span, "aliases and anchors are not read")
+                .hint("write the value out"),
+        ))
     }
 }

@@ -13,8 +13,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
 use pingora_core::protocols::{
-    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, IO, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
-    UniqueID, UniqueIDType, raw_connect::ProxyDigest, tls::SslDigest,
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, IO, Peek, Shutdown, SocketDigest, Ssl,
+    TimingDigest, UniqueID, UniqueIDType, raw_connect::ProxyDigest, tls::SslDigest,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
@@ -39,14 +39,24 @@ pub struct Conn<S> {
 
 impl<S> std::fmt::Debug for Conn<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Conn").field("ahead", &self.ahead.len()).field("grant", &self.grant).finish_non_exhaustive()
+        f.debug_struct("Conn")
+            .field("ahead", &self.ahead.len())
+            .field("grant", &self.grant)
+            .finish_non_exhaustive()
     }
 }
 
 impl<S: IO + 'static> Conn<S> {
     /// A connection on which a write that makes no progress for `write_timeout` fails.
     pub fn new(io: S, write_timeout: Duration) -> Self {
-        Self { io, ahead: BytesMut::new(), grant: None, unsent: BytesMut::new(), write_timeout, write_deadline: None }
+        Self {
+            io,
+            ahead: BytesMut::new(),
+            grant: None,
+            unsent: BytesMut::new(),
+            write_timeout,
+            write_deadline: None,
+        }
     }
 
     /// What was read and is not yet consumed.
@@ -75,7 +85,9 @@ impl<S: IO + 'static> Conn<S> {
         self.ahead.reserve(READ_SIZE);
         let left = until.saturating_duration_since(Instant::now());
         // Pingora's timer costs no system call per request; tokio's wakes its driver (embedding traps, 7).
-        match pingora_timeout::fast_timeout::fast_timeout(left, self.io.read_buf(&mut self.ahead)).await {
+        match pingora_timeout::fast_timeout::fast_timeout(left, self.io.read_buf(&mut self.ahead))
+            .await
+        {
             Ok(read) => read,
             Err(_) => Err(io::ErrorKind::TimedOut.into()),
         }
@@ -83,7 +95,13 @@ impl<S: IO + 'static> Conn<S> {
 
     fn poll_send_unsent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.unsent.is_empty() {
-            let sent = ready!(Self::poll_within_deadline(&mut self.io, &mut self.write_deadline, self.write_timeout, cx, &self.unsent))?;
+            let sent = ready!(Self::poll_within_deadline(
+                &mut self.io,
+                &mut self.write_deadline,
+                self.write_timeout,
+                cx,
+                &self.unsent
+            ))?;
             self.unsent.advance(sent);
         }
         Poll::Ready(Ok(()))
@@ -133,7 +151,11 @@ impl<S: IO + 'static> Conn<S> {
 }
 
 impl<S: IO + 'static> AsyncRead for Conn<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         // Whoever waits for the client has nothing to write: a head on hold leaves now.
         if !this.unsent.is_empty()
@@ -144,7 +166,12 @@ impl<S: IO + 'static> AsyncRead for Conn<S> {
         if this.grant == Some(0) {
             return this.poll_for_end(cx);
         }
-        let limit = this.grant.map_or(usize::MAX, |grant| usize::try_from(grant).unwrap_or(usize::MAX)).min(out.remaining());
+        let limit = this
+            .grant
+            .map_or(usize::MAX, |grant| {
+                usize::try_from(grant).unwrap_or(usize::MAX)
+            })
+            .min(out.remaining());
         if !this.ahead.is_empty() {
             let count = limit.min(this.ahead.len());
             out.put_slice(&this.ahead[..count]);
@@ -170,7 +197,11 @@ impl<S: IO + 'static> AsyncRead for Conn<S> {
 impl<S: IO + 'static> AsyncWrite for Conn<S> {
     /// The first write after a flush is a head and waits for what follows; everything else goes out
     /// at once, so that a slowly produced body is never held back.
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         if this.unsent.is_empty() && bytes.starts_with(b"HTTP/1.") && bytes.len() <= READ_AHEAD {
             this.unsent.extend_from_slice(bytes);
@@ -184,7 +215,13 @@ impl<S: IO + 'static> AsyncWrite for Conn<S> {
             };
         }
         ready!(this.poll_send_unsent(cx))?;
-        Self::poll_within_deadline(&mut this.io, &mut this.write_deadline, this.write_timeout, cx, bytes)
+        Self::poll_within_deadline(
+            &mut this.io,
+            &mut this.write_deadline,
+            this.write_timeout,
+            cx,
+            bytes,
+        )
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -257,13 +294,21 @@ impl Tcp {
 }
 
 impl AsyncRead for Tcp {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.0).poll_read(cx, out)
     }
 }
 
 impl AsyncWrite for Tcp {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, bytes)
     }
 

@@ -46,20 +46,36 @@ pub struct Engine {
 /// Makes a worker's engine. `draining` turns true when the process is told to stop.
 #[must_use]
 pub fn engine(draining: watch::Receiver<bool>) -> Arc<HttpProxy<Engine>> {
-    let conf = ServerConf { threads: 1, upstream_keepalive_pool_size: POOL, max_retries: ATTEMPTS, ..ServerConf::default() };
+    let conf = ServerConf {
+        threads: 1,
+        upstream_keepalive_pool_size: POOL,
+        max_retries: ATTEMPTS,
+        ..ServerConf::default()
+    };
     Arc::new(http_proxy(&Arc::new(conf), Engine { draining }))
 }
 
 impl Engine {
     async fn answer(session: &mut Session, answer: &Answer, carried: &Carried) -> Result<()> {
-        let accept = session.req_header().headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let accept = session
+            .req_header()
+            .headers
+            .get(header::ACCEPT)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default();
         let (body, content_type) = answer.body(accept);
         let mut head = answer.head(content_type, body.len())?;
-        if let Some(receipt) = carried.exchange.as_ref().and_then(|exchange| exchange.receipt_to_send()) {
+        if let Some(receipt) = carried
+            .exchange
+            .as_ref()
+            .and_then(|exchange| exchange.receipt_to_send())
+        {
             head.insert_header(HeaderName::from_static(ROUTE_HEADER), receipt.to_string())?;
         }
         let without_body = session.req_header().method == http::Method::HEAD;
-        session.write_response_header(Box::new(head), without_body).await?;
+        session
+            .write_response_header(Box::new(head), without_body)
+            .await?;
         if !without_body {
             session.write_response_body(Some(body.into()), true).await?;
         }
@@ -80,9 +96,16 @@ impl ProxyHttp for Engine {
 
     /// Called for each request that came with a context: here it is the [`Exchange`], and the
     /// first moment at which the session can be set up for it.
-    fn on_connection_reuse(&self, session: &mut Session, carried: &mut Carried, exchange: Box<dyn Any + Send + Sync>) {
+    fn on_connection_reuse(
+        &self,
+        session: &mut Session,
+        carried: &mut Carried,
+        exchange: Box<dyn Any + Send + Sync>,
+    ) {
         carried.exchange = exchange.downcast::<Exchange>().ok();
-        let Some(exchange) = &carried.exchange else { return };
+        let Some(exchange) = &carried.exchange else {
+            return;
+        };
         let limits = exchange.limits();
         session.set_read_timeout(Some(limits.body));
         session.set_total_drain_timeout(Some(limits.head));
@@ -91,7 +114,12 @@ impl ProxyHttp for Engine {
     }
 
     async fn request_filter(&self, session: &mut Session, carried: &mut Carried) -> Result<bool> {
-        let Some(refusal) = carried.exchange.as_ref().and_then(|exchange| exchange.refusal()).cloned() else {
+        let Some(refusal) = carried
+            .exchange
+            .as_ref()
+            .and_then(|exchange| exchange.refusal())
+            .cloned()
+        else {
             return Ok(false);
         };
         Self::answer(session, &refusal, carried).await?;
@@ -113,7 +141,13 @@ impl ProxyHttp for Engine {
         }
     }
 
-    fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, carried: &mut Carried, mut error: Box<Error>) -> Box<Error> {
+    fn fail_to_connect(
+        &self,
+        _: &mut Session,
+        _: &HttpPeer,
+        carried: &mut Carried,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
         let reason = match error.etype() {
             ErrorType::ConnectRefused => Reason::Refused,
             _ => Reason::Unhealthy,
@@ -127,8 +161,15 @@ impl ProxyHttp for Engine {
         error
     }
 
-    async fn upstream_request_filter(&self, session: &mut Session, request: &mut RequestHeader, carried: &mut Carried) -> Result<()> {
-        let Some(exchange) = &mut carried.exchange else { return Ok(()) };
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        request: &mut RequestHeader,
+        carried: &mut Carried,
+    ) -> Result<()> {
+        let Some(exchange) = &mut carried.exchange else {
+            return Ok(());
+        };
         exchange.sending();
         apply_edits(request, exchange)?;
         if matches!(exchange.gate().listener.role, Role::Gateway) {
@@ -137,20 +178,41 @@ impl ProxyHttp for Engine {
         Ok(())
     }
 
-    async fn response_filter(&self, session: &mut Session, response: &mut ResponseHeader, carried: &mut Carried) -> Result<()> {
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        carried: &mut Carried,
+    ) -> Result<()> {
         if *self.draining.borrow() {
             // Also for what was running already: tell the client that this connection ends.
             session.set_keepalive(None);
         }
-        let Some(exchange) = carried.exchange.as_ref().filter(|_| !response.status.is_informational()) else { return Ok(()) };
+        let Some(exchange) = carried
+            .exchange
+            .as_ref()
+            .filter(|_| !response.status.is_informational())
+        else {
+            return Ok(());
+        };
         let before: Vec<_> = match exchange.passes_through() {
             true => Vec::new(),
-            false => response.headers.get_all(ROUTE_HEADER).iter().filter_map(|value| value.to_str().ok()).map(str::to_owned).collect(),
+            false => response
+                .headers
+                .get_all(ROUTE_HEADER)
+                .iter()
+                .filter_map(|value| value.to_str().ok())
+                .map(str::to_owned)
+                .collect(),
         };
         response.remove_header(ROUTE_HEADER);
         if let Some(receipt) = exchange.receipt_to_send() {
             // As in Proxy-Status: what is nearer to the origin comes first.
-            let line = before.into_iter().chain([receipt.to_string()]).collect::<Vec<_>>().join(", ");
+            let line = before
+                .into_iter()
+                .chain([receipt.to_string()])
+                .collect::<Vec<_>>()
+                .join(", ");
             response.insert_header(HeaderName::from_static(ROUTE_HEADER), line)?;
         }
         Ok(())
@@ -158,8 +220,16 @@ impl ProxyHttp for Engine {
 
     /// Nothing is sent twice, but for one case: an idle connection of the pool that the upstream
     /// had closed, and a request that may be repeated (RFC 9110, section 9.2.2).
-    fn error_while_proxy(&self, _: &HttpPeer, session: &mut Session, mut error: Box<Error>, _: &mut Carried, reused: bool) -> Box<Error> {
-        let repeatable = session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated();
+    fn error_while_proxy(
+        &self,
+        _: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<Error>,
+        _: &mut Carried,
+        reused: bool,
+    ) -> Box<Error> {
+        let repeatable = session.req_header().method.is_idempotent()
+            && !session.as_ref().retry_buffer_truncated();
         if repeatable && session.response_written().is_none() {
             error.retry.decide_reuse(reused);
         } else {
@@ -168,24 +238,44 @@ impl ProxyHttp for Engine {
         error
     }
 
-    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, carried: &mut Carried) -> FailToProxy {
-        let unanswered = session.response_written().is_none_or(|head| head.status.is_informational());
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        carried: &mut Carried,
+    ) -> FailToProxy {
+        let unanswered = session
+            .response_written()
+            .is_none_or(|head| head.status.is_informational());
         let dead = *error.esource() == ErrorSource::Downstream;
-        let answer = carried.answer.take().unwrap_or_else(|| answer_of(error, carried));
+        let answer = carried
+            .answer
+            .take()
+            .unwrap_or_else(|| answer_of(error, carried));
         tracing::debug!(%error, status = answer.status, "the exchange failed");
         if !unanswered || (dead && answer.status == 0) {
-            return FailToProxy { error_code: 0, can_reuse_downstream: false };
+            return FailToProxy {
+                error_code: 0,
+                can_reuse_downstream: false,
+            };
         }
         session.set_keepalive(None);
         if let Err(error) = Self::answer(session, &answer, carried).await {
             tracing::debug!(%error, "the client went away before its answer");
         }
-        FailToProxy { error_code: answer.status, can_reuse_downstream: false }
+        FailToProxy {
+            error_code: answer.status,
+            can_reuse_downstream: false,
+        }
     }
 
     async fn logging(&self, session: &mut Session, _: Option<&Error>, carried: &mut Carried) {
         if let Some(exchange) = &carried.exchange {
-            exchange.ended(session.response_written().map_or(0, |head| head.status.as_u16()));
+            exchange.ended(
+                session
+                    .response_written()
+                    .map_or(0, |head| head.status.as_u16()),
+            );
         }
     }
 
@@ -193,30 +283,70 @@ impl ProxyHttp for Engine {
         true
     }
 
-    fn suppress_proxy_warn_log(&self, _: &Session, _: &Carried, _: &Error, _: pingora_proxy::ProxyWarnLogContext) -> bool {
+    fn suppress_proxy_warn_log(
+        &self,
+        _: &Session,
+        _: &Carried,
+        _: &Error,
+        _: pingora_proxy::ProxyWarnLogContext,
+    ) -> bool {
         true
     }
 }
 
 /// The answer to an error of the exchange itself; status 0 where there is nobody to answer.
 fn answer_of(error: &Error, carried: &Carried) -> Answer {
-    let at = carried.exchange.as_ref().and_then(|exchange| exchange.upstream_address());
+    let at = carried
+        .exchange
+        .as_ref()
+        .and_then(|exchange| exchange.upstream_address());
     let at = at.map_or_else(String::new, |address| format!(" at {address}"));
     match (error.esource(), error.etype()) {
         (ErrorSource::Upstream, ErrorType::ReadTimedout | ErrorType::WriteTimedout) => {
-            Answer::plain(504, "http_response_timeout", "unhealthy", format!("the upstream{at} did not answer in time"))
+            Answer::plain(
+                504,
+                "http_response_timeout",
+                "unhealthy",
+                format!("the upstream{at} did not answer in time"),
+            )
         }
-        (ErrorSource::Upstream, ErrorType::InvalidHTTPHeader | ErrorType::H1Error | ErrorType::H2Error | ErrorType::InvalidH2) => {
-            Answer::plain(502, "http_protocol_error", "unhealthy", format!("the upstream{at} gave an answer that is not valid HTTP"))
-        }
-        (ErrorSource::Upstream, _) => {
-            Answer::plain(502, "connection_terminated", "unhealthy", format!("the upstream{at} closed the connection before it answered"))
-        }
-        (ErrorSource::Downstream, ErrorType::ReadTimedout) => Answer::plain(408, "http_request_error", "timeout", "the request's body did not arrive in time"),
-        (ErrorSource::Downstream, ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed | ErrorType::WriteTimedout) => {
-            Answer::plain(0, "http_request_error", "closed", "")
-        }
-        (ErrorSource::Downstream, _) => Answer::plain(400, "http_request_error", "malformed", "the request is malformed"),
+        (
+            ErrorSource::Upstream,
+            ErrorType::InvalidHTTPHeader
+            | ErrorType::H1Error
+            | ErrorType::H2Error
+            | ErrorType::InvalidH2,
+        ) => Answer::plain(
+            502,
+            "http_protocol_error",
+            "unhealthy",
+            format!("the upstream{at} gave an answer that is not valid HTTP"),
+        ),
+        (ErrorSource::Upstream, _) => Answer::plain(
+            502,
+            "connection_terminated",
+            "unhealthy",
+            format!("the upstream{at} closed the connection before it answered"),
+        ),
+        (ErrorSource::Downstream, ErrorType::ReadTimedout) => Answer::plain(
+            408,
+            "http_request_error",
+            "timeout",
+            "the request's body did not arrive in time",
+        ),
+        (
+            ErrorSource::Downstream,
+            ErrorType::WriteError
+            | ErrorType::ReadError
+            | ErrorType::ConnectionClosed
+            | ErrorType::WriteTimedout,
+        ) => Answer::plain(0, "http_request_error", "closed", ""),
+        (ErrorSource::Downstream, _) => Answer::plain(
+            400,
+            "http_request_error",
+            "malformed",
+            "the request is malformed",
+        ),
         _ => Answer::plain(500, "proxy_internal_error", "internal", "the proxy failed"),
     }
 }
@@ -224,7 +354,11 @@ fn answer_of(error: &Error, carried: &Carried) -> Answer {
 /// Where Pingora connects. Only addresses get here: a name would be resolved on the request path.
 fn peer(endpoint: &Endpoint, exchange: &Exchange) -> Result<Box<HttpPeer>> {
     let tls = endpoint.url.scheme == Scheme::Https;
-    let sni = if tls { endpoint.url.host.to_string() } else { String::new() };
+    let sni = if tls {
+        endpoint.url.host.to_string()
+    } else {
+        String::new()
+    };
     let mut peer = match &endpoint.address {
         Address::Tcp(address) => HttpPeer::new(*address, tls, sni),
         Address::Unix(path) => HttpPeer::new_uds(path, tls, sni)?,
@@ -246,7 +380,9 @@ fn peer(endpoint: &Endpoint, exchange: &Exchange) -> Result<Box<HttpPeer>> {
 /// Applies the edits. Pingora has already removed what the client nominated in `Connection`; the key
 /// is set afresh, so it survives.
 fn apply_edits(request: &mut RequestHeader, exchange: &Exchange) -> Result<()> {
-    let Some(edits) = exchange.edits() else { return Ok(()) };
+    let Some(edits) = exchange.edits() else {
+        return Ok(());
+    };
     let key_header = exchange.key_header();
     request.remove_header(key_header);
     request.remove_header(HOP_HEADER);
@@ -268,7 +404,8 @@ fn apply_edits(request: &mut RequestHeader, exchange: &Exchange) -> Result<()> {
             request.remove_header("baggage");
         }
         BaggageEdit::Set(line) => {
-            let value = HeaderValue::from_bytes(line).map_err(|_| Error::explain(ErrorType::InvalidHTTPHeader, "baggage"))?;
+            let value = HeaderValue::from_bytes(line)
+                .map_err(|_| Error::explain(ErrorType::InvalidHTTPHeader, "baggage"))?;
             request.remove_header("baggage");
             request.insert_header(HeaderName::from_static("baggage"), value)?;
         }
@@ -280,7 +417,11 @@ fn apply_edits(request: &mut RequestHeader, exchange: &Exchange) -> Result<()> {
 fn forwarded(session: &Session, request: &mut RequestHeader, exchange: &Exchange) -> Result<()> {
     let trusted = exchange.gate().trust.covers(exchange.client());
     let client = exchange.client().to_string();
-    let before = request.headers.get("x-forwarded-for").filter(|_| trusted).and_then(|value| value.to_str().ok());
+    let before = request
+        .headers
+        .get("x-forwarded-for")
+        .filter(|_| trusted)
+        .and_then(|value| value.to_str().ok());
     let line = before.map_or_else(|| client.clone(), |before| format!("{before}, {client}"));
     request.insert_header("x-forwarded-for", line)?;
     if !trusted || !request.headers.contains_key("x-forwarded-proto") {

@@ -12,7 +12,8 @@ use overlane_config::blueprint::OnUnavailable;
 use overlane_config::carrier::{self, Keys, baggage};
 use overlane_config::name::{EnvironmentId, HeaderName};
 use overlane_config::route::{
-    self, BaggageEdit, Decision, Edits, HOP_HEADER, Problem, Reason, Receipt, Refusal, Request, REQUIRE_HEADER, Served, To, Tried, Untraced, Via,
+    self, BaggageEdit, Decision, Edits, HOP_HEADER, Problem, REQUIRE_HEADER, Reason, Receipt,
+    Refusal, Request, Served, To, Tried, Untraced, Via,
 };
 use overlane_config::table::Policy;
 use overlane_config::url::{Scheme, Url, split_authority};
@@ -55,10 +56,16 @@ impl Inquiry {
     ///
     /// # Errors
     /// The refusal of a key that is no id.
-    fn read(plane: &Plane, gate: &Gate, head: &Head<'_>, client: IpAddr) -> Result<Self, Box<(Self, Refusal)>> {
+    fn read(
+        plane: &Plane,
+        gate: &Gate,
+        head: &Head<'_>,
+        client: IpAddr,
+    ) -> Result<Self, Box<(Self, Refusal)>> {
         let snapshot = plane.published.load();
         let baseline = snapshot.table.baseline(gate.listener.baseline.as_ref());
-        let key_header = baseline.map_or_else(HeaderName::default_key, |baseline| baseline.header.clone());
+        let key_header =
+            baseline.map_or_else(HeaderName::default_key, |baseline| baseline.header.clone());
         let trusted = gate.trust.covers(client);
         let mut inquiry = Self {
             authority: head.authority.into(),
@@ -72,16 +79,30 @@ impl Inquiry {
             client,
             key_header,
         };
-        let ours = [inquiry.key_header.as_str(), HOP_HEADER, REQUIRE_HEADER, route::ROUTE_HEADER];
+        let ours = [
+            inquiry.key_header.as_str(),
+            HOP_HEADER,
+            REQUIRE_HEADER,
+            route::ROUTE_HEADER,
+        ];
         if !trusted {
-            inquiry.untrusted = ours.into_iter().any(|name| head.values(name).next().is_some()) || !matches!(inquiry.baggage(), Ok(None));
+            inquiry.untrusted = ours
+                .into_iter()
+                .any(|name| head.values(name).next().is_some())
+                || !matches!(inquiry.baggage(), Ok(None));
             if inquiry.untrusted {
                 count(Event::UntrustedHeaders);
             }
             return Ok(inquiry);
         }
-        inquiry.hop = head.values(HOP_HEADER).next().map(|value| String::from_utf8_lossy(value).into());
-        let required: Vec<_> = head.values(REQUIRE_HEADER).map(String::from_utf8_lossy).collect();
+        inquiry.hop = head
+            .values(HOP_HEADER)
+            .next()
+            .map(|value| String::from_utf8_lossy(value).into());
+        let required: Vec<_> = head
+            .values(REQUIRE_HEADER)
+            .map(String::from_utf8_lossy)
+            .collect();
         inquiry.require = required.join(",").into();
         let lines = inquiry.baggage.iter().map(|line| &**line);
         match carrier::read(head.values(inquiry.key_header.as_str()), lines) {
@@ -177,7 +198,10 @@ impl Exchange {
             sent: false,
             started: Instant::now(),
         };
-        if exchange.receipt().is_some_and(|receipt| matches!(receipt.reason, Reason::Unknown | Reason::Expired)) {
+        if exchange
+            .receipt()
+            .is_some_and(|receipt| matches!(receipt.reason, Reason::Unknown | Reason::Expired))
+        {
             count(Event::UnknownOverlay);
         }
         exchange
@@ -234,7 +258,9 @@ impl Exchange {
     /// Whether the response comes from outside: nothing in it is a receipt.
     #[must_use]
     pub fn passes_through(&self) -> bool {
-        self.target.as_ref().is_ok_and(|target| target.receipt.is_none())
+        self.target
+            .as_ref()
+            .is_ok_and(|target| target.receipt.is_none())
     }
 
     /// The address that it was last sent to.
@@ -277,7 +303,10 @@ impl Exchange {
         {
             let message = format!("`{address}` is a listener of this proxy itself");
             let hint = "an upstream must lead to the service, not back to its proxy".to_owned();
-            let answer = Answer { hint: Some(hint), ..Answer::plain(508, "proxy_loop_detected", "refused", message) };
+            let answer = Answer {
+                hint: Some(hint),
+                ..Answer::plain(508, "proxy_loop_detected", "refused", message)
+            };
             return Err(Refused(answer));
         }
         self.endpoint = Some(endpoint.clone());
@@ -294,7 +323,9 @@ impl Exchange {
 
     /// Waits a little for the upstream, or gives it up when it was held long enough.
     async fn hold(&mut self, reason: Reason) -> Result<(), Refused> {
-        let Ok(target) = &self.target else { return Ok(()) };
+        let Ok(target) = &self.target else {
+            return Ok(());
+        };
         if self.held_since.is_none() {
             count(Event::Held);
         }
@@ -326,7 +357,14 @@ impl Exchange {
         }
         let newest = Arc::clone(&newest);
         let target = decide(&self.plane, &self.gate, &newest, &self.inquiry, &self.tried);
-        let owner = |target: &Result<Target, Answer>| target.as_ref().ok().and_then(|target| target.receipt.as_ref().map(|receipt| receipt.environment.clone()));
+        let owner = |target: &Result<Target, Answer>| {
+            target.as_ref().ok().and_then(|target| {
+                target
+                    .receipt
+                    .as_ref()
+                    .map(|receipt| receipt.environment.clone())
+            })
+        };
         if owner(&target) != owner(&self.target) {
             self.held_since = None;
         }
@@ -337,13 +375,27 @@ impl Exchange {
     /// The owner stays unavailable: the next one in the lineage, where the policy allows it.
     fn give_up(&mut self, reason: Reason) -> Result<(), Refused> {
         let refused = Refused(self.unavailable(reason));
-        let Ok(Target { policy, receipt: Some(receipt), application: false, .. }) = &self.target else { return Err(refused) };
+        let Ok(Target {
+            policy,
+            receipt: Some(receipt),
+            application: false,
+            ..
+        }) = &self.target
+        else {
+            return Err(refused);
+        };
         if policy.on_unavailable != OnUnavailable::Fallback || receipt.via == Via::Baseline {
             return Err(refused);
         }
         self.tried.unavailable.push(receipt.environment.clone());
         self.tried.because = Some(reason);
-        let next = decide(&self.plane, &self.gate, &self.snapshot, &self.inquiry, &self.tried);
+        let next = decide(
+            &self.plane,
+            &self.gate,
+            &self.snapshot,
+            &self.inquiry,
+            &self.tried,
+        );
         // No other owner: what is wrong is that the first one is unavailable.
         if matches!(&next, Err(answer) if answer.reason == Problem::NoRoute.as_str()) {
             return Err(refused);
@@ -356,21 +408,60 @@ impl Exchange {
 
     /// The answer when the upstream is unavailable for `reason`.
     fn unavailable(&self, reason: Reason) -> Answer {
-        let Ok(target) = &self.target else { return Answer::plain(500, "proxy_internal_error", "unavailable", "no target") };
+        let Ok(target) = &self.target else {
+            return Answer::plain(500, "proxy_internal_error", "unavailable", "no target");
+        };
         let detail = target.upstream.problem();
         if target.application || target.receipt.is_none() {
-            let what = if target.application { "the application" } else { "the host" };
-            let at = target.upstream.urls().first().map_or_else(String::new, |url| format!(" at {url}"));
-            let how = if reason == Reason::Refused { "refuses connections" } else { "does not answer" };
-            let detail = if detail.is_empty() { detail } else { format!(": {detail}") };
+            let what = if target.application {
+                "the application"
+            } else {
+                "the host"
+            };
+            let at = target
+                .upstream
+                .urls()
+                .first()
+                .map_or_else(String::new, |url| format!(" at {url}"));
+            let how = if reason == Reason::Refused {
+                "refuses connections"
+            } else {
+                "does not answer"
+            };
+            let detail = if detail.is_empty() {
+                detail
+            } else {
+                format!(": {detail}")
+            };
             let error = Problem::Unavailable(reason).proxy_error();
-            return Answer::plain(503, error, reason.as_str(), format!("{what}{at} {how}{detail}"));
+            return Answer::plain(
+                503,
+                error,
+                reason.as_str(),
+                format!("{what}{at} {how}{detail}"),
+            );
         }
-        let decision = route::decide(&self.snapshot.table, &self.gate.listener, &self.inquiry.request(), clock::now(), &self.tried, &mut Untraced);
+        let decision = route::decide(
+            &self.snapshot.table,
+            &self.gate.listener,
+            &self.inquiry.request(),
+            clock::now(),
+            &self.tried,
+            &mut Untraced,
+        );
         match decision {
-            Decision::Serve(Served { to: To::Upstream { route, .. }, policy, .. }) => Answer::from(&Refusal::unavailable(route, reason, policy, &detail)),
+            Decision::Serve(Served {
+                to: To::Upstream { route, .. },
+                policy,
+                ..
+            }) => Answer::from(&Refusal::unavailable(route, reason, policy, &detail)),
             Decision::Refuse(refusal) => Answer::from(&refusal),
-            _ => Answer::plain(503, "destination_unavailable", reason.as_str(), "the upstream is unavailable"),
+            _ => Answer::plain(
+                503,
+                "destination_unavailable",
+                reason.as_str(),
+                "the upstream is unavailable",
+            ),
         }
     }
 
@@ -404,35 +495,65 @@ impl Exchange {
             status,
             client: self.inquiry.client.to_string(),
             duration_s: crate::access::seconds(took),
-            upstream: self.endpoint.as_ref().map(|endpoint| endpoint.address.to_string()),
+            upstream: self
+                .endpoint
+                .as_ref()
+                .map(|endpoint| endpoint.address.to_string()),
             service: receipt.map(|receipt| receipt.service.to_string()),
-            overlay: self.inquiry.keys.as_ref().map(|keys| keys.as_str().to_owned()),
+            overlay: self
+                .inquiry
+                .keys
+                .as_ref()
+                .map(|keys| keys.as_str().to_owned()),
             environment: receipt.map(|receipt| receipt.environment.to_string()),
             via: receipt.map(|receipt| receipt.via.as_str()),
-            reason: receipt.map(|receipt| receipt.reason.as_str()).or_else(|| self.refusal().map(|answer| answer.reason)),
+            reason: receipt
+                .map(|receipt| receipt.reason.as_str())
+                .or_else(|| self.refusal().map(|answer| answer.reason)),
             generation: self.snapshot.generation,
         }
     }
 }
 
 /// Decides an inquiry in a snapshot, and turns what it borrows into what can be kept.
-fn decide(plane: &Plane, gate: &Gate, snapshot: &Snapshot, inquiry: &Inquiry, tried: &Tried) -> Result<Target, Answer> {
+fn decide(
+    plane: &Plane,
+    gate: &Gate,
+    snapshot: &Snapshot,
+    inquiry: &Inquiry,
+    tried: &Tried,
+) -> Result<Target, Answer> {
     let lines = inquiry.baggage.iter().map(|line| &**line);
-    match route::decide(&snapshot.table, &gate.listener, &inquiry.request(), clock::now(), tried, &mut Untraced) {
+    match route::decide(
+        &snapshot.table,
+        &gate.listener,
+        &inquiry.request(),
+        clock::now(),
+        tried,
+        &mut Untraced,
+    ) {
         Decision::Refuse(refusal) => Err(Answer::from(&refusal)),
         Decision::PassThrough => pass_through(plane, inquiry, Edits::pass_through(lines)),
         Decision::Serve(served) => {
             let mut edits = Edits::serve(&served, lines.clone());
             if inquiry.untrusted {
                 // Also a member that is no valid id goes: nothing of an untrusted sender's travels on.
-                edits.baggage = baggage::rewrite(lines, edits.key.as_ref()).map_or(BaggageEdit::Remove, BaggageEdit::Set);
+                edits.baggage = baggage::rewrite(lines, edits.key.as_ref())
+                    .map_or(BaggageEdit::Remove, BaggageEdit::Set);
                 edits.require = false;
             }
             let (upstream, application) = match &served.to {
                 To::Upstream { route, .. } => (route.upstream.clone(), false),
                 To::Application => match &gate.app {
                     Some(app) => (app.clone(), true),
-                    None => return Err(Answer::plain(500, "proxy_configuration_error", "pending", "this listener has no application")),
+                    None => {
+                        return Err(Answer::plain(
+                            500,
+                            "proxy_configuration_error",
+                            "pending",
+                            "this listener has no application",
+                        ));
+                    }
                 },
             };
             Ok(Target {
@@ -450,19 +571,41 @@ fn decide(plane: &Plane, gate: &Gate, snapshot: &Snapshot, inquiry: &Inquiry, tr
 fn pass_through(plane: &Plane, inquiry: &Inquiry, edits: Edits) -> Result<Target, Answer> {
     let (host, port) = match split_authority(&inquiry.authority) {
         Ok(split) => split,
-        Err(why) => return Err(Answer::plain(400, "http_request_error", "no-route", format!("no usable authority: {why}"))),
+        Err(why) => {
+            return Err(Answer::plain(
+                400,
+                "http_request_error",
+                "no-route",
+                format!("no usable authority: {why}"),
+            ));
+        }
     };
-    let url = Url { scheme: Scheme::Http, host: host.to_ascii_lowercase().into(), port: port.unwrap_or(80) };
-    if url.host.parse().is_ok_and(overlane_config::lineage::is_link_local) {
-        return Err(Answer::plain(403, "destination_ip_prohibited", "refused", format!("`{}` is a link-local address", url.host)));
+    let url = Url {
+        scheme: Scheme::Http,
+        host: host.to_ascii_lowercase().into(),
+        port: port.unwrap_or(80),
+    };
+    if url
+        .host
+        .parse()
+        .is_ok_and(overlane_config::lineage::is_link_local)
+    {
+        return Err(Answer::plain(
+            403,
+            "destination_ip_prohibited",
+            "refused",
+            format!("`{}` is a link-local address", url.host),
+        ));
     }
     Ok(Target {
         upstream: Upstream::new(Arc::new([url]), &plane.names, false),
         application: false,
         edits,
-        policy: Policy { on_unavailable: OnUnavailable::Fail, hold_for: PASS_THROUGH_HOLD },
+        policy: Policy {
+            on_unavailable: OnUnavailable::Fail,
+            hold_for: PASS_THROUGH_HOLD,
+        },
         receipt: None,
         overlay: None,
     })
 }
-

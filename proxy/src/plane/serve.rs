@@ -64,7 +64,12 @@ struct Lending {
 }
 
 /// Serves a connection until it ends.
-pub async fn serve<S: IO + 'static>(mut conn: Conn<S>, gate: Arc<Gate>, client: IpAddr, mut worker: Worker) {
+pub async fn serve<S: IO + 'static>(
+    mut conn: Conn<S>,
+    gate: Arc<Gate>,
+    client: IpAddr,
+    mut worker: Worker,
+) {
     let mut first = true;
     loop {
         let head = match next_head(&mut conn, &mut worker, first).await {
@@ -73,11 +78,18 @@ pub async fn serve<S: IO + 'static>(mut conn: Conn<S>, gate: Arc<Gate>, client: 
             Awaited::Refused(answer) => return refuse(conn, &answer, &worker).await,
         };
         first = false;
-        let lending = match head::parse(&head, |parsed| lend(&worker.plane, &gate, client, &head, parsed)) {
+        let lending = match head::parse(&head, |parsed| {
+            lend(&worker.plane, &gate, client, &head, parsed)
+        }) {
             Ok(Ok(lending)) => lending,
             Ok(Err(answer)) => return refuse(conn, &answer, &worker).await,
             Err(malformed) => {
-                let answer = Answer::plain(malformed.status, "http_request_error", "malformed", malformed.what);
+                let answer = Answer::plain(
+                    malformed.status,
+                    "http_request_error",
+                    "malformed",
+                    malformed.what,
+                );
                 return refuse(conn, &answer, &worker).await;
             }
         };
@@ -91,27 +103,56 @@ pub async fn serve<S: IO + 'static>(mut conn: Conn<S>, gate: Arc<Gate>, client: 
     }
 }
 
-fn lend(plane: &Arc<Plane>, gate: &Arc<Gate>, client: IpAddr, bytes: &[u8], head: &head::Head<'_>) -> Result<Lending, Answer> {
+fn lend(
+    plane: &Arc<Plane>,
+    gate: &Arc<Gate>,
+    client: IpAddr,
+    bytes: &[u8],
+    head: &head::Head<'_>,
+) -> Result<Lending, Answer> {
     if head.method == "CONNECT" {
-        let answer = Answer::plain(405, "http_request_denied", "not-supported", "CONNECT is not tunnelled by this version");
-        return Err(Answer { hint: Some("call services with plain http; TLS tunnels are not carried yet".to_owned()), ..answer });
+        let answer = Answer::plain(
+            405,
+            "http_request_denied",
+            "not-supported",
+            "CONNECT is not tunnelled by this version",
+        );
+        return Err(Answer {
+            hint: Some("call services with plain http; TLS tunnels are not carried yet".to_owned()),
+            ..answer
+        });
     }
-    let in_engine_form = if head.absolute { head::in_origin_form(bytes, head.target, head.authority) } else { bytes.to_vec() };
+    let in_engine_form = if head.absolute {
+        head::in_origin_form(bytes, head.target, head.authority)
+    } else {
+        bytes.to_vec()
+    };
     let grant = match head.body {
         Body::Length(length) if !head.upgrade => Some(in_engine_form.len() as u64 + length),
         _ => None,
     };
-    Ok(Lending { exchange: Exchange::new(plane, gate, head, client), head: in_engine_form, grant })
+    Ok(Lending {
+        exchange: Exchange::new(plane, gate, head, client),
+        head: in_engine_form,
+        grant,
+    })
 }
 
 /// Lends the connection to Pingora for one request; `None` where it does not come back.
-async fn run<S: IO + 'static>(mut conn: Conn<S>, lending: Lending, worker: &Worker) -> Option<Conn<S>> {
+async fn run<S: IO + 'static>(
+    mut conn: Conn<S>,
+    lending: Lending,
+    worker: &Worker,
+) -> Option<Conn<S>> {
     conn.rewind(&lending.head);
     conn.grant(lending.grant);
     let mut session = ServerSession::new_http1(Box::new(conn));
     session.set_keepalive(Some(KEEPALIVE));
     session.set_connection_user_context(Some(Box::new(lending.exchange)));
-    let back = worker.engine.process_new_http(session, &worker.draining).await?;
+    let back = worker
+        .engine
+        .process_new_http(session, &worker.draining)
+        .await?;
     let (stream, _) = back.consume();
     let mut conn = *stream.into_any().downcast::<Conn<S>>().ok()?;
     conn.grant(None);
@@ -120,7 +161,11 @@ async fn run<S: IO + 'static>(mut conn: Conn<S>, lending: Lending, worker: &Work
 
 /// Waits for a whole head: the first one within the head deadline, a later one within the idle
 /// deadline until its first byte and within the head deadline from then on.
-async fn next_head<S: IO + 'static>(conn: &mut Conn<S>, worker: &mut Worker, first: bool) -> Awaited {
+async fn next_head<S: IO + 'static>(
+    conn: &mut Conn<S>,
+    worker: &mut Worker,
+    first: bool,
+) -> Awaited {
     let limits = &worker.plane.limits;
     let mut begun = first || !conn.ahead().is_empty();
     let mut until = Instant::now() + if begun { limits.head } else { limits.idle };
@@ -129,13 +174,22 @@ async fn next_head<S: IO + 'static>(conn: &mut Conn<S>, worker: &mut Worker, fir
         skip_empty_line(conn.ahead());
         let ahead = conn.ahead();
         if let Some(end) = head::end(ahead, seen) {
-            return if end > limits.head_bytes { Awaited::Refused(too_large(limits.head_bytes)) } else { Awaited::Head(ahead.split_to(end)) };
+            return if end > limits.head_bytes {
+                Awaited::Refused(too_large(limits.head_bytes))
+            } else {
+                Awaited::Head(ahead.split_to(end))
+            };
         }
         if ahead.len() > limits.head_bytes {
             return Awaited::Refused(too_large(limits.head_bytes));
         }
         if ahead.starts_with(b"PRI * HTTP/2.0\r\n") {
-            return Awaited::Refused(Answer::plain(505, "http_protocol_error", "malformed", "HTTP/2 is not spoken here; use HTTP/1.1"));
+            return Awaited::Refused(Answer::plain(
+                505,
+                "http_protocol_error",
+                "malformed",
+                "HTTP/2 is not spoken here; use HTTP/1.1",
+            ));
         }
         seen = ahead.len();
         if !begun && seen > 0 {
@@ -152,7 +206,12 @@ async fn next_head<S: IO + 'static>(conn: &mut Conn<S>, worker: &mut Worker, fir
             Ok(0) => return Awaited::Over,
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::TimedOut && !idle => {
-                return Awaited::Refused(Answer::plain(408, "http_request_error", "timeout", "the request's head did not arrive in time"));
+                return Awaited::Refused(Answer::plain(
+                    408,
+                    "http_request_error",
+                    "timeout",
+                    "the request's head did not arrive in time",
+                ));
             }
             Err(_) => return Awaited::Over,
         }
@@ -167,7 +226,12 @@ fn skip_empty_line(ahead: &mut BytesMut) {
 }
 
 fn too_large(limit: usize) -> Answer {
-    Answer::plain(431, "http_request_error", "too-large", format!("the request's head is larger than {limit} bytes"))
+    Answer::plain(
+        431,
+        "http_request_error",
+        "too-large",
+        format!("the request's head is larger than {limit} bytes"),
+    )
 }
 
 /// Answers a request that no engine may see, and closes: with a grace in which the client can

@@ -24,7 +24,9 @@ impl Trust {
         match self {
             Self::Any => true,
             Self::Nobody => false,
-            Self::Networks(networks) => networks.iter().any(|network| network.contains(&address.to_canonical())),
+            Self::Networks(networks) => networks
+                .iter()
+                .any(|network| network.contains(&address.to_canonical())),
         }
     }
 }
@@ -37,7 +39,11 @@ impl FromStr for Trust {
         match text.trim() {
             "any" => Ok(Self::Any),
             "none" => Ok(Self::Nobody),
-            list => list.split(',').map(|item| network(item.trim())).collect::<Result<_, _>>().map(Self::Networks),
+            list => list
+                .split(',')
+                .map(|item| network(item.trim()))
+                .collect::<Result<_, _>>()
+                .map(Self::Networks),
         }
     }
 }
@@ -67,10 +73,20 @@ mod tests {
 
     #[test]
     fn trust_is_any_none_or_networks() {
-        let cases = [("any", "8.8.8.8", true), ("none", "127.0.0.1", false), ("10.0.0.0/8, ::1", "10.1.2.3", true), ("10.0.0.0/8", "::ffff:10.1.2.3", true), ("10.0.0.0/8", "11.0.0.1", false)];
+        let cases = [
+            ("any", "8.8.8.8", true),
+            ("none", "127.0.0.1", false),
+            ("10.0.0.0/8, ::1", "10.1.2.3", true),
+            ("10.0.0.0/8", "::ffff:10.1.2.3", true),
+            ("10.0.0.0/8", "11.0.0.1", false),
+        ];
         for (text, address, covered) in cases {
             let trust: Trust = text.parse().expect(text);
-            assert_eq!(trust.covers(address.parse().expect(address)), covered, "{text} {address}");
+            assert_eq!(
+                trust.covers(address.parse().expect(address)),
+                covered,
+                "{text} {address}"
+            );
         }
         assert!("everyone".parse::<Trust>().is_err());
     }

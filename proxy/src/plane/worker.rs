@@ -32,7 +32,11 @@ impl Bound {
     ///
     /// # Errors
     /// An address that is taken or not ours.
-    pub fn new(listeners: &[ListenerSettings], workers: usize, names: &crate::names::Names) -> io::Result<Self> {
+    pub fn new(
+        listeners: &[ListenerSettings],
+        workers: usize,
+        names: &crate::names::Names,
+    ) -> io::Result<Self> {
         let mut sockets: Vec<Vec<TcpListener>> = (0..workers).map(|_| Vec::new()).collect();
         let mut gates = Vec::new();
         for settings in listeners {
@@ -43,7 +47,10 @@ impl Bound {
             gates.push(Arc::new(Gate {
                 address,
                 listener: settings.listener.clone(),
-                app: settings.app.clone().map(|url| Upstream::new(Arc::new([url]), names, true)),
+                app: settings
+                    .app
+                    .clone()
+                    .map(|url| Upstream::new(Arc::new([url]), names, true)),
                 trust: settings.trust.clone(),
             }));
         }
@@ -62,13 +69,23 @@ impl Bound {
     /// No thread or no runtime can be had.
     pub fn start(self, plane: &Arc<Plane>) -> io::Result<Workers> {
         let (stop, draining) = watch::channel(false);
-        let mut workers = Workers { stop, threads: Vec::new(), doors: Vec::new() };
+        let mut workers = Workers {
+            stop,
+            threads: Vec::new(),
+            doors: Vec::new(),
+        };
         for (number, sockets) in self.sockets.into_iter().enumerate() {
             let (door, scrapes) = mpsc::channel(4);
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
             let (plane, draining) = (plane.clone(), draining.clone());
             let body = move || runtime.block_on(work(plane, sockets, draining, scrapes));
-            workers.threads.push(std::thread::Builder::new().name(format!("worker-{number}")).spawn(body)?);
+            workers.threads.push(
+                std::thread::Builder::new()
+                    .name(format!("worker-{number}"))
+                    .spawn(body)?,
+            );
             workers.doors.push(door);
         }
         Ok(workers)
@@ -101,10 +118,21 @@ impl Workers {
     }
 }
 
-async fn work(plane: Arc<Plane>, sockets: Vec<TcpListener>, draining: watch::Receiver<bool>, scrapes: mpsc::Receiver<tokio::sync::oneshot::Sender<crate::metrics::Meter>>) {
-    let worker = Worker { plane: plane.clone(), engine: engine(draining.clone()), draining: draining.clone() };
+async fn work(
+    plane: Arc<Plane>,
+    sockets: Vec<TcpListener>,
+    draining: watch::Receiver<bool>,
+    scrapes: mpsc::Receiver<tokio::sync::oneshot::Sender<crate::metrics::Meter>>,
+) {
+    let worker = Worker {
+        plane: plane.clone(),
+        engine: engine(draining.clone()),
+        draining: draining.clone(),
+    };
     let published = plane.published.clone();
-    let scrapes = tokio::spawn(answer_scrapes(scrapes, move |id| published.load().table.environment(id.as_str()).is_some()));
+    let scrapes = tokio::spawn(answer_scrapes(scrapes, move |id| {
+        published.load().table.environment(id.as_str()).is_some()
+    }));
     let mut accepting = JoinSet::new();
     for (gate, socket) in plane.gates.iter().zip(sockets) {
         accepting.spawn(accept(socket, gate.clone(), worker.clone()));
@@ -145,7 +173,10 @@ async fn accept(socket: TcpListener, gate: Arc<Gate>, worker: Worker) {
         admit(&mut connections, stream, peer, &gate, &worker);
     }
     drop(socket);
-    let finished = timeout(limits.drain, async { while connections.join_next().await.is_some() {} }).await;
+    let finished = timeout(limits.drain, async {
+        while connections.join_next().await.is_some() {}
+    })
+    .await;
     if finished.is_err() {
         tracing::warn!(address = %gate.address, connections = connections.len(), "drain limit reached: closing what is left");
         connections.shutdown().await;
@@ -168,7 +199,13 @@ impl Drop for Counted {
     }
 }
 
-fn admit(connections: &mut JoinSet<()>, stream: tokio::net::TcpStream, peer: SocketAddr, gate: &Arc<Gate>, worker: &Worker) {
+fn admit(
+    connections: &mut JoinSet<()>,
+    stream: tokio::net::TcpStream,
+    peer: SocketAddr,
+    gate: &Arc<Gate>,
+    worker: &Worker,
+) {
     let Ok(tcp) = Tcp::new(stream) else { return };
     let conn = Conn::new(tcp, worker.plane.limits.write);
     let (gate, worker) = (gate.clone(), worker.clone());

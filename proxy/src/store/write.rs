@@ -85,6 +85,15 @@ pub struct Put {
     pub parent: Option<EnvironmentId>,
 }
 
+/// What was written.
+#[derive(Debug)]
+pub struct Written {
+    /// Each environment and what became of it.
+    pub environments: Vec<(Arc<Blueprint>, Outcome)>,
+    /// What may not be as it was meant.
+    pub warnings: Vec<Diagnostic>,
+}
+
 /// A store that is open, and locked where it may be written to.
 pub struct OpenStore {
     path: PathBuf,
@@ -115,21 +124,41 @@ impl OpenStore {
         let path = store.path();
         fs::create_dir_all(path).map_err(at(path))?;
         let name = path.join(LOCK);
-        let lock = File::options().create(true).truncate(false).write(true).open(&name).map_err(at(&name))?;
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&name)
+            .map_err(at(&name))?;
         lock.lock().map_err(at(&name))?;
         Self::load(store, Some(lock))
     }
 
     fn load(store: &StoreAddress, lock: Option<File>) -> Result<Self, WriteError> {
         let mut reader = DirReader::new(store.path());
-        let scan = reader.scan(&Settled { all: true, ..Settled::default() }, SystemTime::now());
+        let scan = reader.scan(
+            &Settled {
+                all: true,
+                ..Settled::default()
+            },
+            SystemTime::now(),
+        );
         if let Some(problem) = scan.problem {
-            return Err(WriteError::Io(store.path().to_owned(), io::Error::other(problem)));
+            return Err(WriteError::Io(
+                store.path().to_owned(),
+                io::Error::other(problem),
+            ));
         }
         // A command cannot know what a running proxy allows: whatever is below `/` may be a socket.
-        let mut lineages = Lineages::new(Rules { unix_under: vec!["/".to_owned()] });
+        let mut lineages = Lineages::new(Rules {
+            unix_under: vec!["/".to_owned()],
+        });
         lineages.apply(scan.changes);
-        Ok(Self { path: store.path().to_owned(), lineages, _lock: lock })
+        Ok(Self {
+            path: store.path().to_owned(),
+            lineages,
+            _lock: lock,
+        })
     }
 
     /// What the store means.
@@ -138,12 +167,16 @@ impl OpenStore {
         &self.lineages
     }
 
-    /// Writes every blueprint of `source`, if all of them are right. Returns each with its outcome,
-    /// and the warnings.
+    /// Writes every blueprint of `source`, if all of them are right.
     ///
     /// # Errors
     /// Nothing was written where the input or an environment that depends on it would be wrong.
-    pub fn put(&mut self, source: &Arc<Source>, put: &Put, now: UnixMillis) -> Result<(Vec<(Arc<Blueprint>, Outcome)>, Vec<Diagnostic>), WriteError> {
+    pub fn put(
+        &mut self,
+        source: &Arc<Source>,
+        put: &Put,
+        now: UnixMillis,
+    ) -> Result<Written, WriteError> {
         let parsed = parse(source);
         if parsed.diagnostics.iter().any(Diagnostic::is_error) {
             return Err(WriteError::Invalid(parsed.diagnostics));
@@ -151,30 +184,63 @@ impl OpenStore {
         let mut writes = Vec::new();
         for document in &parsed.documents {
             match document {
-                Document::Blueprint(blueprint) => writes.push(self.prepare(source, blueprint, put, now)?),
+                Document::Blueprint(blueprint) => {
+                    writes.push(self.prepare(source, blueprint, put, now)?)
+                }
                 Document::Attachment(attachment) => {
-                    let error = Diagnostic::error(source, attachment.environment.span, "an attachment is no blueprint");
-                    return Err(WriteError::Invalid(vec![error.hint("use `overlane attach ID SERVICE --url URL`")]));
+                    let error = Diagnostic::error(
+                        source,
+                        attachment.environment.span,
+                        "an attachment is no blueprint",
+                    );
+                    return Err(WriteError::Invalid(vec![
+                        error.hint("use `overlane attach ID SERVICE --url URL`"),
+                    ]));
                 }
             }
         }
         let warnings = self.check(&writes)?;
-        for write in writes.iter().filter(|write| write.outcome != Outcome::Unchanged && !put.dry_run) {
+        for write in writes
+            .iter()
+            .filter(|write| write.outcome != Outcome::Unchanged && !put.dry_run)
+        {
             self.write_file(&write.path, write.text.as_bytes())?;
         }
-        Ok((writes.into_iter().map(|write| (write.blueprint, write.outcome)).collect(), warnings))
+        let environments = writes
+            .into_iter()
+            .map(|write| (write.blueprint, write.outcome))
+            .collect();
+        Ok(Written {
+            environments,
+            warnings,
+        })
     }
 
-    fn prepare(&self, source: &Arc<Source>, blueprint: &Arc<Blueprint>, put: &Put, now: UnixMillis) -> Result<Prepared, WriteError> {
+    fn prepare(
+        &self,
+        source: &Arc<Source>,
+        blueprint: &Arc<Blueprint>,
+        put: &Put,
+        now: UnixMillis,
+    ) -> Result<Prepared, WriteError> {
         let id = &blueprint.id.value;
         let parent = blueprint.parent().map(|parent| &parent.value);
         if let Some(flag) = put.parent.as_ref().filter(|flag| Some(*flag) != parent) {
-            return Err(WriteError::OtherParent { environment: id.clone(), flag: flag.clone(), file: parent.cloned() });
+            return Err(WriteError::OtherParent {
+                environment: id.clone(),
+                flag: flag.clone(),
+                file: parent.cloned(),
+            });
         }
-        let ttl = put.ttl.or(blueprint.ttl.as_ref().map(|ttl| ttl.value)).filter(|_| parent.is_some());
+        let ttl = put
+            .ttl
+            .or(blueprint.ttl.as_ref().map(|ttl| ttl.value))
+            .filter(|_| parent.is_some());
         let text = match ttl {
             Some(ttl) => with_expiry(source, blueprint, now.after(ttl)),
-            None => source.text[blueprint.span.start as usize..(blueprint.span.end as usize).min(source.text.len())].to_owned(),
+            None => source.text[blueprint.span.start as usize
+                ..(blueprint.span.end as usize).min(source.text.len())]
+                .to_owned(),
         };
         let text = format!("{}\n", text.trim_end());
         let known = self.lineages.claims(id).next();
@@ -183,10 +249,22 @@ impl OpenStore {
             Some(_) if put.create => return Err(WriteError::Exists(id.clone())),
             Some(known) => {
                 let path = self.own_file(id, known)?;
-                (path, if known.source.text == text { Outcome::Unchanged } else { Outcome::Configured })
+                (
+                    path,
+                    if known.source.text == text {
+                        Outcome::Unchanged
+                    } else {
+                        Outcome::Configured
+                    },
+                )
             }
         };
-        Ok(Prepared { blueprint: blueprint.clone(), path, text, outcome })
+        Ok(Prepared {
+            blueprint: blueprint.clone(),
+            path,
+            text,
+            outcome,
+        })
     }
 
     /// The file of an environment, if it has one of its own.
@@ -203,8 +281,15 @@ impl OpenStore {
         let changes = writes.iter().map(|write| {
             let path: Arc<str> = write.path.display().to_string().into();
             // Places are shown in what the person wrote, which is the same text up to an expiry.
-            let source = Arc::new(Source { path: path.clone(), text: write.text.clone(), modified: None });
-            FileChange { path, content: Content::Text(source) }
+            let source = Arc::new(Source {
+                path: path.clone(),
+                text: write.text.clone(),
+                modified: None,
+            });
+            FileChange {
+                path,
+                content: Content::Text(source),
+            }
         });
         let applied = self.lineages.apply(changes.collect());
         match applied.diagnostics.iter().any(Diagnostic::is_error) {
@@ -218,7 +303,9 @@ impl OpenStore {
     /// # Errors
     /// It is not there, others have it as parent, or it shares its file.
     pub fn delete(&mut self, id: &EnvironmentId, dry_run: bool) -> Result<Outcome, WriteError> {
-        let Some(known) = self.lineages.claims(id).next() else { return Err(WriteError::NotFound(id.to_string())) };
+        let Some(known) = self.lineages.claims(id).next() else {
+            return Err(WriteError::NotFound(id.to_string()));
+        };
         let children: Vec<_> = self.lineages.children(id).cloned().collect();
         if !children.is_empty() {
             return Err(WriteError::HasChildren(id.clone(), children));
@@ -231,7 +318,14 @@ impl OpenStore {
                 fs::remove_file(&attached).map_err(at(&attached))?;
             }
             self.sync_directory()?;
-            self.lineages.apply([path, attached].map(|path| FileChange { path: path.display().to_string().into(), content: Content::Gone }).into());
+            self.lineages.apply(
+                [path, attached]
+                    .map(|path| FileChange {
+                        path: path.display().to_string().into(),
+                        content: Content::Gone,
+                    })
+                    .into(),
+            );
         }
         Ok(Outcome::Deleted)
     }
@@ -244,24 +338,54 @@ impl OpenStore {
     ///
     /// # Errors
     /// The environment does not own the service, or has no such address to take away.
-    pub fn attach(&mut self, id: &EnvironmentId, service: &ServiceName, url: Option<&Url>, dry_run: bool) -> Result<Outcome, WriteError> {
-        let Some(blueprint) = self.lineages.claims(id).next() else { return Err(WriteError::NotFound(format!("`{id}`"))) };
-        if !blueprint.services.iter().any(|known| known.name.value == *service) && url.is_some() {
-            return Err(WriteError::NotFound(format!("service `{service}` of `{id}`")));
+    pub fn attach(
+        &mut self,
+        id: &EnvironmentId,
+        service: &ServiceName,
+        url: Option<&Url>,
+        dry_run: bool,
+    ) -> Result<Outcome, WriteError> {
+        let Some(blueprint) = self.lineages.claims(id).next() else {
+            return Err(WriteError::NotFound(format!("`{id}`")));
+        };
+        if !blueprint
+            .services
+            .iter()
+            .any(|known| known.name.value == *service)
+            && url.is_some()
+        {
+            return Err(WriteError::NotFound(format!(
+                "service `{service}` of `{id}`"
+            )));
         }
         let path = self.attachment_file(id);
         let shown = path.display().to_string();
-        let in_file = self.lineages.attachments(id).iter().filter(|attachment| *attachment.source.path == *shown);
-        let mut all: BTreeMap<String, String> = in_file.flat_map(|attachment| &attachment.services).map(|(name, url)| (name.value.to_string(), url.value.to_string())).collect();
+        let in_file = self
+            .lineages
+            .attachments(id)
+            .iter()
+            .filter(|attachment| *attachment.source.path == *shown);
+        let mut all: BTreeMap<String, String> = in_file
+            .flat_map(|attachment| &attachment.services)
+            .map(|(name, url)| (name.value.to_string(), url.value.to_string()))
+            .collect();
         let before = all.clone();
         match url {
             Some(url) => {
                 all.insert(service.to_string(), url.to_string());
             }
-            None if all.remove(service.as_str()).is_none() => return Err(WriteError::NotFound(format!("address attached to `{service}` of `{id}`"))),
+            None if all.remove(service.as_str()).is_none() => {
+                return Err(WriteError::NotFound(format!(
+                    "address attached to `{service}` of `{id}`"
+                )));
+            }
             None => {}
         }
-        let outcome = match (before == all, url.is_some(), before.contains_key(service.as_str())) {
+        let outcome = match (
+            before == all,
+            url.is_some(),
+            before.contains_key(service.as_str()),
+        ) {
             (true, ..) => Outcome::Unchanged,
             (false, false, _) => Outcome::Deleted,
             (false, true, true) => Outcome::Configured,
@@ -282,16 +406,28 @@ impl OpenStore {
     /// Writes beside, syncs, renames: a reader sees the old file or the new one, and so does a
     /// machine that lost power.
     fn write_file(&self, path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
-        let mut beside = tempfile::Builder::new().prefix(".overlane-").tempfile_in(&self.path).map_err(at(path))?;
-        let mode = fs::metadata(path).map(|metadata| metadata.permissions()).unwrap_or_else(|_| std::os::unix::fs::PermissionsExt::from_mode(0o644));
+        let mut beside = tempfile::Builder::new()
+            .prefix(".overlane-")
+            .tempfile_in(&self.path)
+            .map_err(at(path))?;
+        let mode = fs::metadata(path)
+            .map(|metadata| metadata.permissions())
+            .unwrap_or_else(|_| std::os::unix::fs::PermissionsExt::from_mode(0o644));
         beside.as_file().set_permissions(mode).map_err(at(path))?;
-        beside.write_all(bytes).and_then(|()| beside.as_file().sync_all()).map_err(at(path))?;
-        beside.persist(path).map_err(|error| WriteError::Io(path.to_owned(), error.error))?;
+        beside
+            .write_all(bytes)
+            .and_then(|()| beside.as_file().sync_all())
+            .map_err(at(path))?;
+        beside
+            .persist(path)
+            .map_err(|error| WriteError::Io(path.to_owned(), error.error))?;
         self.sync_directory()
     }
 
     fn sync_directory(&self) -> Result<(), WriteError> {
-        File::open(&self.path).and_then(|directory| directory.sync_all()).map_err(at(&self.path))
+        File::open(&self.path)
+            .and_then(|directory| directory.sync_all())
+            .map_err(at(&self.path))
     }
 }
 
@@ -304,7 +440,10 @@ struct Prepared {
 }
 
 fn attachment_text(id: &EnvironmentId, services: &BTreeMap<String, String>) -> String {
-    let services: Vec<_> = services.iter().map(|(name, url)| serde_json::json!({ "name": name, "url": url })).collect();
+    let services: Vec<_> = services
+        .iter()
+        .map(|(name, url)| serde_json::json!({ "name": name, "url": url }))
+        .collect();
     let document = serde_json::json!({
         "apiVersion": API_VERSION,
         "kind": "Attachment",
@@ -323,11 +462,17 @@ mod tests {
     const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
 
     fn source(text: &str) -> Arc<Source> {
-        Arc::new(Source { path: "input.yaml".into(), text: text.to_owned(), modified: None })
+        Arc::new(Source {
+            path: "input.yaml".into(),
+            text: text.to_owned(),
+            modified: None,
+        })
     }
 
     fn overlay(id: &str, parent: &str) -> String {
-        format!("# of {id}\nname: {id}\nrouting:\n  mode: overlay # sparse\n  baselineId: {parent}\nservices:\n  - name: web\n")
+        format!(
+            "# of {id}\nname: {id}\nrouting:\n  mode: overlay # sparse\n  baselineId: {parent}\nservices:\n  - name: web\n"
+        )
     }
 
     fn store() -> (tempfile::TempDir, StoreAddress) {
@@ -338,8 +483,8 @@ mod tests {
     }
 
     fn put(store: &StoreAddress, text: &str, put: &Put) -> Result<Outcome, WriteError> {
-        let (done, _) = OpenStore::write(store)?.put(&source(text), put, NOW)?;
-        Ok(done[0].1)
+        let written = OpenStore::write(store)?.put(&source(text), put, NOW)?;
+        Ok(written.environments[0].1)
     }
 
     fn id(text: &str) -> EnvironmentId {
@@ -349,36 +494,84 @@ mod tests {
     #[test]
     fn apply_creates_configures_and_leaves_alone() {
         let (_folder, store) = store();
-        assert_eq!(put(&store, &overlay("a", "staging"), &Put::default()).expect("new"), Outcome::Created);
-        assert_eq!(put(&store, &overlay("a", "staging"), &Put::default()).expect("same"), Outcome::Unchanged);
+        assert_eq!(
+            put(&store, &overlay("a", "staging"), &Put::default()).expect("new"),
+            Outcome::Created
+        );
+        assert_eq!(
+            put(&store, &overlay("a", "staging"), &Put::default()).expect("same"),
+            Outcome::Unchanged
+        );
         let more = overlay("a", "staging") + "    expose: true\n";
-        assert_eq!(put(&store, &more, &Put::default()).expect("other"), Outcome::Configured);
-        assert_eq!(fs::read_to_string(store.path().join("a.yaml")).expect("file"), more);
-        let create = Put { create: true, ..Put::default() };
-        assert!(matches!(put(&store, &more, &create), Err(WriteError::Exists(_))));
+        assert_eq!(
+            put(&store, &more, &Put::default()).expect("other"),
+            Outcome::Configured
+        );
+        assert_eq!(
+            fs::read_to_string(store.path().join("a.yaml")).expect("file"),
+            more
+        );
+        let create = Put {
+            create: true,
+            ..Put::default()
+        };
+        assert!(matches!(
+            put(&store, &more, &create),
+            Err(WriteError::Exists(_))
+        ));
     }
 
     #[test]
     fn what_would_be_wrong_is_not_written() {
         let (_folder, store) = store();
-        assert!(matches!(put(&store, &overlay("a", "stagin"), &Put::default()), Err(WriteError::Invalid(_))));
-        assert!(matches!(put(&store, "name: [", &Put::default()), Err(WriteError::Invalid(_))));
-        let other = Put { parent: Some(id("production")), ..Put::default() };
-        assert!(matches!(put(&store, &overlay("a", "staging"), &other), Err(WriteError::OtherParent { .. })));
-        let dry = Put { dry_run: true, ..Put::default() };
-        assert_eq!(put(&store, &overlay("a", "staging"), &dry).expect("dry"), Outcome::Created);
+        assert!(matches!(
+            put(&store, &overlay("a", "stagin"), &Put::default()),
+            Err(WriteError::Invalid(_))
+        ));
+        assert!(matches!(
+            put(&store, "name: [", &Put::default()),
+            Err(WriteError::Invalid(_))
+        ));
+        let other = Put {
+            parent: Some(id("production")),
+            ..Put::default()
+        };
+        assert!(matches!(
+            put(&store, &overlay("a", "staging"), &other),
+            Err(WriteError::OtherParent { .. })
+        ));
+        let dry = Put {
+            dry_run: true,
+            ..Put::default()
+        };
+        assert_eq!(
+            put(&store, &overlay("a", "staging"), &dry).expect("dry"),
+            Outcome::Created
+        );
         assert!(!store.path().join("a.yaml").exists());
     }
 
     #[test]
     fn what_is_written_carries_an_absolute_expiry_and_keeps_its_comments() {
         let (_folder, store) = store();
-        let ttl = Put { ttl: Some(Duration::from_secs(3600)), ..Put::default() };
+        let ttl = Put {
+            ttl: Some(Duration::from_secs(3600)),
+            ..Put::default()
+        };
         put(&store, &overlay("a", "staging"), &ttl).expect("written");
         let text = fs::read_to_string(store.path().join("a.yaml")).expect("file");
-        let expected = overlay("a", "staging").replace("  mode:", "  expiresAt: \"2027-01-15T09:00:00Z\"\n  mode:");
+        let expected = overlay("a", "staging")
+            .replace("  mode:", "  expiresAt: \"2027-01-15T09:00:00Z\"\n  mode:");
         assert_eq!(text, expected);
-        put(&store, &text, &Put { ttl: Some(Duration::from_secs(7200)), ..Put::default() }).expect("again");
+        put(
+            &store,
+            &text,
+            &Put {
+                ttl: Some(Duration::from_secs(7200)),
+                ..Put::default()
+            },
+        )
+        .expect("again");
         let text = fs::read_to_string(store.path().join("a.yaml")).expect("file");
         assert_eq!(text, expected.replace("09:00", "10:00"));
     }
@@ -389,12 +582,20 @@ mod tests {
         put(&store, &overlay("a", "staging"), &Put::default()).expect("a");
         put(&store, &overlay("b", "a"), &Put::default()).expect("b");
         let mut open = OpenStore::write(&store).expect("open");
-        assert!(matches!(open.delete(&id("staging"), false), Err(WriteError::HasChildren(_, names)) if names == [id("a")]));
-        assert!(matches!(open.delete(&id("a"), false), Err(WriteError::HasChildren(..))));
+        assert!(
+            matches!(open.delete(&id("staging"), false), Err(WriteError::HasChildren(_, names)) if names == [id("a")])
+        );
+        assert!(matches!(
+            open.delete(&id("a"), false),
+            Err(WriteError::HasChildren(..))
+        ));
         for name in ["b", "a", "staging"] {
             open.delete(&id(name), false).expect(name);
         }
-        assert!(matches!(open.delete(&id("a"), false), Err(WriteError::NotFound(_))));
+        assert!(matches!(
+            open.delete(&id("a"), false),
+            Err(WriteError::NotFound(_))
+        ));
     }
 
     #[test]
@@ -403,14 +604,31 @@ mod tests {
         put(&store, &overlay("a", "staging"), &Put::default()).expect("a");
         let web: ServiceName = "web".parse().expect("name");
         let url: Url = "http://127.0.0.1:9".parse().expect("url");
-        let attach = |service: &ServiceName, url| OpenStore::write(&store).expect("open").attach(&id("a"), service, url, false);
+        let attach = |service: &ServiceName, url| {
+            OpenStore::write(&store)
+                .expect("open")
+                .attach(&id("a"), service, url, false)
+        };
         assert_eq!(attach(&web, Some(&url)).expect("attach"), Outcome::Created);
         assert_eq!(attach(&web, Some(&url)).expect("again"), Outcome::Unchanged);
-        put(&store, &(overlay("a", "staging") + "    expose: true\n"), &Put::default()).expect("apply");
+        put(
+            &store,
+            &(overlay("a", "staging") + "    expose: true\n"),
+            &Put::default(),
+        )
+        .expect("apply");
         let open = OpenStore::read(&store).expect("open");
-        let urls = &open.lineages().standing(&id("a")).and_then(|standing| standing.resolved()).expect("a").urls;
+        let urls = &open
+            .lineages()
+            .standing(&id("a"))
+            .and_then(|standing| standing.resolved())
+            .expect("a")
+            .urls;
         assert_eq!(urls[0][0], url);
-        assert!(matches!(attach(&"ledger".parse().expect("name"), Some(&url)), Err(WriteError::NotFound(_))));
+        assert!(matches!(
+            attach(&"ledger".parse().expect("name"), Some(&url)),
+            Err(WriteError::NotFound(_))
+        ));
         assert_eq!(attach(&web, None).expect("detach"), Outcome::Deleted);
         assert!(matches!(attach(&web, None), Err(WriteError::NotFound(_))));
     }
@@ -418,23 +636,54 @@ mod tests {
     #[test]
     fn a_file_with_several_documents_is_read_and_never_edited() {
         let (_folder, store) = store();
-        fs::write(store.path().join("many.yaml"), format!("{}---\n{}", overlay("a", "staging"), overlay("b", "staging"))).expect("file");
+        fs::write(
+            store.path().join("many.yaml"),
+            format!(
+                "{}---\n{}",
+                overlay("a", "staging"),
+                overlay("b", "staging")
+            ),
+        )
+        .expect("file");
         let more = overlay("a", "staging") + "    expose: true\n";
-        assert!(matches!(put(&store, &more, &Put::default()), Err(WriteError::Shared(..))));
-        assert!(matches!(OpenStore::write(&store).expect("open").delete(&id("a"), false), Err(WriteError::Shared(..))));
+        assert!(matches!(
+            put(&store, &more, &Put::default()),
+            Err(WriteError::Shared(..))
+        ));
+        assert!(matches!(
+            OpenStore::write(&store)
+                .expect("open")
+                .delete(&id("a"), false),
+            Err(WriteError::Shared(..))
+        ));
     }
 
     #[test]
     fn two_writers_at_once_lose_nothing() {
         let (_folder, store) = store();
-        put(&store, &overlay("a", "staging").replace("  - name: web\n", &(0..16).map(|n| format!("  - name: s{n}\n")).collect::<String>()), &Put::default()).expect("a");
+        put(
+            &store,
+            &overlay("a", "staging").replace(
+                "  - name: web\n",
+                &(0..16)
+                    .map(|n| format!("  - name: s{n}\n"))
+                    .collect::<String>(),
+            ),
+            &Put::default(),
+        )
+        .expect("a");
         std::thread::scope(|scope| {
             for n in 0..16 {
                 let store = &store;
                 scope.spawn(move || {
                     let service: ServiceName = format!("s{n}").parse().expect("name");
-                    let url: Url = format!("http://127.0.0.1:{}", 1000 + n).parse().expect("url");
-                    OpenStore::write(store).expect("open").attach(&id("a"), &service, Some(&url), false).expect("attach");
+                    let url: Url = format!("http://127.0.0.1:{}", 1000 + n)
+                        .parse()
+                        .expect("url");
+                    OpenStore::write(store)
+                        .expect("open")
+                        .attach(&id("a"), &service, Some(&url), false)
+                        .expect("attach");
                 });
             }
         });

@@ -1,0 +1,277 @@
+//! `overlane run`, `try` and `demo`: commands that serve until they are told to stop.
+
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use clap::Args;
+use overlane_config::diagnostic::Source;
+use overlane_config::lineage::{Content, FileChange};
+use overlane_config::name::{EnvironmentId, ServiceName};
+use overlane_config::url::Url;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use super::output::{CliError, Output};
+use crate::control::Trigger;
+use crate::demo::Demo;
+use crate::process::{Prepared, Running};
+use crate::settings::{DEFAULT_ADMIN, DEFAULT_GATEWAY, RunArgs, Settings};
+use crate::stack::{Instance, Stack};
+use crate::store::StoreAddress;
+
+/// The exit code after Ctrl-C, where something was cut short.
+const INTERRUPTED: u8 = 130;
+
+/// Logs go to standard error: as text on a terminal, else as JSON lines.
+fn start_logs() {
+    let filter = std::env::var("OVERLANE_LOG")
+        .or_else(|_| std::env::var("RUST_LOG"))
+        .unwrap_or_else(|_| "info".to_owned());
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false);
+    // Somebody embedding us may have a subscriber already; then theirs stays.
+    let _ = if std::io::stderr().is_terminal() {
+        logs.try_init()
+    } else {
+        logs.json().flatten_event(true).try_init()
+    };
+}
+
+/// `overlane run`.
+///
+/// # Errors
+/// Settings that cannot be, or an address that is taken.
+pub fn run(args: RunArgs, store: Option<StoreAddress>) -> Result<(), CliError> {
+    let settings = Settings::merge(args, store)?;
+    start_logs();
+    let store = settings.store.clone();
+    let running = Prepared::bind(settings).and_then(|prepared| prepared.start(Vec::new()))?;
+    for gate in running.gates() {
+        tracing::info!(role = gate.role(), address = %gate.address, trust = %gate.trust, "listening");
+    }
+    tracing::info!(role = "admin", address = %running.admin(), "listening");
+    if let Some(store) = store.filter(|_| {
+        running
+            .control()
+            .lineages(overlane_config::lineage::Lineages::is_empty)
+    }) {
+        tracing::warn!(
+            "the store {store} is empty; type next: overlane baseline create --file baseline.yaml --store {store}"
+        );
+    }
+    wait(&running)?;
+    tracing::info!("stopping: finishing what is in flight");
+    running.stop();
+    Ok(())
+}
+
+/// Waits for SIGTERM or SIGINT; reloads on SIGHUP.
+fn wait(running: &Running) -> Result<(), CliError> {
+    let reload = running.reload_door();
+    running.runtime().block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+                _ = hangup.recv() => {
+                    let (reply, _) = tokio::sync::oneshot::channel();
+                    // Without a store there is nothing to read again.
+                    let _ = reload.send((Trigger::Signal, reply)).await;
+                }
+            }
+        }
+    })
+}
+
+/// `overlane try`.
+#[derive(Debug, Args)]
+pub struct Try {
+    /// Services of the baseline and where they listen, such as web=:3000; the first is the entrance
+    #[arg(required = true, value_name = "SERVICE=ADDR", value_parser = service_at)]
+    services: Vec<(ServiceName, Url)>,
+    /// A service of an overlay and where it listens, such as alice:api=:4001; repeatable
+    #[arg(long, value_name = "OVERLAY:SERVICE=ADDR", value_parser = overlay_service_at)]
+    overlay: Vec<(EnvironmentId, ServiceName, Url)>,
+    /// Where the gateway listens
+    #[arg(long, value_name = "ADDR", default_value = DEFAULT_GATEWAY)]
+    gateway: SocketAddr,
+    /// The admin listener
+    #[arg(long, value_name = "ADDR", default_value = DEFAULT_ADMIN)]
+    admin: SocketAddr,
+}
+
+fn service_at(text: &str) -> Result<(ServiceName, Url), String> {
+    let (service, at) = text
+        .split_once('=')
+        .ok_or("write SERVICE=ADDR, such as web=:3000")?;
+    let service = service
+        .parse()
+        .map_err(|error: overlane_config::name::InvalidLabel| error.to_string())?;
+    let url = match at.strip_prefix(':') {
+        Some(port) => format!("http://127.0.0.1:{port}"),
+        None if at.contains("://") || at.starts_with("unix:") => at.to_owned(),
+        None => format!("http://{at}"),
+    };
+    Ok((service, url.parse()?))
+}
+
+fn overlay_service_at(text: &str) -> Result<(EnvironmentId, ServiceName, Url), String> {
+    let (overlay, rest) = text
+        .split_once(':')
+        .ok_or("write OVERLAY:SERVICE=ADDR, such as alice:api=:4001")?;
+    let overlay = overlay
+        .parse()
+        .map_err(|error: overlane_config::name::InvalidLabel| error.to_string())?;
+    let (service, url) = service_at(rest)?;
+    Ok((overlay, service, url))
+}
+
+/// Runs a gateway and sidecars for processes that already listen.
+///
+/// # Errors
+/// An address is taken, or services and overlays do not fit together.
+pub fn try_it(args: &Try, out: &mut Output<'_>) -> Result<(), CliError> {
+    start_logs();
+    let baseline: EnvironmentId =
+        "baseline"
+            .parse()
+            .map_err(|error: overlane_config::name::InvalidLabel| {
+                CliError::failure(error.to_string())
+            })?;
+    let mut instances: Vec<_> = args
+        .services
+        .iter()
+        .map(|(service, app)| Instance {
+            service: service.clone(),
+            environment: baseline.clone(),
+            app: app.clone(),
+        })
+        .collect();
+    for (overlay, service, app) in &args.overlay {
+        if *overlay == baseline {
+            return Err(
+                CliError::usage("`baseline` is the name of the baseline here")
+                    .hint("give the overlay another name"),
+            );
+        }
+        instances.push(Instance {
+            service: service.clone(),
+            environment: overlay.clone(),
+            app: app.clone(),
+        });
+    }
+    let stack = Stack::bind(baseline.clone(), instances, args.gateway, args.admin)?;
+    let mut environments: Vec<_> = vec![baseline];
+    for (overlay, ..) in &args.overlay {
+        if !environments.contains(overlay) {
+            environments.push(overlay.clone());
+        }
+    }
+    let documents: Vec<_> = environments
+        .iter()
+        .map(|environment| given(environment, stack.blueprint(environment)))
+        .collect();
+    let lines = instructions(&stack, &environments);
+    let running = stack.into_prepared().start(documents)?;
+    let problems = running.control().problems();
+    if !problems.is_empty() {
+        let refused = running.control().lineages(|lineages| {
+            lineages
+                .standings()
+                .any(|(_, standing)| standing.resolved().is_none())
+        });
+        if refused {
+            running.stop();
+            return Err(CliError::failure(problems.join("\n")));
+        }
+    }
+    out.line(lines)?;
+    wait(&running)?;
+    running.stop();
+    Ok(())
+}
+
+fn given(environment: &EnvironmentId, text: String) -> FileChange {
+    let path: Arc<str> = format!("({environment})").into();
+    let source = Source {
+        path: path.clone(),
+        text,
+        modified: None,
+    };
+    FileChange {
+        path,
+        content: Content::Text(Arc::new(source)),
+    }
+}
+
+fn instructions(stack: &Stack, environments: &[EnvironmentId]) -> String {
+    let gateway = stack.gateway();
+    let mut text = format!(
+        "The gateway is at http://{gateway}/ and leads to `{}`.\n\n",
+        stack.instances()[0].service
+    );
+    text.push_str(&format!("  curl http://{gateway}/\n"));
+    for overlay in &environments[1..] {
+        text.push_str(&format!(
+            "  curl -i -H 'x-overlay-id: {overlay}' http://{gateway}/\n"
+        ));
+    }
+    text.push_str("\nLet each service call the others by name through its own outbound sidecar, and forward the header x-overlay-id (or baggage):\n\n");
+    for (at, instance) in stack.instances().iter().enumerate() {
+        let Instance {
+            service,
+            environment,
+            app,
+        } = instance;
+        text.push_str(&format!(
+            "  {service} ({environment}, {app})   HTTP_PROXY=http://{}\n",
+            stack.outbound(at)
+        ));
+    }
+    text.push_str("\nCtrl-C ends it.");
+    text
+}
+
+/// `overlane demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Make the calls, check the answers, and end
+    #[arg(long)]
+    once: bool,
+}
+
+/// Runs the demo.
+///
+/// # Errors
+/// It cannot start, or with `--once` an answer was wrong.
+pub fn demo(args: &DemoArgs, out: &mut Output<'_>) -> Result<(), CliError> {
+    if !args.once {
+        start_logs();
+    }
+    let demo = Demo::start()?;
+    if !args.once {
+        out.line(demo.welcome())?;
+        wait(demo.running())?;
+        demo.stop();
+        return Err(CliError {
+            message: String::new(),
+            hint: None,
+            exit: INTERRUPTED,
+        });
+    }
+    let (report, right) = demo.check();
+    demo.stop();
+    out.line(report.trim_end())?;
+    if right {
+        Ok(())
+    } else {
+        Err(CliError::failure("the demo did not answer as it should"))
+    }
+}
