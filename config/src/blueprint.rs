@@ -90,10 +90,7 @@ impl Blueprint {
     /// A place in this blueprint's file.
     #[must_use]
     pub fn location(&self, span: Span) -> Location {
-        Location {
-            source: self.source.clone(),
-            span,
-        }
+        Location { source: self.source.clone(), span }
     }
 
     /// Where the environment's id is written.

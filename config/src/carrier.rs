@@ -63,20 +63,11 @@ pub fn read<'l>(
     baggage: impl IntoIterator<Item = &'l [u8]>,
 ) -> Result<Arrived, InvalidKey> {
     if let Some(keys) = header::read(own)? {
-        return Ok(Arrived {
-            keys: Some(keys),
-            ignored: false,
-        });
+        return Ok(Arrived { keys: Some(keys), ignored: false });
     }
     Ok(match baggage::read(baggage) {
-        Ok(keys) => Arrived {
-            keys,
-            ignored: false,
-        },
-        Err(_) => Arrived {
-            keys: None,
-            ignored: true,
-        },
+        Ok(keys) => Arrived { keys, ignored: false },
+        Err(_) => Arrived { keys: None, ignored: true },
     })
 }
 
@@ -85,13 +76,8 @@ impl Keys {
     ///
     /// # Errors
     /// [`InvalidKey`] for the first item that is not an id, and for a ninth id.
-    pub fn parse<'l>(
-        lists: impl IntoIterator<Item = &'l [u8]>,
-    ) -> Result<Option<Self>, InvalidKey> {
-        let mut keys = Self {
-            length: 0,
-            bytes: [0; CAPACITY],
-        };
+    pub fn parse<'l>(lists: impl IntoIterator<Item = &'l [u8]>) -> Result<Option<Self>, InvalidKey> {
+        let mut keys = Self { length: 0, bytes: [0; CAPACITY] };
         for list in lists {
             for item in list.split(|b| *b == b',') {
                 let item = item.trim_ascii();
@@ -106,10 +92,7 @@ impl Keys {
     /// One id.
     #[must_use]
     pub fn one(id: &crate::name::EnvironmentId) -> Self {
-        let mut keys = Self {
-            length: 0,
-            bytes: [0; CAPACITY],
-        };
+        let mut keys = Self { length: 0, bytes: [0; CAPACITY] };
         keys.append(id.as_str().as_bytes());
         keys
     }
@@ -117,10 +100,7 @@ impl Keys {
     /// Those ids for which `keep` holds; `None` where none is left.
     #[must_use]
     pub fn filtered(&self, mut keep: impl FnMut(&str) -> bool) -> Option<Self> {
-        let mut keys = Self {
-            length: 0,
-            bytes: [0; CAPACITY],
-        };
+        let mut keys = Self { length: 0, bytes: [0; CAPACITY] };
         for id in self.iter().filter(|id| keep(id)) {
             keys.append(id.as_bytes());
         }
@@ -140,10 +120,7 @@ impl Keys {
 
     fn push(&mut self, id: &[u8]) -> Result<(), InvalidKey> {
         if !is_label(id) {
-            return Err(InvalidKey::NotAnId(printable(
-                &String::from_utf8_lossy(id),
-                80,
-            )));
+            return Err(InvalidKey::NotAnId(printable(&String::from_utf8_lossy(id), 80)));
         }
         if self.length > 0 {
             if self.iter().any(|known| known.as_bytes() == id) {

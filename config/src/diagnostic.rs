@@ -56,19 +56,14 @@ impl Location {
     /// The line number, from 1.
     #[must_use]
     pub fn line(&self) -> usize {
-        1 + self.source.text.as_bytes()[..self.start()]
-            .iter()
-            .filter(|b| **b == b'\n')
-            .count()
+        1 + self.source.text.as_bytes()[..self.start()].iter().filter(|b| **b == b'\n').count()
     }
 
     /// The column in characters, from 1.
     #[must_use]
     pub fn column(&self) -> usize {
         let before = &self.source.text[..self.start()];
-        1 + before[before.rfind('\n').map_or(0, |at| at + 1)..]
-            .chars()
-            .count()
+        1 + before[before.rfind('\n').map_or(0, |at| at + 1)..].chars().count()
     }
 
     /// The line itself, without its end.
@@ -76,9 +71,7 @@ impl Location {
     pub fn text(&self) -> &str {
         let text = &self.source.text;
         let from = text[..self.start()].rfind('\n').map_or(0, |at| at + 1);
-        let to = text[self.start()..]
-            .find('\n')
-            .map_or(text.len(), |at| self.start() + at);
+        let to = text[self.start()..].find('\n').map_or(text.len(), |at| self.start() + at);
         text[from..to].trim_end_matches('\r')
     }
 
@@ -86,9 +79,7 @@ impl Location {
     fn width(&self) -> usize {
         let rest = &self.source.text.as_bytes()[self.start()..];
         let length = (self.span.end.saturating_sub(self.span.start) as usize).min(rest.len());
-        let on_line = rest[..length]
-            .iter()
-            .take_while(|b| !matches!(b, b'\n' | b'\r'));
+        let on_line = rest[..length].iter().take_while(|b| !matches!(b, b'\n' | b'\r'));
         on_line.filter(|b| **b & 0xC0 != 0x80).count().max(1)
     }
 }
@@ -134,10 +125,7 @@ impl Diagnostic {
             severity: Severity::Error,
             message: message.into(),
             path: source.path.clone(),
-            location: Some(Location {
-                source: source.clone(),
-                span,
-            }),
+            location: Some(Location { source: source.clone(), span }),
             hint: None,
             environment: None,
         }
@@ -231,19 +219,11 @@ impl fmt::Display for Diagnostic {
 
 /// The candidate that `word` was probably meant to be.
 #[must_use]
-pub fn did_you_mean<'c>(
-    word: &str,
-    candidates: impl IntoIterator<Item = &'c str>,
-) -> Option<&'c str> {
+pub fn did_you_mean<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
     let lower = word.to_ascii_lowercase();
     candidates
         .into_iter()
-        .map(|candidate| {
-            (
-                strsim::damerau_levenshtein(&lower, &candidate.to_ascii_lowercase()),
-                candidate,
-            )
-        })
+        .map(|candidate| (strsim::damerau_levenshtein(&lower, &candidate.to_ascii_lowercase()), candidate))
         .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 4)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)

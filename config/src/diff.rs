@@ -62,10 +62,7 @@ pub fn difference(
             ChangeKind::Changed(what)
         }
     };
-    Some(Change {
-        environment: environment.clone(),
-        kind,
-    })
+    Some(Change { environment: environment.clone(), kind })
 }
 
 fn differences(before: &Resolved, after: &Resolved) -> Vec<String> {
@@ -78,10 +75,7 @@ fn differences(before: &Resolved, after: &Resolved) -> Vec<String> {
     note(before.parent != after.parent, "parent");
     note(before.header != after.header, "headerName");
     note(before.propagate != after.propagate, "propagateHeader");
-    note(
-        before.policy.on_unavailable != after.policy.on_unavailable,
-        "onUnavailable",
-    );
+    note(before.policy.on_unavailable != after.policy.on_unavailable, "onUnavailable");
     note(before.policy.hold_for != after.policy.hold_for, "holdFor");
     note(before.on_unknown != after.on_unknown, "onUnknown");
     note(before.expires_at != after.expires_at, "expiry");
@@ -93,28 +87,17 @@ fn differences(before: &Resolved, after: &Resolved) -> Vec<String> {
             Some(_) => {}
         }
     }
-    let gone = old
-        .iter()
-        .filter(|(name, _)| !new.iter().any(|(known, _)| known == name));
+    let gone = old.iter().filter(|(name, _)| !new.iter().any(|(known, _)| known == name));
     what.extend(gone.map(|(name, _)| format!("-service {name}")));
     what
 }
 
 /// Each service's name, and everything of it that routing depends on.
 fn services(resolved: &Resolved) -> Vec<(&str, String)> {
-    let described =
-        resolved
-            .blueprint
-            .services
-            .iter()
-            .zip(&resolved.urls)
-            .map(|(service, urls)| {
-                let hosts: Vec<_> = service.hosts.iter().map(|host| &host.value).collect();
-                let path = service.path.as_ref().map(|path| &path.value);
-                (
-                    service.name.value.as_str(),
-                    format!("{urls:?} {} {hosts:?} {path:?}", service.expose),
-                )
-            });
+    let described = resolved.blueprint.services.iter().zip(&resolved.urls).map(|(service, urls)| {
+        let hosts: Vec<_> = service.hosts.iter().map(|host| &host.value).collect();
+        let path = service.path.as_ref().map(|path| &path.value);
+        (service.name.value.as_str(), format!("{urls:?} {} {hosts:?} {path:?}", service.expose))
+    });
     described.collect()
 }

@@ -130,11 +130,8 @@ struct Entry {
 impl Entry {
     /// The parents that the claims and the blueprint in force name.
     fn parents(&self) -> impl Iterator<Item = &EnvironmentId> {
-        let claimed = self
-            .claims
-            .iter()
-            .filter_map(|blueprint| blueprint.parent())
-            .map(|parent| &parent.value);
+        let claimed =
+            self.claims.iter().filter_map(|blueprint| blueprint.parent()).map(|parent| &parent.value);
         claimed.chain(
             self.standing
                 .iter()
@@ -165,10 +162,7 @@ impl Lineages {
     /// No files yet, under these rules.
     #[must_use]
     pub fn new(rules: Rules) -> Self {
-        Self {
-            rules,
-            ..Self::default()
-        }
+        Self { rules, ..Self::default() }
     }
 
     /// Where `id` stands; `None` where no blueprint has it.
@@ -179,11 +173,8 @@ impl Lineages {
 
     /// All environments, in order of their ids.
     pub fn standings(&self) -> impl Iterator<Item = (&EnvironmentId, &Standing)> {
-        let mut all: Vec<_> = self
-            .entries
-            .iter()
-            .filter_map(|(id, entry)| Some((id, entry.standing.as_ref()?)))
-            .collect();
+        let mut all: Vec<_> =
+            self.entries.iter().filter_map(|(id, entry)| Some((id, entry.standing.as_ref()?))).collect();
         all.sort_by_key(|(id, _)| *id);
         all.into_iter()
     }
@@ -213,10 +204,7 @@ impl Lineages {
 
     /// The files that claim `id`.
     pub fn claims(&self, id: &EnvironmentId) -> impl Iterator<Item = &Arc<Blueprint>> {
-        self.entries
-            .get(id)
-            .into_iter()
-            .flat_map(|entry| &entry.claims)
+        self.entries.get(id).into_iter().flat_map(|entry| &entry.claims)
     }
 
     /// What is wrong with `id`: with its blueprint as it was last read, and with that file.
@@ -230,8 +218,7 @@ impl Lineages {
             .iter()
             .filter_map(|claim| self.files.get(&claim.source.path))
             .flat_map(|file| &file.diagnostics);
-        let of_it =
-            in_file.filter(|diagnostic| diagnostic.environment.as_ref().is_none_or(|of| of == id));
+        let of_it = in_file.filter(|diagnostic| diagnostic.environment.as_ref().is_none_or(|of| of == id));
         entry.problems.iter().chain(of_it).cloned().collect()
     }
 
@@ -241,12 +228,7 @@ impl Lineages {
         let mut ids: Vec<_> = self.entries.iter().collect();
         ids.sort_by_key(|(id, _)| *id);
         let of_environments = ids.into_iter().flat_map(|(_, entry)| &entry.problems);
-        self.files
-            .values()
-            .flat_map(|file| &file.diagnostics)
-            .chain(of_environments)
-            .cloned()
-            .collect()
+        self.files.values().flat_map(|file| &file.diagnostics).chain(of_environments).cloned().collect()
     }
 
     /// Takes in changed files. Costs what the changes and the descendants of their environments cost.
@@ -269,16 +251,10 @@ impl Lineages {
         }
         for id in &applied.changed {
             self.relink(id, before.get(id));
-            applied.diagnostics.extend(
-                self.entries
-                    .get(id)
-                    .into_iter()
-                    .flat_map(|entry| &entry.problems)
-                    .cloned(),
-            );
             applied
-                .changes
-                .extend(difference(id, before.get(id), self.standing(id)));
+                .diagnostics
+                .extend(self.entries.get(id).into_iter().flat_map(|entry| &entry.problems).cloned());
+            applied.changes.extend(difference(id, before.get(id), self.standing(id)));
         }
         applied
     }
@@ -295,8 +271,8 @@ impl Lineages {
         let after = match change.content {
             Content::Gone => return,
             Content::Unreadable(why) => {
-                let error = Diagnostic::file(&change.path, why)
-                    .hint("what was last read from it stays in force");
+                let error =
+                    Diagnostic::file(&change.path, why).hint("what was last read from it stays in force");
                 File {
                     diagnostics: vec![error],
                     broken: never_good(&change.path, &before.documents, before.broken),
@@ -344,16 +320,9 @@ impl Lineages {
                 Document::Blueprint(blueprint) => {
                     let id = &blueprint.id.value;
                     touched.insert(id.clone());
-                    self.entries
-                        .entry(id.clone())
-                        .or_default()
-                        .claims
-                        .push(blueprint.clone());
+                    self.entries.entry(id.clone()).or_default().claims.push(blueprint.clone());
                     if let Some(parent) = blueprint.parent() {
-                        self.children
-                            .entry(parent.value.clone())
-                            .or_default()
-                            .insert(id.clone());
+                        self.children.entry(parent.value.clone()).or_default().insert(id.clone());
                     }
                 }
                 Document::Attachment(attachment) => {
@@ -382,27 +351,16 @@ impl Lineages {
 
     /// Brings the children index and the entries in line with what stands now.
     fn relink(&mut self, id: &EnvironmentId, before: Option<&Standing>) {
-        let now: HashSet<EnvironmentId> = self
-            .entries
-            .get(id)
-            .into_iter()
-            .flat_map(Entry::parents)
-            .cloned()
-            .collect();
-        let old = before
-            .and_then(Standing::resolved)
-            .and_then(|resolved| resolved.parent.clone());
+        let now: HashSet<EnvironmentId> =
+            self.entries.get(id).into_iter().flat_map(Entry::parents).cloned().collect();
+        let old = before.and_then(Standing::resolved).and_then(|resolved| resolved.parent.clone());
         for parent in old.into_iter().filter(|parent| !now.contains(parent)) {
             self.unlink(&parent, id);
         }
         for parent in now {
             self.children.entry(parent).or_default().insert(id.clone());
         }
-        if self
-            .entries
-            .get(id)
-            .is_some_and(|entry| entry.standing.is_none())
-        {
+        if self.entries.get(id).is_some_and(|entry| entry.standing.is_none()) {
             self.entries.remove(id);
         }
         if self.attachments.get(id).is_some_and(Vec::is_empty) {
@@ -427,33 +385,18 @@ impl Lineages {
         let mut next = Some(id.clone());
         let mut cycle = 0..0;
         while let Some(id) = next {
-            let Some(entry) = self
-                .entries
-                .get(&id)
-                .filter(|entry| entry.standing.is_none())
-            else {
+            let Some(entry) = self.entries.get(&id).filter(|entry| entry.standing.is_none()) else {
                 break;
             };
             if !seen.insert(id.clone()) {
-                cycle = chain
-                    .iter()
-                    .position(|known| *known == id)
-                    .unwrap_or_default()..chain.len();
+                cycle = chain.iter().position(|known| *known == id).unwrap_or_default()..chain.len();
                 break;
             }
-            next = entry
-                .claims
-                .first()
-                .and_then(|claim| claim.parent())
-                .map(|parent| parent.value.clone());
+            next = entry.claims.first().and_then(|claim| claim.parent()).map(|parent| parent.value.clone());
             chain.push(id);
         }
         for at in (0..chain.len()).rev() {
-            let within = if cycle.contains(&at) {
-                &chain[cycle.clone()]
-            } else {
-                &[]
-            };
+            let within = if cycle.contains(&at) { &chain[cycle.clone()] } else { &[] };
             self.settle_one(&chain[at], within, before);
         }
     }
@@ -483,34 +426,23 @@ impl Lineages {
             [] => {
                 standing = Some(broken().cloned().collect::<Vec<_>>())
                     .filter(|why| !why.is_empty())
-                    .map(Standing::Refused)
+                    .map(Standing::Refused);
             }
             [only] if cycle.is_empty() => {
-                standing = self
-                    .resolve(only, &mut problems)
-                    .map(|resolved| Standing::Resolved(Box::new(resolved)))
+                standing =
+                    self.resolve(only, &mut problems).map(|resolved| Standing::Resolved(Box::new(resolved)));
             }
             [only] => problems.push(in_cycle(only, cycle)),
-            [first, others @ ..] => {
-                problems.extend(others.iter().map(|other| duplicate_id(other, first)))
-            }
+            [first, others @ ..] => problems.extend(others.iter().map(|other| duplicate_id(other, first))),
         }
-        let last_good = before
-            .get(id)
-            .and_then(Standing::resolved)
-            .map(|resolved| &resolved.blueprint);
+        let last_good = before.get(id).and_then(Standing::resolved).map(|resolved| &resolved.blueprint);
         if standing.is_none() && !claims.is_empty() {
-            let still_claimed = last_good.filter(|good| {
-                claims
-                    .iter()
-                    .any(|claim| claim.source.path == good.source.path)
+            let still_claimed =
+                last_good.filter(|good| claims.iter().any(|claim| claim.source.path == good.source.path));
+            standing = Some(match still_claimed.and_then(|good| self.last_good(good, before)) {
+                Some(resolved) => Standing::Resolved(Box::new(resolved)),
+                None => Standing::Refused(problems.clone()),
             });
-            standing = Some(
-                match still_claimed.and_then(|good| self.last_good(good, before)) {
-                    Some(resolved) => Standing::Resolved(Box::new(resolved)),
-                    None => Standing::Refused(problems.clone()),
-                },
-            );
         }
         if let Some(entry) = self.entries.get_mut(id) {
             entry.standing = standing;
@@ -525,10 +457,7 @@ impl Lineages {
         before: &HashMap<EnvironmentId, Standing>,
     ) -> Option<Resolved> {
         if let Some(parent) = blueprint.parent()
-            && self
-                .entries
-                .get(&parent.value)
-                .is_some_and(|entry| entry.standing.is_none())
+            && self.entries.get(&parent.value).is_some_and(|entry| entry.standing.is_none())
         {
             self.settle_one(&parent.value.clone(), &[], before);
         }
@@ -536,11 +465,7 @@ impl Lineages {
     }
 
     /// Checks every reference of `blueprint` against what stands; `None` where one is wrong.
-    fn resolve(
-        &self,
-        blueprint: &Arc<Blueprint>,
-        problems: &mut Vec<Diagnostic>,
-    ) -> Option<Resolved> {
+    fn resolve(&self, blueprint: &Arc<Blueprint>, problems: &mut Vec<Diagnostic>) -> Option<Resolved> {
         let id = &blueprint.id.value;
         let errors_before = problems.iter().filter(|problem| problem.is_error()).count();
         let parent = match blueprint.parent() {
@@ -580,9 +505,7 @@ impl Lineages {
                 (None, Some(header)) => header.value.clone(),
                 (None, None) => HeaderName::default_key(),
             },
-            propagate: blueprint
-                .propagate
-                .unwrap_or_else(|| parent.is_none_or(|parent| parent.propagate)),
+            propagate: blueprint.propagate.unwrap_or_else(|| parent.is_none_or(|parent| parent.propagate)),
             on_unknown: match (parent, &blueprint.on_unknown) {
                 (Some(parent), _) => parent.on_unknown,
                 (None, Some(own)) => own.value,
@@ -592,14 +515,11 @@ impl Lineages {
                 on_unavailable: blueprint.on_unavailable.unwrap_or_else(|| {
                     parent.map_or(OnUnavailable::Fail, |parent| parent.policy.on_unavailable)
                 }),
-                hold_for: blueprint.hold_for.unwrap_or_else(|| {
-                    parent.map_or(DEFAULT_HOLD, |parent| parent.policy.hold_for)
-                }),
+                hold_for: blueprint
+                    .hold_for
+                    .unwrap_or_else(|| parent.map_or(DEFAULT_HOLD, |parent| parent.policy.hold_for)),
             },
-            expires_at: own_expiry
-                .into_iter()
-                .chain(parent.and_then(|parent| parent.expires_at))
-                .min(),
+            expires_at: own_expiry.into_iter().chain(parent.and_then(|parent| parent.expires_at)).min(),
             urls,
         })
     }
@@ -610,20 +530,11 @@ impl Lineages {
         parent: &Spanned<EnvironmentId>,
     ) -> Result<&Resolved, Box<Diagnostic>> {
         let id = &blueprint.id.value;
-        let error =
-            |message: String| Diagnostic::error(&blueprint.source, parent.span, message).of(id);
-        match self
-            .entries
-            .get(&parent.value)
-            .and_then(|entry| entry.standing.as_ref())
-        {
+        let error = |message: String| Diagnostic::error(&blueprint.source, parent.span, message).of(id);
+        match self.entries.get(&parent.value).and_then(|entry| entry.standing.as_ref()) {
             None => {
                 let problem = error(format!("unknown parent `{}`", parent.value));
-                let known = self
-                    .entries
-                    .keys()
-                    .filter(|known| *known != id)
-                    .map(EnvironmentId::as_str);
+                let known = self.entries.keys().filter(|known| *known != id).map(EnvironmentId::as_str);
                 // Among very many environments the search would cost more than the hint is worth.
                 let near = if self.entries.len() <= 10_000 {
                     did_you_mean(parent.value.as_str(), known)
@@ -632,20 +543,14 @@ impl Lineages {
                 };
                 Err(Box::new(match near {
                     Some(near) => problem.hint(format!("did you mean `{near}`?")),
-                    None => problem
-                        .hint("`baselineId` names a baseline or another overlay of this store"),
+                    None => problem.hint("`baselineId` names a baseline or another overlay of this store"),
                 }))
             }
             Some(Standing::Refused(why)) => {
-                let reason = why
-                    .first()
-                    .map_or_else(String::new, |why| format!(": {}", why.message));
+                let reason = why.first().map_or_else(String::new, |why| format!(": {}", why.message));
                 Err(Box::new(
-                    error(format!(
-                        "the parent `{}` cannot be used{reason}",
-                        parent.value
-                    ))
-                    .hint("mend the parent first"),
+                    error(format!("the parent `{}` cannot be used{reason}", parent.value))
+                        .hint("mend the parent first"),
                 ))
             }
             Some(Standing::Resolved(resolved)) if resolved.depth == MAX_DEPTH => {
@@ -653,42 +558,27 @@ impl Lineages {
                     "the lineage is deeper than {MAX_DEPTH}: `{}` already has {MAX_DEPTH} ancestors",
                     parent.value
                 ));
-                Err(Box::new(problem.hint(
-                    "name an environment nearer to the baseline as parent",
-                )))
+                Err(Box::new(problem.hint("name an environment nearer to the baseline as parent")))
             }
             Some(Standing::Resolved(resolved)) => Ok(resolved),
         }
     }
 
     /// What an overlay may not do to its baseline, and what it should know about it.
-    fn check_overlay(
-        &self,
-        blueprint: &Arc<Blueprint>,
-        parent: &Resolved,
-        problems: &mut Vec<Diagnostic>,
-    ) {
+    fn check_overlay(&self, blueprint: &Arc<Blueprint>, parent: &Resolved, problems: &mut Vec<Diagnostic>) {
         let id = &blueprint.id.value;
-        let error =
-            |span, message: String| Diagnostic::error(&blueprint.source, span, message).of(id);
-        if let Some(header) = blueprint
-            .header
-            .as_ref()
-            .filter(|header| header.value != parent.header)
-        {
+        let error = |span, message: String| Diagnostic::error(&blueprint.source, span, message).of(id);
+        if let Some(header) = blueprint.header.as_ref().filter(|header| header.value != parent.header) {
             let message = format!(
                 "`headerName` is `{}` here and `{}` in the baseline `{}`",
                 header.value, parent.header, parent.baseline
             );
             problems.push(
-                error(header.span, message)
-                    .hint("leave it out: the baseline's holds for all its overlays"),
+                error(header.span, message).hint("leave it out: the baseline's holds for all its overlays"),
             );
         }
-        let Some(baseline) = self
-            .entries
-            .get(&parent.baseline)
-            .and_then(|entry| entry.standing.as_ref()?.resolved())
+        let Some(baseline) =
+            self.entries.get(&parent.baseline).and_then(|entry| entry.standing.as_ref()?.resolved())
         else {
             return;
         };
@@ -696,31 +586,20 @@ impl Lineages {
             for host in &service.hosts {
                 if let Some(owner) = baseline.blueprint.services.iter().find(|other| {
                     other.name.value != service.name.value
-                        && other
-                            .hosts
-                            .iter()
-                            .any(|claimed| claimed.value == host.value)
+                        && other.hosts.iter().any(|claimed| claimed.value == host.value)
                 }) {
                     let message = format!(
                         "the host `{}` belongs to `{}` of `{}`",
                         host.value, owner.name.value, parent.baseline
                     );
-                    problems.push(
-                        error(host.span, message)
-                            .hint("an overlay cannot claim anybody else's names"),
-                    );
+                    problems
+                        .push(error(host.span, message).hint("an overlay cannot claim anybody else's names"));
                 }
             }
             if !self.has_service(parent, service) {
-                let names = baseline
-                    .blueprint
-                    .services
-                    .iter()
-                    .map(|known| known.name.value.as_str());
-                let message = format!(
-                    "`{}` has no service `{}`: it is new",
-                    parent.baseline, service.name.value
-                );
+                let names = baseline.blueprint.services.iter().map(|known| known.name.value.as_str());
+                let message =
+                    format!("`{}` has no service `{}`: it is new", parent.baseline, service.name.value);
                 let warning = error(service.name.span, message).warning();
                 problems.push(match did_you_mean(service.name.value.as_str(), names) {
                     Some(near) => warning.hint(format!("did you mean `{near}`?")),
@@ -733,19 +612,10 @@ impl Lineages {
     fn has_service(&self, parent: &Resolved, service: &Service) -> bool {
         let mut ancestor = Some(parent);
         while let Some(resolved) = ancestor {
-            if resolved
-                .blueprint
-                .services
-                .iter()
-                .any(|known| known.name.value == service.name.value)
-            {
+            if resolved.blueprint.services.iter().any(|known| known.name.value == service.name.value) {
                 return true;
             }
-            ancestor = resolved
-                .parent
-                .as_ref()
-                .and_then(|id| self.standing(id))
-                .and_then(Standing::resolved);
+            ancestor = resolved.parent.as_ref().and_then(|id| self.standing(id)).and_then(Standing::resolved);
         }
         false
     }
@@ -771,29 +641,15 @@ impl Lineages {
     ) -> Arc<[Url]> {
         let id = &blueprint.id.value;
         let attached = self.attachments(id).iter().flat_map(|attachment| {
-            let of_it = attachment
-                .services
-                .iter()
-                .filter(|(name, _)| name.value == service.name.value);
+            let of_it = attachment.services.iter().filter(|(name, _)| name.value == service.name.value);
             of_it.map(|(_, url)| (&attachment.source, url))
         });
         let attached: Vec<_> = attached.collect();
-        let own = || {
-            service
-                .urls
-                .iter()
-                .map(|url| (&blueprint.source, url))
-                .collect()
-        };
-        let given: Vec<(&Arc<Source>, &Spanned<Url>)> =
-            if attached.is_empty() { own() } else { attached };
+        let own = || service.urls.iter().map(|url| (&blueprint.source, url)).collect();
+        let given: Vec<(&Arc<Source>, &Spanned<Url>)> = if attached.is_empty() { own() } else { attached };
         for (source, url) in &given {
             if let Some(fault) = self.forbidden(&url.value) {
-                problems.push(
-                    Diagnostic::error(source, url.span, fault.0)
-                        .of(id)
-                        .hint(fault.1),
-                );
+                problems.push(Diagnostic::error(source, url.span, fault.0).of(id).hint(fault.1));
             }
         }
         if !given.is_empty() {
@@ -805,9 +661,7 @@ impl Lineages {
                 None => Arc::new([url]),
                 Some((message, hint)) => {
                     problems.push(
-                        Diagnostic::error(&blueprint.source, service.name.span, message)
-                            .of(id)
-                            .hint(hint),
+                        Diagnostic::error(&blueprint.source, service.name.span, message).of(id).hint(hint),
                     );
                     Arc::new([])
                 }
@@ -842,8 +696,7 @@ impl Lineages {
         is_link_local(address).then(|| {
             (
                 format!("`{url}` is a link-local address"),
-                "such addresses serve a machine's own credentials; name the service's address"
-                    .to_owned(),
+                "such addresses serve a machine's own credentials; name the service's address".to_owned(),
             )
         })
     }
@@ -852,15 +705,8 @@ impl Lineages {
         let id = &blueprint.id.value;
         for attachment in self.attachments(id) {
             for (name, _) in &attachment.services {
-                if !blueprint
-                    .services
-                    .iter()
-                    .any(|service| service.name.value == name.value)
-                {
-                    let message = format!(
-                        "`{id}` does not own `{}`: the address is not used",
-                        name.value
-                    );
+                if !blueprint.services.iter().any(|service| service.name.value == name.value) {
+                    let message = format!("`{id}` does not own `{}`: the address is not used", name.value);
                     problems.push(
                         Diagnostic::error(&attachment.source, name.span, message)
                             .of(id)
@@ -886,42 +732,20 @@ pub fn is_link_local(address: std::net::IpAddr) -> bool {
 fn read(path: &Arc<str>, source: &Arc<Source>, before: &File) -> File {
     let parsed = blueprint::parse(source);
     if !parsed.diagnostics.iter().any(Diagnostic::is_error) {
-        return File {
-            documents: parsed.documents,
-            broken: Vec::new(),
-            diagnostics: parsed.diagnostics,
-        };
+        return File { documents: parsed.documents, broken: Vec::new(), diagnostics: parsed.diagnostics };
     }
-    let known = |id: &EnvironmentId| {
-        before
-            .documents
-            .iter()
-            .any(|document| document.environment() == id)
-    };
-    let new = parsed
-        .documents
-        .into_iter()
-        .filter(|document| !known(document.environment()));
+    let known = |id: &EnvironmentId| before.documents.iter().any(|document| document.environment() == id);
+    let new = parsed.documents.into_iter().filter(|document| !known(document.environment()));
     let documents: Vec<_> = before.documents.iter().cloned().chain(new).collect();
     let broken = never_good(path, &documents, parsed.broken);
-    File {
-        documents,
-        broken,
-        diagnostics: parsed.diagnostics,
-    }
+    File { documents, broken, diagnostics: parsed.diagnostics }
 }
 
 /// The ids that a bad file makes unavailable: those it names, or the one that its name promises.
-fn never_good(
-    path: &Arc<str>,
-    in_force: &[Document],
-    mut broken: Vec<EnvironmentId>,
-) -> Vec<EnvironmentId> {
+fn never_good(path: &Arc<str>, in_force: &[Document], mut broken: Vec<EnvironmentId>) -> Vec<EnvironmentId> {
     broken.retain(|id| !in_force.iter().any(|document| document.environment() == id));
     if broken.is_empty() && in_force.is_empty() {
-        let stem = std::path::Path::new(&**path)
-            .file_stem()
-            .and_then(|stem| stem.to_str());
+        let stem = std::path::Path::new(&**path).file_stem().and_then(|stem| stem.to_str());
         broken.extend(stem.and_then(|stem| stem.parse::<EnvironmentId>().ok()));
     }
     broken
@@ -929,30 +753,17 @@ fn never_good(
 
 fn in_cycle(blueprint: &Arc<Blueprint>, cycle: &[EnvironmentId]) -> Diagnostic {
     let id = &blueprint.id.value;
-    let from = cycle
-        .iter()
-        .position(|member| member == id)
-        .unwrap_or_default();
-    let names: Vec<_> = cycle[from..]
-        .iter()
-        .chain(&cycle[..=from])
-        .map(EnvironmentId::as_str)
-        .collect();
-    let span = blueprint
-        .parent()
-        .map_or(blueprint.id.span, |parent| parent.span);
+    let from = cycle.iter().position(|member| member == id).unwrap_or_default();
+    let names: Vec<_> = cycle[from..].iter().chain(&cycle[..=from]).map(EnvironmentId::as_str).collect();
+    let span = blueprint.parent().map_or(blueprint.id.span, |parent| parent.span);
     let shown = if names.len() > MAX_DEPTH {
         format!("{} → … → {id}", names[..4].join(" → "))
     } else {
         names.join(" → ")
     };
-    Diagnostic::error(
-        &blueprint.source,
-        span,
-        format!("the lineage is a cycle: {shown}"),
-    )
-    .of(id)
-    .hint("one of them must have a baseline as parent")
+    Diagnostic::error(&blueprint.source, span, format!("the lineage is a cycle: {shown}"))
+        .of(id)
+        .hint("one of them must have a baseline as parent")
 }
 
 fn duplicate_id(duplicate: &Arc<Blueprint>, first: &Arc<Blueprint>) -> Diagnostic {

@@ -61,11 +61,7 @@ impl std::error::Error for InvalidLabel {}
 /// At most `limit` characters of `text`, with control characters escaped, for messages.
 #[must_use]
 pub fn printable(text: &str, limit: usize) -> String {
-    let mut shown: String = text
-        .chars()
-        .take(limit)
-        .flat_map(char::escape_debug)
-        .collect();
+    let mut shown: String = text.chars().take(limit).flat_map(char::escape_debug).collect();
     if text.chars().nth(limit).is_some() {
         shown.push('…');
     }
@@ -180,9 +176,7 @@ impl FromStr for HeaderName {
         }
         let lower = text.to_ascii_lowercase();
         if RESERVED_HEADERS.contains(&lower.as_str()) {
-            return Err(format!(
-                "`{lower}` has a meaning of its own and cannot carry the key"
-            ));
+            return Err(format!("`{lower}` has a meaning of its own and cannot carry the key"));
         }
         Ok(Self(lower.into()))
     }

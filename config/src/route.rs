@@ -282,12 +282,7 @@ pub struct Refusal {
 
 impl Refusal {
     fn new(problem: Problem, message: String) -> Self {
-        Self {
-            problem,
-            message,
-            hint: None,
-            declared: None,
-        }
+        Self { problem, message, hint: None, declared: None }
     }
 
     fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -310,21 +305,13 @@ impl Refusal {
     /// The refusal when the upstream of `route` stays unavailable for `reason`, under `policy`.
     #[must_use]
     pub fn unavailable<U>(route: &Route<U>, reason: Reason, policy: Policy, detail: &str) -> Self {
-        let Route {
-            service,
-            environment,
-            ..
-        } = route;
+        let Route { service, environment, .. } = route;
         let what = match reason {
             Reason::Pending => "has no address yet",
             Reason::Refused => "refuses connections",
             _ => "does not answer",
         };
-        let detail = if detail.is_empty() {
-            String::new()
-        } else {
-            format!(": {detail}")
-        };
+        let detail = if detail.is_empty() { String::new() } else { format!(": {detail}") };
         let waited = policy.hold_for.as_secs_f32();
         let message = format!("`{service}` of `{environment}` {what}{detail} (waited {waited} s)");
         let hint = match (reason, policy.on_unavailable) {
@@ -338,9 +325,7 @@ impl Refusal {
                 "start it, or correct its url; no other owner is left to fall back to".to_owned()
             }
         };
-        Self::new(Problem::Unavailable(reason), message)
-            .hint(hint)
-            .at(&route.declared)
+        Self::new(Problem::Unavailable(reason), message).hint(hint).at(&route.declared)
     }
 }
 
@@ -368,10 +353,7 @@ pub struct Step {
 
 impl Trace for Vec<Step> {
     fn step(&mut self, declared: Option<&Location>, text: impl FnOnce() -> String) {
-        self.push(Step {
-            text: text(),
-            declared: declared.cloned(),
-        });
+        self.push(Step { text: text(), declared: declared.cloned() });
     }
 }
 
@@ -387,47 +369,30 @@ pub fn decide<'t, U>(
     let Some(baseline) = table.baseline(listener.baseline.as_ref()) else {
         return Decision::Refuse(no_baseline(table, listener));
     };
-    trace.step(Some(&baseline.declared), || {
-        format!("the listener's baseline is `{}`", baseline.id)
-    });
+    trace.step(Some(&baseline.declared), || format!("the listener's baseline is `{}`", baseline.id));
     let own = match &listener.role {
         Role::Gateway => None,
         Role::Outbound { environment } | Role::Inbound { environment, .. } => environment.as_ref(),
     };
     // A call from an overlay's service that lost its key, or never had one, is that overlay's.
-    let stamp = own
-        .filter(|own| request.keys.is_none() && !request.untrusted && **own != baseline.id)
-        .map(Keys::one);
+    let stamp =
+        own.filter(|own| request.keys.is_none() && !request.untrusted && **own != baseline.id).map(Keys::one);
     let keys = request.keys.or(stamp.as_ref());
     match (request.keys, &stamp) {
-        (Some(keys), _) => trace.step(None, || {
-            format!("the request carries the key `{}`", keys.as_str())
-        }),
+        (Some(keys), _) => trace.step(None, || format!("the request carries the key `{}`", keys.as_str())),
         (None, Some(keys)) => trace.step(None, || {
-            format!(
-                "no key: stamped with `{}`, the environment of this sidecar",
-                keys.as_str()
-            )
+            format!("no key: stamped with `{}`, the environment of this sidecar", keys.as_str())
         }),
-        (None, None) if request.untrusted => trace.step(None, || {
-            "overlay headers were removed: the sender is not trusted".to_owned()
-        }),
+        (None, None) if request.untrusted => {
+            trace.step(None, || "overlay headers were removed: the sender is not trusted".to_owned());
+        }
         (None, None) => trace.step(None, || "the request carries no key".to_owned()),
     }
-    let lookup = Lookup {
-        table,
-        baseline,
-        keys,
-        untrusted: request.untrusted,
-        now,
-        tried,
-    };
+    let lookup = Lookup { table, baseline, keys, untrusted: request.untrusted, now, tried };
     let decided = match &listener.role {
         Role::Gateway => lookup.gateway(request, trace),
         Role::Outbound { .. } => lookup.outbound(request, trace),
-        Role::Inbound { service, .. } => {
-            lookup.inbound(service, own.unwrap_or(&baseline.id), request, trace)
-        }
+        Role::Inbound { service, .. } => lookup.inbound(service, own.unwrap_or(&baseline.id), request, trace),
     };
     match decided {
         Ok(Some(served)) => match lookup.require(request.require, &served) {
@@ -441,15 +406,10 @@ pub fn decide<'t, U>(
 
 fn no_baseline<U>(table: &RoutingTable<U>, listener: &Listener) -> Refusal {
     if let Some(told) = &listener.baseline {
-        let refusal = Refusal::new(
-            Problem::NoBaseline,
-            format!("the store has no baseline `{told}`"),
-        );
+        let refusal = Refusal::new(Problem::NoBaseline, format!("the store has no baseline `{told}`"));
         return match table.environment(told.as_str()) {
             Some(Environment::Refused(diagnostics)) => broken(refusal, diagnostics),
-            _ => refusal.hint(format!(
-                "add its blueprint, or start with another `--baseline` than `{told}`"
-            )),
+            _ => refusal.hint(format!("add its blueprint, or start with another `--baseline` than `{told}`")),
         };
     }
     let known: Vec<_> = table.baselines().map(EnvironmentId::as_str).collect();
@@ -457,26 +417,16 @@ fn no_baseline<U>(table: &RoutingTable<U>, listener: &Listener) -> Refusal {
         return Refusal::new(Problem::NoBaseline, "the store has no baseline".to_owned())
             .hint("run `overlane baseline create --file baseline.yaml`");
     }
-    Refusal::new(
-        Problem::NoBaseline,
-        format!("the store has several baselines ({})", known.join(", ")),
-    )
-    .hint("say which one this listener serves with `--baseline ID`")
+    Refusal::new(Problem::NoBaseline, format!("the store has several baselines ({})", known.join(", ")))
+        .hint("say which one this listener serves with `--baseline ID`")
 }
 
 fn broken(refusal: Refusal, diagnostics: &[crate::diagnostic::Diagnostic]) -> Refusal {
     let Some(first) = diagnostics.first() else {
         return refusal;
     };
-    let refusal = Refusal {
-        message: format!("{}: {}", refusal.message, first.message),
-        ..refusal
-    };
-    Refusal {
-        hint: first.hint.clone(),
-        declared: first.location.clone(),
-        ..refusal
-    }
+    let refusal = Refusal { message: format!("{}: {}", refusal.message, first.message), ..refusal };
+    Refusal { hint: first.hint.clone(), declared: first.location.clone(), ..refusal }
 }
 
 /// What a key's id names, at this listener and this time.
@@ -538,10 +488,7 @@ impl<'t, U> Lookup<'t, '_, U> {
         };
         trace.step(None, || {
             let host = exposure.host.as_deref().unwrap_or("any host");
-            format!(
-                "host and path lead to `{}` ({host}, path {})",
-                exposure.service, exposure.path
-            )
+            format!("host and path lead to `{}` ({host}, path {})", exposure.service, exposure.path)
         });
         self.upstream(exposure.service.as_str(), trace).map(Some)
     }
@@ -569,21 +516,13 @@ impl<'t, U> Lookup<'t, '_, U> {
             .map(|e| format!("{}{}", e.host.as_deref().unwrap_or("*"), e.path))
             .collect();
         let hint = if exposed.is_empty() {
-            format!(
-                "give one service of `{}` `expose: true`, or several of them `hosts:`",
-                self.baseline.id
-            )
+            format!("give one service of `{}` `expose: true`, or several of them `hosts:`", self.baseline.id)
         } else {
             format!("exposed here: {}", exposed.join(", "))
         };
-        let message = format!(
-            "no exposed service for host `{}`, path `{}`",
-            printable(host, 80),
-            printable(path, 80)
-        );
-        Refusal::new(Problem::NoRoute, message)
-            .hint(hint)
-            .at(&self.baseline.declared)
+        let message =
+            format!("no exposed service for host `{}`, path `{}`", printable(host, 80), printable(path, 80));
+        Refusal::new(Problem::NoRoute, message).hint(hint).at(&self.baseline.declared)
     }
 
     fn outbound(
@@ -600,12 +539,7 @@ impl<'t, U> Lookup<'t, '_, U> {
             });
             return Ok(None);
         };
-        trace.step(None, || {
-            format!(
-                "`{}` is the service `{service}`",
-                printable(request.authority, 80)
-            )
-        });
+        trace.step(None, || format!("`{}` is the service `{service}`", printable(request.authority, 80)));
         self.upstream(service.as_str(), trace).map(Some)
     }
 
@@ -618,22 +552,14 @@ impl<'t, U> Lookup<'t, '_, U> {
         if let Some(route) = self.baseline.route(host) {
             return Some(&route.service);
         }
-        if let Some(route) = self
-            .overlays()
-            .find_map(|overlay| overlay.owners(host).first())
-        {
+        if let Some(route) = self.overlays().find_map(|overlay| overlay.owners(host).first()) {
             return Some(&route.service);
         }
         self.baseline.service_at(host, port).or_else(|| {
             let at = |route: &&'t std::sync::Arc<Route<U>>| {
-                route
-                    .urls
-                    .iter()
-                    .any(|url| *url.host == *host && url.port == port)
+                route.urls.iter().any(|url| *url.host == *host && url.port == port)
             };
-            self.overlays()
-                .find_map(|overlay| overlay.owned().iter().find(at))
-                .map(|route| &route.service)
+            self.overlays().find_map(|overlay| overlay.owned().iter().find(at)).map(|route| &route.service)
         })
     }
 
@@ -649,22 +575,16 @@ impl<'t, U> Lookup<'t, '_, U> {
                 "the request was sent to `{service}` of `{}`, and this is `{own}`",
                 printable(hop, 80)
             );
-            return Err(Refusal::new(Problem::Misdirected, message).hint(
-                "the sidecars have different generations, or a url leads to the wrong sidecar",
-            ));
+            return Err(Refusal::new(Problem::Misdirected, message)
+                .hint("the sidecars have different generations, or a url leads to the wrong sidecar"));
         }
         let found = match self.upstream(service.as_str(), trace) {
             // The sidecar stands before the service whether a blueprint says so or not.
-            Err(Refusal {
-                problem: Problem::NoRoute,
-                ..
-            }) => None,
+            Err(Refusal { problem: Problem::NoRoute, .. }) => None,
             found => Some(found?),
         };
         match found {
-            Some(found)
-                if found.environment != own && request.hop.is_none() && request.keys.is_some() =>
-            {
+            Some(found) if found.environment != own && request.hop.is_none() && request.keys.is_some() => {
                 trace.step(None, || {
                     format!(
                         "this sidecar stands before `{own}`: sent to `{}` once, marked",
@@ -690,14 +610,9 @@ impl<'t, U> Lookup<'t, '_, U> {
         let key = self.overlays().next();
         let (via, reason) = match found {
             Some(found) if found.environment == own => (found.via, found.reason),
-            _ if *own == self.baseline.id => (
-                Via::Baseline,
-                if self.keys.is_some() {
-                    Reason::NotOwned
-                } else {
-                    Reason::NoKey
-                },
-            ),
+            _ if *own == self.baseline.id => {
+                (Via::Baseline, if self.keys.is_some() { Reason::NotOwned } else { Reason::NoKey })
+            }
             _ if self.ids().any(|id| id == own.as_str()) => (Via::Overlay, Reason::Owned),
             _ => (Via::Ancestor, Reason::Inherited),
         };
@@ -721,9 +636,7 @@ impl<'t, U> Lookup<'t, '_, U> {
         for id in self.ids() {
             let overlay = match self.named(id) {
                 Named::Baseline => {
-                    trace.step(Some(&self.baseline.declared), || {
-                        format!("`{id}` is the baseline itself")
-                    });
+                    trace.step(Some(&self.baseline.declared), || format!("`{id}` is the baseline itself"));
                     if let Some(route) = self.baseline.route(service) {
                         return Ok(self.served(route, Via::Baseline, Reason::Owned, None));
                     }
@@ -758,10 +671,7 @@ impl<'t, U> Lookup<'t, '_, U> {
             let owners = overlay.owners(service);
             if owners.is_empty() {
                 trace.step(Some(&overlay.declared), || {
-                    format!(
-                        "nobody in the lineage {} owns `{service}`",
-                        lineage_of(overlay)
-                    )
+                    format!("nobody in the lineage {} owns `{service}`", lineage_of(overlay))
                 });
                 continue;
             }
@@ -770,11 +680,8 @@ impl<'t, U> Lookup<'t, '_, U> {
             match self.nearest_available(overlay, owners) {
                 Some((route, reason)) => {
                     let own = route.environment == overlay.id;
-                    let (via, natural) = if own {
-                        (Via::Overlay, Reason::Owned)
-                    } else {
-                        (Via::Ancestor, Reason::Inherited)
-                    };
+                    let (via, natural) =
+                        if own { (Via::Overlay, Reason::Owned) } else { (Via::Ancestor, Reason::Inherited) };
                     trace.step(Some(&route.declared), || {
                         format!(
                             "`{service}` is owned by `{}`, nearest in the lineage {}",
@@ -803,11 +710,7 @@ impl<'t, U> Lookup<'t, '_, U> {
             None => Reason::NoKey,
         };
         trace.step(Some(&route.declared), || {
-            format!(
-                "the baseline `{}` serves `{service}` ({})",
-                self.baseline.id,
-                reason.as_str()
-            )
+            format!("the baseline `{}` serves `{service}` ({})", self.baseline.id, reason.as_str())
         });
         Ok(self.served(route, Via::Baseline, reason, first_known))
     }
@@ -819,8 +722,7 @@ impl<'t, U> Lookup<'t, '_, U> {
         overlay: &Overlay<U>,
         owners: &'t [std::sync::Arc<Route<U>>],
     ) -> Option<(&'t Route<U>, Option<Reason>)> {
-        if overlay.policy.on_unavailable == OnUnavailable::Fail || self.tried.unavailable.is_empty()
-        {
+        if overlay.policy.on_unavailable == OnUnavailable::Fail || self.tried.unavailable.is_empty() {
             return owners.first().map(|route| (&**route, None));
         }
         let available =
@@ -844,10 +746,7 @@ impl<'t, U> Lookup<'t, '_, U> {
             key: key.map(|overlay| &overlay.id),
             policy: key.map_or(self.baseline.policy, |overlay| overlay.policy),
             onward: self.onward(),
-            to: To::Upstream {
-                route,
-                marked: false,
-            },
+            to: To::Upstream { route, marked: false },
         }
     }
 
@@ -861,36 +760,27 @@ impl<'t, U> Lookup<'t, '_, U> {
 
     /// Holds `x-overlay-require` against who serves at this hop; it beats fallback.
     fn require(&self, require: &str, served: &Served<'t, U>) -> Result<(), Refusal> {
-        for required in require
-            .split(',')
-            .map(str::trim)
-            .filter(|required| !required.is_empty())
-        {
+        for required in require.split(',').map(str::trim).filter(|required| !required.is_empty()) {
             let everything = required == "*";
             if !everything && required != served.service.as_str() {
                 continue;
             }
             let own = self.ids().any(|id| id == served.environment.as_str());
             let owns = |overlay: &'t Overlay<U>| {
-                overlay
-                    .owners(served.service.as_str())
-                    .iter()
-                    .any(|route| route.environment == overlay.id)
+                overlay.owners(served.service.as_str()).iter().any(|route| route.environment == overlay.id)
             };
             if everything
                 && (self.keys.is_none()
                     || self.overlays().count()
-                        < self
-                            .ids()
-                            .filter(|id| *id != self.baseline.id.as_str())
-                            .count())
+                        < self.ids().filter(|id| *id != self.baseline.id.as_str()).count())
             {
                 let message = format!(
                     "`{REQUIRE_HEADER}: *`, and what the key owns is not known here: {}",
                     served.reason.as_str()
                 );
-                return Err(Refusal::new(Problem::Unverified, message)
-                    .hint("send the key of an overlay that exists"));
+                return Err(
+                    Refusal::new(Problem::Unverified, message).hint("send the key of an overlay that exists")
+                );
             }
             if !own && (!everything || self.overlays().any(owns)) {
                 let message = format!(
@@ -899,12 +789,8 @@ impl<'t, U> Lookup<'t, '_, U> {
                     served.environment,
                     served.reason.as_str()
                 );
-                return Err(
-                    Refusal::new(Problem::WrongEnvironment, message).hint(format!(
-                        "declare `{}` in the key's overlay, or require less",
-                        served.service
-                    )),
-                );
+                return Err(Refusal::new(Problem::WrongEnvironment, message)
+                    .hint(format!("declare `{}` in the key's overlay, or require less", served.service)));
             }
         }
         Ok(())
@@ -916,28 +802,20 @@ impl<'t, U> Lookup<'t, '_, U> {
             format!("no overlay `{id}` over the baseline `{}`", self.baseline.id),
         );
         let known = self.table.environments().map(|(known, _)| known.as_str());
-        match (self.table.len() <= SUGGEST_AMONG)
-            .then(|| did_you_mean(id, known))
-            .flatten()
-        {
+        match (self.table.len() <= SUGGEST_AMONG).then(|| did_you_mean(id, known)).flatten() {
             Some(suggestion) => refusal.hint(format!("did you mean `{suggestion}`?")),
             None => refusal.hint("`overlane overlay list` shows the overlays"),
         }
     }
 
     fn expired(&self, overlay: &Overlay<U>) -> Refusal {
-        let when = overlay
-            .expires_at
-            .map_or_else(String::new, |at| format!(" at {at}"));
-        Refusal::new(
-            Problem::ExpiredKey,
-            format!("the overlay `{}` expired{when}", overlay.id),
-        )
-        .hint(format!(
-            "run `overlane overlay apply --file FILE --ttl 4h` to give `{}` more time",
-            overlay.id
-        ))
-        .at(&overlay.declared)
+        let when = overlay.expires_at.map_or_else(String::new, |at| format!(" at {at}"));
+        Refusal::new(Problem::ExpiredKey, format!("the overlay `{}` expired{when}", overlay.id))
+            .hint(format!(
+                "run `overlane overlay apply --file FILE --ttl 4h` to give `{}` more time",
+                overlay.id
+            ))
+            .at(&overlay.declared)
     }
 
     fn no_such_service(&self, service: &str) -> Refusal {
@@ -948,20 +826,14 @@ impl<'t, U> Lookup<'t, '_, U> {
                 self.baseline.id
             ),
         )
-        .hint(format!(
-            "declare it in the blueprint of `{}`",
-            self.baseline.id
-        ))
+        .hint(format!("declare it in the blueprint of `{}`", self.baseline.id))
         .at(&self.baseline.declared)
     }
 }
 
 fn lineage_of<U>(overlay: &Overlay<U>) -> String {
     let chain = std::iter::once(&overlay.id).chain(overlay.ancestors.iter());
-    chain
-        .map(EnvironmentId::as_str)
-        .collect::<Vec<_>>()
-        .join(" → ")
+    chain.map(EnvironmentId::as_str).collect::<Vec<_>>().join(" → ")
 }
 
 /// The host of an authority, without port and trailing dot.
@@ -1006,40 +878,21 @@ pub struct Edits {
 
 impl Edits {
     /// The edits for a request that is served; `lines` are the lines of its `baggage`.
-    pub fn serve<'l, U>(
-        served: &Served<'_, U>,
-        lines: impl Iterator<Item = &'l [u8]> + Clone,
-    ) -> Self {
+    pub fn serve<'l, U>(served: &Served<'_, U>, lines: impl Iterator<Item = &'l [u8]> + Clone) -> Self {
         let hop = match &served.to {
-            To::Upstream {
-                route,
-                marked: true,
-            } => Some(route.environment.clone()),
+            To::Upstream { route, marked: true } => Some(route.environment.clone()),
             _ => None,
         };
-        Self {
-            key: served.onward,
-            baggage: edit_baggage(lines, served.onward.as_ref()),
-            hop,
-            require: true,
-        }
+        Self { key: served.onward, baggage: edit_baggage(lines, served.onward.as_ref()), hop, require: true }
     }
 
     /// The edits for a request that passes through: nothing of ours leaves.
     pub fn pass_through<'l>(lines: impl Iterator<Item = &'l [u8]> + Clone) -> Self {
-        Self {
-            key: None,
-            baggage: edit_baggage(lines, None),
-            hop: None,
-            require: false,
-        }
+        Self { key: None, baggage: edit_baggage(lines, None), hop: None, require: false }
     }
 }
 
-fn edit_baggage<'l>(
-    lines: impl Iterator<Item = &'l [u8]> + Clone,
-    keys: Option<&Keys>,
-) -> BaggageEdit {
+fn edit_baggage<'l>(lines: impl Iterator<Item = &'l [u8]> + Clone, keys: Option<&Keys>) -> BaggageEdit {
     let ours = baggage::read(lines.clone());
     match (keys, ours) {
         // No key, and no member of ours or one that means nothing to us: it travels untouched.
@@ -1064,10 +917,7 @@ pub struct Receipt {
 impl<U> Served<'_, U> {
     fn marked(self) -> Self {
         let to = match self.to {
-            To::Upstream { route, .. } => To::Upstream {
-                route,
-                marked: true,
-            },
+            To::Upstream { route, .. } => To::Upstream { route, marked: true },
             To::Application => To::Application,
         };
         Self { to, ..self }
@@ -1087,18 +937,8 @@ impl<U> Served<'_, U> {
 
 impl fmt::Display for Receipt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{};env={}",
-            Item(self.service.as_str()),
-            Item(self.environment.as_str())
-        )?;
-        write!(
-            f,
-            ";via={};reason={}",
-            self.via.as_str(),
-            self.reason.as_str()
-        )
+        write!(f, "{};env={}", Item(self.service.as_str()), Item(self.environment.as_str()))?;
+        write!(f, ";via={};reason={}", self.via.as_str(), self.reason.as_str())
     }
 }
 

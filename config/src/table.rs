@@ -18,12 +18,8 @@ use crate::name::{EnvironmentId, HeaderName, ServiceName};
 use crate::time::UnixMillis;
 use crate::url::{Scheme, Url};
 
-type Environments<U> = imbl::GenericHashMap<
-    EnvironmentId,
-    Arc<Environment<U>>,
-    RandomState,
-    imbl::shared_ptr::DefaultSharedPtr,
->;
+type Environments<U> =
+    imbl::GenericHashMap<EnvironmentId, Arc<Environment<U>>, RandomState, imbl::shared_ptr::DefaultSharedPtr>;
 
 /// One service of one environment: where its requests go.
 ///
@@ -67,10 +63,7 @@ impl Exposure {
     /// `None` where it does not match.
     #[must_use]
     pub fn specificity(&self, host: &str, path: &str) -> Option<(bool, usize)> {
-        let host_matches = self
-            .host
-            .as_ref()
-            .is_none_or(|own| own.eq_ignore_ascii_case(host));
+        let host_matches = self.host.as_ref().is_none_or(|own| own.eq_ignore_ascii_case(host));
         let path_matches = match path.strip_prefix(&*self.path) {
             Some(rest) => rest.is_empty() || rest.starts_with('/') || self.path.ends_with('/'),
             None => false,
@@ -115,11 +108,7 @@ impl<U> Baseline<U> {
     /// The service whose own url has this host (in lower case) and port.
     #[must_use]
     pub fn service_at(&self, host: &str, port: u16) -> Option<&ServiceName> {
-        self.authorities
-            .get(host)?
-            .iter()
-            .find(|(own, _)| *own == port)
-            .map(|(_, service)| service)
+        self.authorities.get(host)?.iter().find(|(own, _)| *own == port).map(|(_, service)| service)
     }
 }
 
@@ -150,13 +139,8 @@ impl<U> Overlay<U> {
     /// The owners of `service` in this lineage below the baseline, nearest first.
     #[must_use]
     pub fn owners(&self, service: &str) -> &[Arc<Route<U>>] {
-        let from = self
-            .owned
-            .partition_point(|route| route.service.as_str() < service);
-        let count = self.owned[from..]
-            .iter()
-            .take_while(|route| route.service.as_str() == service)
-            .count();
+        let from = self.owned.partition_point(|route| route.service.as_str() < service);
+        let count = self.owned[from..].iter().take_while(|route| route.service.as_str() == service).count();
         &self.owned[from..from + count]
     }
 
@@ -183,10 +167,9 @@ impl<U> Environment<U> {
     fn own_route(&self, id: &EnvironmentId, service: &ServiceName) -> Option<&Arc<Route<U>>> {
         match self {
             Self::Baseline(baseline) => baseline.route(service.as_str()),
-            Self::Overlay(overlay) => overlay
-                .owners(service.as_str())
-                .first()
-                .filter(|route| route.environment == *id),
+            Self::Overlay(overlay) => {
+                overlay.owners(service.as_str()).first().filter(|route| route.environment == *id)
+            }
             Self::Refused(_) => None,
         }
     }
@@ -229,9 +212,7 @@ impl<U> RoutingTable<U> {
 
     /// All ids and what they name, in no order.
     pub fn environments(&self) -> impl Iterator<Item = (&EnvironmentId, &Environment<U>)> {
-        self.environments
-            .iter()
-            .map(|(id, environment)| (id, &**environment))
+        self.environments.iter().map(|(id, environment)| (id, &**environment))
     }
 
     /// The ids of all baselines, in order.
@@ -256,11 +237,7 @@ impl<U> RoutingTable<U> {
     /// no traffic.
     #[must_use]
     pub fn baseline(&self, told: Option<&EnvironmentId>) -> Option<&Baseline<U>> {
-        match self
-            .environments
-            .get(told.or(self.sole.as_ref())?)?
-            .as_ref()
-        {
+        match self.environments.get(told.or(self.sole.as_ref())?)?.as_ref() {
             Environment::Baseline(baseline) => Some(baseline),
             _ => None,
         }
@@ -346,15 +323,11 @@ fn compile_baseline<U>(
     attach: &mut impl FnMut(&EnvironmentId, &ServiceName, &[Url]) -> U,
 ) -> Baseline<U> {
     let routes = routes(id, resolved, attach);
-    let mut authorities: HashMap<Box<str>, Vec<(u16, ServiceName)>, RandomState> =
-        HashMap::default();
+    let mut authorities: HashMap<Box<str>, Vec<(u16, ServiceName)>, RandomState> = HashMap::default();
     for route in &routes {
         for url in route.urls.iter().filter(|url| url.scheme != Scheme::Unix) {
             for host in spellings(&url.host) {
-                authorities
-                    .entry(host.into())
-                    .or_default()
-                    .push((url.port, route.service.clone()));
+                authorities.entry(host.into()).or_default().push((url.port, route.service.clone()));
             }
         }
     }
@@ -366,10 +339,7 @@ fn compile_baseline<U>(
         policy: resolved.policy,
         declared: resolved.blueprint.declared(),
         exposures: exposures(resolved, true),
-        routes: routes
-            .into_iter()
-            .map(|route| (route.service.clone(), route))
-            .collect(),
+        routes: routes.into_iter().map(|route| (route.service.clone(), route)).collect(),
         authorities,
     }
 }
@@ -378,13 +348,7 @@ fn compile_baseline<U>(
 /// that resolve to it (`ledger.staging.svc.cluster.local`, `ledger.staging.svc`, `ledger.staging`).
 fn spellings(host: &str) -> impl Iterator<Item = &str> {
     let short = |suffix| host.strip_suffix(suffix);
-    [
-        Some(host),
-        short(".cluster.local"),
-        short(".svc.cluster.local"),
-    ]
-    .into_iter()
-    .flatten()
+    [Some(host), short(".cluster.local"), short(".svc.cluster.local")].into_iter().flatten()
 }
 
 fn compile_overlay<U>(
@@ -420,23 +384,12 @@ fn compile_overlay<U>(
 /// baseline, where it is the only such service, and in an overlay from none: an overlay cannot
 /// claim its baseline's hosts.
 fn exposures(resolved: &Resolved, baseline: bool) -> Box<[Exposure]> {
-    let exposed = || {
-        resolved
-            .blueprint
-            .services
-            .iter()
-            .filter(|service| service.expose)
-    };
-    let bare =
-        |service: &&crate::blueprint::Service| service.hosts.is_empty() && service.path.is_none();
+    let exposed = || resolved.blueprint.services.iter().filter(|service| service.expose);
+    let bare = |service: &&crate::blueprint::Service| service.hosts.is_empty() && service.path.is_none();
     let catch_all = baseline && exposed().filter(bare).count() == 1;
     let mut all = Vec::new();
     for service in exposed().filter(|service| catch_all || !bare(service)) {
-        let path: Box<str> = service
-            .path
-            .as_ref()
-            .map_or("/", |path| &*path.value)
-            .into();
+        let path: Box<str> = service.path.as_ref().map_or("/", |path| &*path.value).into();
         let exposure = |host: Option<Box<str>>| Exposure {
             host,
             path: path.clone(),
@@ -445,12 +398,7 @@ fn exposures(resolved: &Resolved, baseline: bool) -> Box<[Exposure]> {
         if service.hosts.is_empty() {
             all.push(exposure(None));
         }
-        all.extend(
-            service
-                .hosts
-                .iter()
-                .map(|host| exposure(Some(host.value.clone()))),
-        );
+        all.extend(service.hosts.iter().map(|host| exposure(Some(host.value.clone()))));
     }
     all.into()
 }

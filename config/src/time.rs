@@ -11,10 +11,7 @@ impl UnixMillis {
     /// The point in time that lies `span` later.
     #[must_use]
     pub fn after(self, span: Duration) -> Self {
-        Self(
-            self.0
-                .saturating_add(u64::try_from(span.as_millis()).unwrap_or(u64::MAX)),
-        )
+        Self(self.0.saturating_add(u64::try_from(span.as_millis()).unwrap_or(u64::MAX)))
     }
 }
 
@@ -48,9 +45,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 /// # Errors
 /// What is wrong with it, as a message.
 pub fn parse_timestamp(text: &str) -> Result<UnixMillis, String> {
-    let timestamp: jiff::Timestamp = text
-        .parse()
-        .map_err(|_| "not an RFC 3339 timestamp".to_owned())?;
+    let timestamp: jiff::Timestamp = text.parse().map_err(|_| "not an RFC 3339 timestamp".to_owned())?;
     let millis = u64::try_from(timestamp.as_millisecond()).map_err(|_| "before 1970".to_owned())?;
     Ok(UnixMillis(millis))
 }

@@ -64,11 +64,7 @@ impl FromStr for Url {
             if !path.starts_with('/') || path.len() > 107 || path.contains('\0') {
                 return Err("`unix:` takes an absolute path of at most 107 bytes".to_owned());
             }
-            return Ok(Self {
-                scheme: Scheme::Unix,
-                host: path.into(),
-                port: 0,
-            });
+            return Ok(Self { scheme: Scheme::Unix, host: path.into(), port: 0 });
         }
         let (scheme, rest) = text
             .split_once("://")
@@ -89,11 +85,7 @@ impl FromStr for Url {
             return Err("an upstream url is scheme, host and port only".to_owned());
         }
         let (host, port) = split_authority(authority)?;
-        Ok(Self {
-            scheme,
-            host: host.to_ascii_lowercase().into(),
-            port: port.unwrap_or(default_port),
-        })
+        Ok(Self { scheme, host: host.to_ascii_lowercase().into(), port: port.unwrap_or(default_port) })
     }
 }
 
@@ -111,10 +103,7 @@ pub fn split_authority(authority: &str) -> Result<(&str, Option<u16>), String> {
                 host,
                 match port {
                     "" => None,
-                    _ => Some(
-                        port.strip_prefix(':')
-                            .ok_or("after `]` only `:port` may follow")?,
-                    ),
+                    _ => Some(port.strip_prefix(':').ok_or("after `]` only `:port` may follow")?),
                 },
             )
         }
@@ -153,10 +142,7 @@ impl UrlTemplate {
     /// # Errors
     /// The whole can become too long for a host name although the parts are fine.
     pub fn fill(&self, service: &ServiceName, environment: &EnvironmentId) -> Result<Url, String> {
-        self.0
-            .replace("{service}", service.as_str())
-            .replace("{overlay}", environment.as_str())
-            .parse()
+        self.0.replace("{service}", service.as_str()).replace("{overlay}", environment.as_str()).parse()
     }
 }
 
@@ -164,9 +150,7 @@ impl FromStr for UrlTemplate {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        text.replace("{service}", "s")
-            .replace("{overlay}", "o")
-            .parse::<Url>()?;
+        text.replace("{service}", "s").replace("{overlay}", "o").parse::<Url>()?;
         Ok(Self(text.to_owned()))
     }
 }

@@ -12,35 +12,15 @@ use overlane_config::lineage::{Content, FileChange, Lineages};
 /// What a store with the two blueprints of the documentation and `text` says about `text`.
 fn diagnostics(name: &str, text: String) -> String {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/blueprints");
-    let read = |file: &str| {
-        (
-            file.to_owned(),
-            fs::read_to_string(folder.join(file)).unwrap(),
-        )
-    };
-    let files = [
-        read("staging.yaml"),
-        read("alice-payments.yaml"),
-        (name.to_owned(), text),
-    ];
+    let read = |file: &str| (file.to_owned(), fs::read_to_string(folder.join(file)).unwrap());
+    let files = [read("staging.yaml"), read("alice-payments.yaml"), (name.to_owned(), text)];
     let change = |(path, text): (String, String)| {
         let path: Arc<str> = path.into();
-        let source = Arc::new(Source {
-            path: path.clone(),
-            text,
-            modified: None,
-        });
-        FileChange {
-            path,
-            content: Content::Text(source),
-        }
+        let source = Arc::new(Source { path: path.clone(), text, modified: None });
+        FileChange { path, content: Content::Text(source) }
     };
     let applied = Lineages::default().apply(files.into_iter().map(change).collect());
-    applied
-        .diagnostics
-        .iter()
-        .map(|diagnostic| format!("{diagnostic}\n"))
-        .collect()
+    applied.diagnostics.iter().map(|diagnostic| format!("{diagnostic}\n")).collect()
 }
 
 #[test]

@@ -49,10 +49,7 @@ pub struct Line {
     #[serde(rename = "overlane.overlay", skip_serializing_if = "Option::is_none")]
     pub overlay: Option<String>,
     /// The environment that answered.
-    #[serde(
-        rename = "overlane.environment",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(rename = "overlane.environment", skip_serializing_if = "Option::is_none")]
     pub environment: Option<String>,
     /// Whose answer it was.
     #[serde(rename = "overlane.via", skip_serializing_if = "Option::is_none")]
@@ -81,9 +78,8 @@ impl AccessLog {
     pub fn to(out: impl Write + Send + 'static) -> Self {
         let (sender, receiver) = sync_channel(QUEUE);
         // Without a thread the log is off; the process has worse problems then.
-        let writer = std::thread::Builder::new()
-            .name("access-log".to_owned())
-            .spawn(move || write(&receiver, out));
+        let writer =
+            std::thread::Builder::new().name("access-log".to_owned()).spawn(move || write(&receiver, out));
         Self(writer.is_ok().then_some(sender))
     }
 

@@ -69,10 +69,7 @@ impl Admin {
             .route("/livez", get(async || "ok\n"))
             .route("/readyz", get(readyz))
             .route("/metrics", get(metrics_text))
-            .route(
-                "/version",
-                get(async || axum::Json(json!({ "version": env!("CARGO_PKG_VERSION") }))),
-            )
+            .route("/version", get(async || axum::Json(json!({ "version": env!("CARGO_PKG_VERSION") }))))
             .fallback(async || {
                 problem(
                     StatusCode::NOT_FOUND,
@@ -88,12 +85,7 @@ impl Admin {
             return Some("draining");
         }
         let snapshot = self.control.published().load();
-        let served = |gate: &Arc<Gate>| {
-            snapshot
-                .table
-                .baseline(gate.listener.baseline.as_ref())
-                .is_some()
-        };
+        let served = |gate: &Arc<Gate>| snapshot.table.baseline(gate.listener.baseline.as_ref()).is_some();
         (!self.gates.iter().all(served)).then_some("a listener has no baseline yet")
     }
 }
@@ -101,36 +93,21 @@ impl Admin {
 /// An error as RFC 9457 has it.
 fn problem(status: StatusCode, detail: &str) -> Response {
     let body = json!({ "type": "about:blank", "title": status.canonical_reason(), "status": status.as_u16(), "detail": detail });
-    (
-        status,
-        [(header::CONTENT_TYPE, "application/problem+json")],
-        format!("{body}\n"),
-    )
-        .into_response()
+    (status, [(header::CONTENT_TYPE, "application/problem+json")], format!("{body}\n")).into_response()
 }
 
 async fn require_host(request: Request, next: Next) -> Response {
-    let host = request
-        .headers()
-        .get(header::HOST)
-        .and_then(|host| host.to_str().ok())
-        .unwrap_or_default();
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     let host = split_authority(host).map_or("", |(host, _)| host);
     if host == "localhost" || host.parse::<IpAddr>().is_ok() {
         return next.run(request).await;
     }
-    problem(
-        StatusCode::FORBIDDEN,
-        "the Host must be an IP address or localhost",
-    )
+    problem(StatusCode::FORBIDDEN, "the Host must be an IP address or localhost")
 }
 
 async fn require_json(request: Request, next: Next) -> Response {
-    let content_type = request
-        .headers()
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
+    let content_type =
+        request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if content_type
         .split(';')
         .next()
@@ -138,10 +115,7 @@ async fn require_json(request: Request, next: Next) -> Response {
     {
         return next.run(request).await;
     }
-    problem(
-        StatusCode::UNSUPPORTED_MEDIA_TYPE,
-        "send Content-Type: application/json",
-    )
+    problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send Content-Type: application/json")
 }
 
 async fn require_token(
@@ -160,10 +134,7 @@ async fn require_token(
     if same(sent, token.as_bytes()) {
         return next.run(request).await;
     }
-    problem(
-        StatusCode::UNAUTHORIZED,
-        "send Authorization: Bearer with the admin token",
-    )
+    problem(StatusCode::UNAUTHORIZED, "send Authorization: Bearer with the admin token")
 }
 
 /// Compares without telling by its time how much was right.
@@ -231,11 +202,7 @@ struct Only {
 async fn config_dump(State(admin): State<Admin>, Query(only): Query<Only>) -> Response {
     let snapshot = admin.control.published().load_full();
     let wanted = |id: &str| only.id.as_deref().is_none_or(|only| only == id);
-    let gates: Vec<_> = admin
-        .gates
-        .iter()
-        .map(|gate| listener_value(gate, &snapshot))
-        .collect();
+    let gates: Vec<_> = admin.gates.iter().map(|gate| listener_value(gate, &snapshot)).collect();
     let environments: serde_json::Map<String, Value> = snapshot
         .table
         .environments()
@@ -265,11 +232,7 @@ fn environment_value(environment: &Environment<Arc<crate::upstream::Upstream>>) 
     let route = |route: &Arc<overlane_config::table::Route<Arc<crate::upstream::Upstream>>>| {
         let endpoints = route.upstream.endpoints();
         let addresses = endpoints.as_ref().map(|endpoints| {
-            endpoints
-                .list
-                .iter()
-                .map(|endpoint| endpoint.address.to_string())
-                .collect::<Vec<_>>()
+            endpoints.list.iter().map(|endpoint| endpoint.address.to_string()).collect::<Vec<_>>()
         });
         json!({
             "service": route.service.to_string(),
@@ -303,14 +266,8 @@ fn environment_value(environment: &Environment<Arc<crate::upstream::Upstream>>) 
 }
 
 /// Serves a router on a socket until `stopped` turns true.
-pub(crate) async fn serve(
-    socket: std::net::TcpListener,
-    router: Router,
-    mut stopped: watch::Receiver<bool>,
-) {
-    let address = socket
-        .local_addr()
-        .unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
+pub(crate) async fn serve(socket: std::net::TcpListener, router: Router, mut stopped: watch::Receiver<bool>) {
+    let address = socket.local_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
     let socket = match tokio::net::TcpListener::from_std(socket) {
         Ok(socket) => socket,
         Err(error) => return tracing::error!(%address, %error, "the admin listener cannot accept"),
@@ -319,10 +276,7 @@ pub(crate) async fn serve(
         // The sender is gone: stopped as well.
         let _ = stopped.wait_for(|stopped| *stopped).await;
     };
-    if let Err(error) = axum::serve(socket, router)
-        .with_graceful_shutdown(stop)
-        .await
-    {
+    if let Err(error) = axum::serve(socket, router).with_graceful_shutdown(stop).await {
         tracing::error!(%address, %error, "the admin listener ended");
     }
 }

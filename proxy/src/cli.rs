@@ -125,10 +125,7 @@ fn finish(done: Result<(), CliError>, out: &mut Output<'_>) -> ExitCode {
 
 fn dispatch(cli: Cli, out: &mut Output<'_>) -> Result<(), CliError> {
     let told = cli.store;
-    let store = || {
-        told.clone()
-            .unwrap_or_else(|| StoreAddress::directory(DEFAULT_STORE))
-    };
+    let store = || told.clone().unwrap_or_else(|| StoreAddress::directory(DEFAULT_STORE));
     match cli.command {
         Command::Run(args) => run::run(*args, told),
         Command::Baseline { command } => environment::baseline(command, &store(), out),
@@ -136,10 +133,9 @@ fn dispatch(cli: Cli, out: &mut Output<'_>) -> Result<(), CliError> {
         Command::Apply(apply) => environment::quick_apply(&apply, &store(), out),
         Command::Attach(attach) => environment::attach(&attach, &store(), out),
         Command::Detach(detach) => environment::detach(&detach, &store(), out),
-        Command::Validate(validate)
-        | Command::Env {
-            command: EnvCommand::Validate(validate),
-        } => validate::run(&validate, out),
+        Command::Validate(validate) | Command::Env { command: EnvCommand::Validate(validate) } => {
+            validate::run(&validate, out)
+        }
         Command::Explain(explain) => explain::run(&explain, &store(), out),
         Command::Check(check) => check::run(*check, told, out),
         Command::Try(args) => run::try_it(&args, out),

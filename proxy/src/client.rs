@@ -19,32 +19,19 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// A message that names the address: it does not answer, or not in time.
 pub async fn send(address: &str, request: Request<Full<Bytes>>) -> Result<Response<Bytes>, String> {
     let exchange = async {
-        let stream = TcpStream::connect(address)
-            .await
-            .map_err(|error| error.to_string())?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| error.to_string())?;
+        let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
         let connection = tokio::spawn(connection);
-        let response = sender
-            .send_request(request)
-            .await
-            .map_err(|error| error.to_string())?;
+        let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
         let (head, body) = response.into_parts();
-        let body = body
-            .collect()
-            .await
-            .map_err(|error| error.to_string())?
-            .to_bytes();
+        let body = body.collect().await.map_err(|error| error.to_string())?.to_bytes();
         connection.abort();
         Ok::<_, String>(Response::from_parts(head, body))
     };
     match timeout(TIMEOUT, exchange).await {
         Ok(Ok(response)) => Ok(response),
         Ok(Err(why)) => Err(format!("{address}: {why}")),
-        Err(_) => Err(format!(
-            "{address}: no answer within {} s",
-            TIMEOUT.as_secs()
-        )),
+        Err(_) => Err(format!("{address}: no answer within {} s", TIMEOUT.as_secs())),
     }
 }

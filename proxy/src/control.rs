@@ -79,11 +79,7 @@ impl Control {
             last_success: None,
             store_problem: None,
         };
-        Self {
-            state: Mutex::new(state),
-            published,
-            names,
-        }
+        Self { state: Mutex::new(state), published, names }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -122,15 +118,11 @@ impl Control {
         if applied.changed.is_empty() && before.generation > 0 {
             return before.generation;
         }
-        let table = before
-            .table
-            .compile(lineages, &applied.changed, |id, _, urls| {
-                // A baseline's names are few and always used; an overlay's are resolved when a request asks.
-                let eager = lineages
-                    .standing(id)
-                    .is_some_and(|standing| standing.depth() == 0);
-                Upstream::new(urls.into(), &self.names, eager)
-            });
+        let table = before.table.compile(lineages, &applied.changed, |id, _, urls| {
+            // A baseline's names are few and always used; an overlay's are resolved when a request asks.
+            let eager = lineages.standing(id).is_some_and(|standing| standing.depth() == 0);
+            Upstream::new(urls.into(), &self.names, eager)
+        });
         drop(before);
         self.published.publish(table)
     }
@@ -143,7 +135,7 @@ impl Control {
         }
         match &problem {
             Some(problem) => {
-                tracing::error!(%problem, "the store cannot be read; what was last read stays in force")
+                tracing::error!(%problem, "the store cannot be read; what was last read stays in force");
             }
             None => tracing::info!("the store can be read again"),
         }
@@ -155,34 +147,22 @@ impl Control {
     pub fn problems(&self) -> Vec<String> {
         let state = self.state();
         let diagnostics = state.lineages.diagnostics();
-        state
-            .store_problem
-            .iter()
-            .cloned()
-            .chain(diagnostics.iter().map(Diagnostic::short))
-            .collect()
+        state.store_problem.iter().cloned().chain(diagnostics.iter().map(Diagnostic::short)).collect()
     }
 
     /// The control side's part of a scrape.
     #[must_use]
     pub fn figures(&self) -> ControlFigures {
         let snapshot = self.published.load_full();
-        let overlays = snapshot
-            .table
-            .environments()
-            .filter_map(|(id, environment)| match environment {
-                Environment::Overlay(overlay) => Some((id, overlay)),
-                _ => None,
-            });
+        let overlays = snapshot.table.environments().filter_map(|(id, environment)| match environment {
+            Environment::Overlay(overlay) => Some((id, overlay)),
+            _ => None,
+        });
         let mut count = 0;
         let mut expires = BTreeMap::new();
         for (id, overlay) in overlays {
             count += 1;
-            expires.extend(
-                overlay
-                    .expires_at
-                    .map(|at| (id.clone(), at.0 as f64 / 1000.0)),
-            );
+            expires.extend(overlay.expires_at.map(|at| (id.clone(), at.0 as f64 / 1000.0)));
         }
         let state = self.state();
         ControlFigures {
@@ -202,18 +182,10 @@ impl Control {
 }
 
 fn log(applied: &Applied, generation: u64, trigger: Trigger) {
-    let named: Vec<_> = applied
-        .changes
-        .iter()
-        .take(NAMED_IN_LOG)
-        .map(ToString::to_string)
-        .collect();
+    let named: Vec<_> = applied.changes.iter().take(NAMED_IN_LOG).map(ToString::to_string).collect();
     let mut changes = named.join(" ");
     if applied.changes.len() > NAMED_IN_LOG {
-        changes.push_str(&format!(
-            " … and {} more",
-            applied.changes.len() - NAMED_IN_LOG
-        ));
+        changes.push_str(&format!(" … and {} more", applied.changes.len() - NAMED_IN_LOG));
     }
     if changes.is_empty() {
         changes.push_str("nothing");

@@ -55,10 +55,7 @@ impl Demo {
     /// # Errors
     /// No socket, thread or folder can be had.
     pub fn start() -> io::Result<Self> {
-        let services = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()?;
+        let services = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let who = [
             (CHAIN[0], BASELINE),
             (CHAIN[1], BASELINE),
@@ -71,11 +68,8 @@ impl Demo {
         for (service, environment) in who {
             let socket = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
             socket.set_nonblocking(true)?;
-            let app = Url {
-                scheme: Scheme::Http,
-                host: "127.0.0.1".into(),
-                port: socket.local_addr()?.port(),
-            };
+            let app =
+                Url { scheme: Scheme::Http, host: "127.0.0.1".into(), port: socket.local_addr()?.port() };
             instances.push(Instance {
                 service: service_name(service)?,
                 environment: environment_id(environment)?,
@@ -87,18 +81,9 @@ impl Demo {
         for (at, (socket, (name, environment))) in sockets.into_iter().zip(who).enumerate() {
             let next = CHAIN.iter().skip_while(|known| **known != name).nth(1);
             let next = next.map(|next| (*next, stack.outbound(at)));
-            services.spawn(serve(
-                socket,
-                Arc::new(Service {
-                    name,
-                    environment,
-                    next,
-                }),
-            ));
+            services.spawn(serve(socket, Arc::new(Service { name, environment, next })));
         }
-        let store = tempfile::Builder::new()
-            .prefix("overlane-demo-")
-            .tempdir()?;
+        let store = tempfile::Builder::new().prefix("overlane-demo-").tempdir()?;
         let (gateway, spare_ledger) = (stack.gateway(), stack.inbound(4));
         std::fs::write(
             store.path().join(format!("{BASELINE}.yaml")),
@@ -106,17 +91,8 @@ impl Demo {
         )?;
         std::fs::write(overlay_file(store.path()), overlay(&stack)?)?;
         let address = StoreAddress::directory(store.path());
-        let running = stack
-            .into_prepared()
-            .with_store(address)
-            .start(Vec::new())?;
-        Ok(Self {
-            running,
-            gateway,
-            store,
-            spare_ledger,
-            services,
-        })
+        let running = stack.into_prepared().with_store(address).start(Vec::new())?;
+        Ok(Self { running, gateway, store, spare_ledger, services })
     }
 
     /// What to try, for people.
@@ -161,17 +137,10 @@ Ctrl-C ends the demo.
                 Err(why) => (why, None),
             };
             let fine = body.trim_end() == chain
-                && header
-                    .as_deref()
-                    .and_then(|header| header.rsplit(", ").next())
-                    == receipt;
+                && header.as_deref().and_then(|header| header.rsplit(", ").next()) == receipt;
             right &= fine;
-            let _ = writeln!(
-                report,
-                "{} {what}\n    {}",
-                if fine { "ok  " } else { "FAIL" },
-                body.trim_end()
-            );
+            let _ =
+                writeln!(report, "{} {what}\n    {}", if fine { "ok  " } else { "FAIL" }, body.trim_end());
             if let Some(header) = &header {
                 let _ = writeln!(report, "    {ROUTE_HEADER}: {header}");
             }
@@ -218,10 +187,7 @@ Ctrl-C ends the demo.
         let mut generations = self.running.control().published().generations();
         let before = *generations.borrow_and_update();
         let mut text = std::fs::read_to_string(&file).map_err(|error| error.to_string())?;
-        text.push_str(&format!(
-            "  - name: ledger\n    url: http://{}\n",
-            self.spare_ledger
-        ));
+        text.push_str(&format!("  - name: ledger\n    url: http://{}\n", self.spare_ledger));
         std::fs::write(&file, text).map_err(|error| error.to_string())?;
         self.services.block_on(async {
             let published = generations.wait_for(|generation| *generation > before);
@@ -265,10 +231,7 @@ fn environment_id(text: &str) -> io::Result<EnvironmentId> {
 /// The usual ports where both are free, else any.
 fn bind(baseline: EnvironmentId, instances: Vec<Instance>) -> io::Result<Stack> {
     let usual = |text: &str| text.parse::<SocketAddr>().map_err(io::Error::other);
-    let (gateway, admin) = (
-        usual(crate::settings::DEFAULT_GATEWAY)?,
-        usual(crate::settings::DEFAULT_ADMIN)?,
-    );
+    let (gateway, admin) = (usual(crate::settings::DEFAULT_GATEWAY)?, usual(crate::settings::DEFAULT_ADMIN)?);
     let free = SocketAddr::from(([127, 0, 0, 1], 0));
     Stack::bind(baseline.clone(), instances.clone(), gateway, admin)
         .or_else(|_| Stack::bind(baseline, instances, free, free))
@@ -303,11 +266,7 @@ async fn page(State(service): State<Arc<Service>>, request: Request) -> Response
     };
     match call(next, through, request.headers()).await {
         Ok(body) => format!("{own} → {body}").into_response(),
-        Err(why) => (
-            StatusCode::BAD_GATEWAY,
-            format!("{own} → {next} failed: {why}\n"),
-        )
-            .into_response(),
+        Err(why) => (StatusCode::BAD_GATEWAY, format!("{own} → {next} failed: {why}\n")).into_response(),
     }
 }
 
@@ -318,16 +277,10 @@ async fn call(next: &str, through: SocketAddr, headers: &HeaderMap) -> Result<St
             request = request.header(name, value);
         }
     }
-    let request = request
-        .body(Full::new(Bytes::new()))
-        .map_err(|error| error.to_string())?;
+    let request = request.body(Full::new(Bytes::new())).map_err(|error| error.to_string())?;
     let response = client::send(&through.to_string(), request).await?;
     let body = String::from_utf8_lossy(response.body()).into_owned();
-    if response.status().is_success() {
-        Ok(body)
-    } else {
-        Err(body)
-    }
+    if response.status().is_success() { Ok(body) } else { Err(body) }
 }
 
 /// Asks the gateway for the page; the body, and the receipt.
@@ -336,17 +289,9 @@ async fn get(gateway: SocketAddr, key: Option<&str>) -> Result<(String, Option<S
     if let Some(key) = key {
         request = request.header("baggage", format!("{}={key}", baggage::MEMBER));
     }
-    let request = request
-        .body(Full::new(Bytes::new()))
-        .map_err(|error| error.to_string())?;
+    let request = request.body(Full::new(Bytes::new())).map_err(|error| error.to_string())?;
     let response = client::send(&gateway.to_string(), request).await?;
-    let receipt = response
-        .headers()
-        .get(ROUTE_HEADER)
-        .and_then(|value| value.to_str().ok())
-        .map(str::to_owned);
-    Ok((
-        String::from_utf8_lossy(response.body()).into_owned(),
-        receipt,
-    ))
+    let receipt =
+        response.headers().get(ROUTE_HEADER).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    Ok((String::from_utf8_lossy(response.body()).into_owned(), receipt))
 }

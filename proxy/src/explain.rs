@@ -3,8 +3,8 @@
 use overlane_config::carrier::{self, baggage};
 use overlane_config::name::{EnvironmentId, HeaderName, ServiceName};
 use overlane_config::route::{
-    self, BaggageEdit, Decision, Edits, HOP_HEADER, Listener, REQUIRE_HEADER, ROUTE_HEADER,
-    Refusal, Request, Role, Served, Step, To, Tried,
+    self, BaggageEdit, Decision, Edits, HOP_HEADER, Listener, REQUIRE_HEADER, ROUTE_HEADER, Refusal, Request,
+    Role, Served, Step, To, Tried,
 };
 use overlane_config::table::RoutingTable;
 use overlane_config::time::UnixMillis;
@@ -78,24 +78,17 @@ pub struct Refused {
 impl Question {
     fn listener(&self) -> Result<Listener, String> {
         let id = |text: &Option<String>| {
-            text.as_deref()
-                .map(str::parse::<EnvironmentId>)
-                .transpose()
-                .map_err(|error| error.to_string())
+            text.as_deref().map(str::parse::<EnvironmentId>).transpose().map_err(|error| error.to_string())
         };
         let environment = id(&self.environment)?;
         let role = match self.role.as_str() {
             "" | "gateway" => Role::Gateway,
             "outbound" => Role::Outbound { environment },
             "inbound" => {
-                let service = self
-                    .service
-                    .as_deref()
-                    .ok_or("an inbound listener stands before a service: name it")?;
+                let service =
+                    self.service.as_deref().ok_or("an inbound listener stands before a service: name it")?;
                 Role::Inbound {
-                    service: service
-                        .parse::<ServiceName>()
-                        .map_err(|error| error.to_string())?,
+                    service: service.parse::<ServiceName>().map_err(|error| error.to_string())?,
                     environment,
                 }
             }
@@ -106,10 +99,7 @@ impl Question {
                 ));
             }
         };
-        Ok(Listener {
-            role,
-            baseline: id(&self.baseline)?,
-        })
+        Ok(Listener { role, baseline: id(&self.baseline)? })
     }
 
     fn values<'q>(&'q self, name: &'q str) -> impl Iterator<Item = &'q [u8]> + Clone {
@@ -131,46 +121,27 @@ pub fn explain<U>(
 ) -> Result<Explanation, String> {
     let listener = question.listener()?;
     let baseline = table.baseline(listener.baseline.as_ref());
-    let key_header =
-        baseline.map_or_else(HeaderName::default_key, |baseline| baseline.header.clone());
+    let key_header = baseline.map_or_else(HeaderName::default_key, |baseline| baseline.header.clone());
     let mut steps: Vec<Step> = Vec::new();
     let arrived = if question.untrusted {
         Ok(carrier::Arrived::default())
     } else {
-        carrier::read(
-            question.values(key_header.as_str()),
-            question.values("baggage"),
-        )
+        carrier::read(question.values(key_header.as_str()), question.values("baggage"))
     };
     let arrived = match arrived {
         Ok(arrived) => arrived,
         Err(error) => {
-            return Ok(refused(
-                steps,
-                &Refusal::invalid_key(key_header.as_str(), &error),
-            ));
+            return Ok(refused(steps, &Refusal::invalid_key(key_header.as_str(), &error)));
         }
     };
     if arrived.ignored {
         steps.push(Step {
-            text: format!(
-                "the baggage member `{}` holds no valid id and is ignored",
-                baggage::MEMBER
-            ),
+            text: format!("the baggage member `{}` holds no valid id and is ignored", baggage::MEMBER),
             declared: None,
         });
     }
-    let first = |name| {
-        question
-            .values(name)
-            .next()
-            .and_then(|value| std::str::from_utf8(value).ok())
-    };
-    let require = question
-        .values(REQUIRE_HEADER)
-        .map(String::from_utf8_lossy)
-        .collect::<Vec<_>>()
-        .join(",");
+    let first = |name| question.values(name).next().and_then(|value| std::str::from_utf8(value).ok());
+    let require = question.values(REQUIRE_HEADER).map(String::from_utf8_lossy).collect::<Vec<_>>().join(",");
     let path = question.path.split('?').next().unwrap_or_default();
     let request = Request {
         authority: &question.host,
@@ -180,32 +151,17 @@ pub fn explain<U>(
         hop: first(HOP_HEADER).filter(|_| !question.untrusted),
         require: if question.untrusted { "" } else { &require },
     };
-    let decision = route::decide(
-        table,
-        &listener,
-        &request,
-        now,
-        &Tried::default(),
-        &mut steps,
-    );
+    let decision = route::decide(table, &listener, &request, now, &Tried::default(), &mut steps);
     Ok(match decision {
         Decision::Refuse(refusal) => refused(steps, &refusal),
         Decision::PassThrough => Explanation {
-            headers: headers(
-                &Edits::pass_through(question.values("baggage")),
-                key_header.as_str(),
-            ),
+            headers: headers(&Edits::pass_through(question.values("baggage")), key_header.as_str()),
             outcome: "pass-through".to_owned(),
             ..told(steps)
         },
         Decision::Serve(served) => {
             let edits = Edits::serve(&served, question.values("baggage"));
-            serve(
-                steps,
-                &served,
-                headers(&edits, key_header.as_str()),
-                arrived.keys.is_some(),
-            )
+            serve(steps, &served, headers(&edits, key_header.as_str()), arrived.keys.is_some())
         }
     })
 }
@@ -213,14 +169,9 @@ pub fn explain<U>(
 fn told(steps: Vec<Step>) -> Explanation {
     let explained = |step: Step| Explained {
         text: step.text,
-        blueprint: step
-            .declared
-            .map(|declared| (declared.to_string(), declared.text().trim().to_owned())),
+        blueprint: step.declared.map(|declared| (declared.to_string(), declared.text().trim().to_owned())),
     };
-    Explanation {
-        steps: steps.into_iter().map(explained).collect(),
-        ..Explanation::default()
-    }
+    Explanation { steps: steps.into_iter().map(explained).collect(), ..Explanation::default() }
 }
 
 fn refused(steps: Vec<Step>, refusal: &Refusal) -> Explanation {
@@ -231,11 +182,7 @@ fn refused(steps: Vec<Step>, refusal: &Refusal) -> Explanation {
         message: answer.message,
         hint: answer.hint,
     };
-    Explanation {
-        outcome: "refuse".to_owned(),
-        refusal: Some(refused),
-        ..told(steps)
-    }
+    Explanation { outcome: "refuse".to_owned(), refusal: Some(refused), ..told(steps) }
 }
 
 fn serve<U>(
@@ -246,38 +193,20 @@ fn serve<U>(
 ) -> Explanation {
     let (outcome, upstream) = match &served.to {
         To::Application => ("application", Vec::new()),
-        To::Upstream { route, .. } => (
-            "serve",
-            route.urls.iter().map(ToString::to_string).collect(),
-        ),
+        To::Upstream { route, .. } => ("serve", route.urls.iter().map(ToString::to_string).collect()),
     };
     let receipt = carried.then(|| format!("{ROUTE_HEADER}: {}", served.receipt()));
-    Explanation {
-        outcome: outcome.to_owned(),
-        receipt,
-        upstream,
-        headers,
-        ..told(steps)
-    }
+    Explanation { outcome: outcome.to_owned(), receipt, upstream, headers, ..told(steps) }
 }
 
 /// The overlay headers that go upstream, as `name: value` pairs.
 fn headers(edits: &Edits, key_header: &str) -> Vec<(String, String)> {
-    let key = edits
-        .key
-        .as_ref()
-        .map(|keys| (key_header.to_owned(), keys.as_str().to_owned()));
+    let key = edits.key.as_ref().map(|keys| (key_header.to_owned(), keys.as_str().to_owned()));
     let baggage = match &edits.baggage {
-        BaggageEdit::Set(line) => Some((
-            "baggage".to_owned(),
-            String::from_utf8_lossy(line).into_owned(),
-        )),
+        BaggageEdit::Set(line) => Some(("baggage".to_owned(), String::from_utf8_lossy(line).into_owned())),
         BaggageEdit::Untouched | BaggageEdit::Remove => None,
     };
-    let hop = edits
-        .hop
-        .as_ref()
-        .map(|environment| (HOP_HEADER.to_owned(), environment.to_string()));
+    let hop = edits.hop.as_ref().map(|environment| (HOP_HEADER.to_owned(), environment.to_string()));
     key.into_iter().chain(baggage).chain(hop).collect()
 }
 
@@ -291,14 +220,10 @@ impl std::fmt::Display for Explanation {
         }
         match self.outcome.as_str() {
             "application" => writeln!(f, "→ the application behind this sidecar")?,
-            "pass-through" => writeln!(
-                f,
-                "→ passed through to its own authority, without overlay headers"
-            )?,
-            "serve" if self.upstream.is_empty() => writeln!(
-                f,
-                "→ pending: no address yet; requests are held, then answered 503"
-            )?,
+            "pass-through" => writeln!(f, "→ passed through to its own authority, without overlay headers")?,
+            "serve" if self.upstream.is_empty() => {
+                writeln!(f, "→ pending: no address yet; requests are held, then answered 503")?;
+            }
             "serve" => writeln!(f, "→ {}", self.upstream.join(", "))?,
             _ => {}
         }
@@ -308,13 +233,7 @@ impl std::fmt::Display for Explanation {
         if let Some(receipt) = &self.receipt {
             writeln!(f, "  response has {receipt}")?;
         }
-        if let Some(Refused {
-            status,
-            reason,
-            message,
-            hint,
-        }) = &self.refusal
-        {
+        if let Some(Refused { status, reason, message, hint }) = &self.refusal {
             writeln!(f, "→ {status} {reason}: {message}")?;
             if let Some(hint) = hint {
                 writeln!(f, "  hint: {hint}")?;

@@ -12,9 +12,7 @@ use foldhash::fast::RandomState;
 use overlane_config::name::{EnvironmentId, ServiceName};
 use overlane_config::route::Via;
 use prometheus::core::Collector;
-use prometheus::proto::{
-    Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,
-};
+use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Encoder, TextEncoder};
 use tokio::sync::{mpsc, oneshot};
 
@@ -22,10 +20,8 @@ use tokio::sync::{mpsc, oneshot};
 pub const MAX_OVERLAY_LABELS: usize = 1000;
 
 /// The upper bounds of the duration histogram, in seconds (OpenTelemetry's, from 5 ms, with finer ones below).
-const BOUNDS: [f64; 16] = [
-    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0,
-    10.0,
-];
+const BOUNDS: [f64; 16] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0];
 
 /// Things that are simply counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,13 +111,8 @@ pub fn observe(labels: Labels, took: Duration) {
 /// The method as a label: one of RFC 9110's and PATCH, else `_OTHER` (OpenTelemetry's word).
 #[must_use]
 pub fn method_label(method: &str) -> &'static str {
-    const KNOWN: [&str; 9] = [
-        "GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "TRACE", "CONNECT",
-    ];
-    KNOWN
-        .into_iter()
-        .find(|known| *known == method)
-        .unwrap_or("_OTHER")
+    const KNOWN: [&str; 9] = ["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "TRACE", "CONNECT"];
+    KNOWN.into_iter().find(|known| *known == method).unwrap_or("_OTHER")
 }
 
 /// Where a worker is asked for its counts.
@@ -134,9 +125,7 @@ pub(crate) async fn answer_scrapes(
 ) {
     while let Some(reply) = requests.recv().await {
         let copy = METER.with_borrow_mut(|meter| {
-            meter
-                .requests
-                .retain(|labels, _| labels.overlay.as_ref().is_none_or(&exists));
+            meter.requests.retain(|labels, _| labels.overlay.as_ref().is_none_or(&exists));
             meter.clone()
         });
         let _ = reply.send(copy);
@@ -238,11 +227,7 @@ fn gauge(labels: Vec<LabelPair>, value: f64) -> Metric {
 }
 
 fn request_families(meter: &Meter) -> Vec<MetricFamily> {
-    let overlays: BTreeSet<_> = meter
-        .requests
-        .keys()
-        .filter_map(|labels| labels.overlay.as_ref())
-        .collect();
+    let overlays: BTreeSet<_> = meter.requests.keys().filter_map(|labels| labels.overlay.as_ref()).collect();
     let labelled: BTreeSet<_> = overlays.into_iter().take(MAX_OVERLAY_LABELS).collect();
     let overlay = |labels: &Labels| match &labels.overlay {
         None => String::new(),
@@ -255,9 +240,8 @@ fn request_families(meter: &Meter) -> Vec<MetricFamily> {
     for (labels, observed) in &meter.requests {
         let service = labels.service.as_ref().map_or("", ServiceName::as_str);
         let via = labels.via.map_or("none", Via::as_str);
-        *totals
-            .entry((overlay(labels), service, via, labels.class, labels.method))
-            .or_default() += observed.count;
+        *totals.entry((overlay(labels), service, via, labels.class, labels.method)).or_default() +=
+            observed.count;
         let total = durations.entry((service, via)).or_default();
         total.count += observed.count;
         total.seconds += observed.seconds;
@@ -267,19 +251,17 @@ fn request_families(meter: &Meter) -> Vec<MetricFamily> {
     }
     let mut totals: Vec<_> = totals.into_iter().collect();
     totals.sort();
-    let requests = totals
-        .into_iter()
-        .map(|((overlay, service, via, class, method), count)| {
-            let class = format!("{class}xx");
-            let labels = [
-                ("code_class", &*class),
-                ("method", method),
-                ("overlay", &*overlay),
-                ("service", service),
-                ("via", via),
-            ];
-            counter(labels.map(|(name, value)| pair(name, value)).into(), count)
-        });
+    let requests = totals.into_iter().map(|((overlay, service, via, class, method), count)| {
+        let class = format!("{class}xx");
+        let labels = [
+            ("code_class", &*class),
+            ("method", method),
+            ("overlay", &*overlay),
+            ("service", service),
+            ("via", via),
+        ];
+        counter(labels.map(|(name, value)| pair(name, value)).into(), count)
+    });
     let mut durations: Vec<_> = durations.into_iter().collect();
     durations.sort_by_key(|(labels, _)| *labels);
     let histograms = durations.into_iter().map(|((service, via), observed)| {
@@ -322,23 +304,14 @@ fn histogram(labels: Vec<LabelPair>, observed: &Observed) -> Metric {
 fn event_families(meter: &Meter) -> Vec<MetricFamily> {
     let of = |event: Event| meter.events[event as usize];
     let total = |name: &str, help: &str, event| {
-        family(
-            name,
-            help,
-            MetricType::COUNTER,
-            vec![counter(Vec::new(), of(event))],
-        )
+        family(name, help, MetricType::COUNTER, vec![counter(Vec::new(), of(event))])
     };
     let level = |name: &str, help: &str, from, to| {
         let now = of(from).saturating_sub(of(to)) as f64;
         family(name, help, MetricType::GAUGE, vec![gauge(Vec::new(), now)])
     };
-    let invalid = [
-        ("header", Event::InvalidHeader),
-        ("baggage", Event::InvalidBaggage),
-    ];
-    let invalid =
-        invalid.map(|(carrier, event)| counter(vec![pair("carrier", carrier)], of(event)));
+    let invalid = [("header", Event::InvalidHeader), ("baggage", Event::InvalidBaggage)];
+    let invalid = invalid.map(|(carrier, event)| counter(vec![pair("carrier", carrier)], of(event)));
     vec![
         level(
             "overlane_connections",
@@ -383,16 +356,8 @@ fn event_families(meter: &Meter) -> Vec<MetricFamily> {
             "Connections to upstreams that could not be made.",
             Event::ConnectFailed,
         ),
-        total(
-            "overlane_held_requests_total",
-            "Requests that waited for an upstream.",
-            Event::Held,
-        ),
-        total(
-            "overlane_fallbacks_total",
-            "Requests that fell back to another owner.",
-            Event::FellBack,
-        ),
+        total("overlane_held_requests_total", "Requests that waited for an upstream.", Event::Held),
+        total("overlane_fallbacks_total", "Requests that fell back to another owner.", Event::FellBack),
         total(
             "overlane_access_log_dropped_total",
             "Access-log lines dropped because the writer could not keep up.",
@@ -403,17 +368,9 @@ fn event_families(meter: &Meter) -> Vec<MetricFamily> {
 
 fn control_families(control: &ControlFigures) -> Vec<MetricFamily> {
     let simple = |name: &str, help: &str, value: f64| {
-        family(
-            name,
-            help,
-            MetricType::GAUGE,
-            vec![gauge(Vec::new(), value)],
-        )
+        family(name, help, MetricType::GAUGE, vec![gauge(Vec::new(), value)])
     };
-    let reloads = [
-        ("ok", control.reloads_ok),
-        ("error", control.reloads_failed),
-    ];
+    let reloads = [("ok", control.reloads_ok), ("error", control.reloads_failed)];
     let reloads = reloads.map(|(result, count)| counter(vec![pair("result", result)], count));
     let expiring = control.expires.iter().take(MAX_OVERLAY_LABELS);
     let expires = expiring.map(|(overlay, at)| gauge(vec![pair("overlay", overlay.as_str())], *at));
@@ -424,11 +381,7 @@ fn control_families(control: &ControlFigures) -> Vec<MetricFamily> {
             "The generation of the routing table in force.",
             control.generation as f64,
         ),
-        simple(
-            "overlane_overlays",
-            "Overlays in the routing table.",
-            control.overlays as f64,
-        ),
+        simple("overlane_overlays", "Overlays in the routing table.", control.overlays as f64),
         family(
             "overlane_config_reloads_total",
             "Reloads of the store that changed something, by result.",
@@ -461,36 +414,20 @@ mod tests {
 
     fn labels(overlay: &str) -> Labels {
         let service = "web".parse().ok();
-        Labels {
-            overlay: overlay.parse().ok(),
-            service,
-            via: Some(Via::Overlay),
-            class: 2,
-            method: "GET",
-        }
+        Labels { overlay: overlay.parse().ok(), service, via: Some(Via::Overlay), class: 2, method: "GET" }
     }
 
     #[test]
     fn overlays_beyond_the_cap_share_one_label_value() {
         let mut meter = Meter::default();
         for number in 0..MAX_OVERLAY_LABELS + 5 {
-            meter.requests.insert(
-                labels(&format!("o{number}")),
-                Observed {
-                    count: 2,
-                    ..Observed::default()
-                },
-            );
+            meter
+                .requests
+                .insert(labels(&format!("o{number}")), Observed { count: 2, ..Observed::default() });
         }
         let text = render(&meter, &ControlFigures::default());
-        assert_eq!(
-            text.matches("overlane_requests_total{").count(),
-            MAX_OVERLAY_LABELS + 1
-        );
-        assert!(
-            text.contains("overlay=\"_other\",service=\"web\",via=\"overlay\"} 10"),
-            "{text}"
-        );
+        assert_eq!(text.matches("overlane_requests_total{").count(), MAX_OVERLAY_LABELS + 1);
+        assert!(text.contains("overlay=\"_other\",service=\"web\",via=\"overlay\"} 10"), "{text}");
     }
 
     #[test]
@@ -504,10 +441,14 @@ mod tests {
         observe(labels("a"), Duration::from_millis(2));
         observe(labels("a"), Duration::from_millis(200));
         let text = METER.with_borrow(|meter| render(meter, &ControlFigures::default()));
-        assert!(text.contains("overlane_request_duration_seconds_bucket{service=\"web\",via=\"overlay\",le=\"0.0025\"} 1"), "{text}");
         assert!(
-            text.contains("le=\"0.25\"} 2")
-                && text.contains("_count{service=\"web\",via=\"overlay\"} 2")
+            text.contains(
+                "overlane_request_duration_seconds_bucket{service=\"web\",via=\"overlay\",le=\"0.0025\"} 1"
+            ),
+            "{text}"
+        );
+        assert!(
+            text.contains("le=\"0.25\"} 2") && text.contains("_count{service=\"web\",via=\"overlay\"} 2")
         );
     }
 }

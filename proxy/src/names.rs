@@ -85,18 +85,12 @@ async fn resolve(upstream: Arc<Upstream>, limit: Arc<Semaphore>) {
     let mut problem = None;
     for url in upstream.urls() {
         match resolve_url(url).await {
-            Ok(addresses) => {
-                found.extend(addresses.into_iter().map(|address| (url.clone(), address)))
-            }
+            Ok(addresses) => found.extend(addresses.into_iter().map(|address| (url.clone(), address))),
             Err(why) => problem = Some(why),
         }
     }
     // One name that fails while others resolve keeps everything as it was.
-    if problem.is_some()
-        && upstream
-            .endpoints()
-            .is_some_and(|known| !known.list.is_empty())
-    {
+    if problem.is_some() && upstream.endpoints().is_some_and(|known| !known.list.is_empty()) {
         found.clear();
     }
     upstream.resolved(found, problem);
@@ -115,11 +109,7 @@ pub async fn resolve_url(url: &Url) -> Result<Vec<Address>, String> {
         Ok(Ok(found)) => found,
         Ok(Err(error)) => return Err(format!("`{}` does not resolve: {error}", url.host)),
         Err(_) => {
-            return Err(format!(
-                "`{}` does not resolve within {} s",
-                url.host,
-                TIMEOUT.as_secs()
-            ));
+            return Err(format!("`{}` does not resolve within {} s", url.host, TIMEOUT.as_secs()));
         }
     };
     let (forbidden, mut usable): (Vec<_>, Vec<_>) =
@@ -128,11 +118,9 @@ pub async fn resolve_url(url: &Url) -> Result<Vec<Address>, String> {
     usable.dedup();
     match (usable.is_empty(), forbidden.first()) {
         (false, _) => Ok(usable.into_iter().map(Address::Tcp).collect()),
-        (true, Some(address)) => Err(format!(
-            "`{}` resolves to the link-local address {}",
-            url.host,
-            address.ip()
-        )),
+        (true, Some(address)) => {
+            Err(format!("`{}` resolves to the link-local address {}", url.host, address.ip()))
+        }
         (true, None) => Err(format!("`{}` has no address", url.host)),
     }
 }

@@ -133,8 +133,6 @@ impl Plane {
         let same_host = |own: &SocketAddr| {
             own.ip() == address.ip() || (own.ip().is_unspecified() && address.ip().is_loopback())
         };
-        self.own
-            .iter()
-            .any(|own| own.port() == address.port() && same_host(own))
+        self.own.iter().any(|own| own.port() == address.port() && same_host(own))
     }
 }

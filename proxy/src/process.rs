@@ -45,14 +45,7 @@ impl Prepared {
         let bound = Bound::new(&settings.listeners, settings.workers, &names)?;
         let admin = bind(settings.admin)?;
         let probes = settings.probes.map(bind).transpose()?;
-        Ok(Self {
-            settings,
-            bound,
-            admin,
-            probes,
-            runtime,
-            names,
-        })
+        Ok(Self { settings, bound, admin, probes, runtime, names })
     }
 
     /// The listeners, with the ports that they got.
@@ -73,23 +66,11 @@ impl Prepared {
     /// # Errors
     /// No thread can be had.
     pub fn start(self, given: Vec<FileChange>) -> io::Result<Running> {
-        let Self {
-            settings,
-            bound,
-            admin,
-            probes,
-            runtime,
-            names,
-        } = self;
+        let Self { settings, bound, admin, probes, runtime, names } = self;
         let published = Arc::new(Published::default());
-        let rules = Rules {
-            unix_under: settings.allow_unix.clone(),
-        };
+        let rules = Rules { unix_under: settings.allow_unix.clone() };
         let control = Arc::new(Control::new(rules, published.clone(), names.clone()));
-        let mut follower = settings
-            .store
-            .as_ref()
-            .map(|store| Follower::new(store, settings.resync));
+        let mut follower = settings.store.as_ref().map(|store| Follower::new(store, settings.resync));
         let mut changes = given;
         if let Some(follower) = &mut follower {
             let (read, problem) = follower.read_everything();
@@ -97,29 +78,12 @@ impl Prepared {
             control.store_problem(problem);
         }
         control.apply(changes, Trigger::Start);
-        let outbound = bound
-            .gates()
-            .iter()
-            .filter(|gate| gate.role() == "outbound")
-            .map(|gate| gate.address);
-        let own = outbound
-            .chain([admin.0])
-            .chain(probes.as_ref().map(|probes| probes.0))
-            .collect();
-        let access = if settings.access_log {
-            AccessLog::to(io::stdout())
-        } else {
-            AccessLog::off()
-        };
+        let outbound = bound.gates().iter().filter(|gate| gate.role() == "outbound").map(|gate| gate.address);
+        let own = outbound.chain([admin.0]).chain(probes.as_ref().map(|probes| probes.0)).collect();
+        let access = if settings.access_log { AccessLog::to(io::stdout()) } else { AccessLog::off() };
         let gates = bound.gates().to_vec();
-        let plane = Arc::new(Plane {
-            published,
-            gates: gates.clone(),
-            own,
-            limits: settings.limits,
-            names,
-            access,
-        });
+        let plane =
+            Arc::new(Plane { published, gates: gates.clone(), own, limits: settings.limits, names, access });
         let workers = bound.start(&plane)?;
         let (reload, reloads) = mpsc::channel(8);
         let (draining, told) = watch::channel(false);
@@ -141,16 +105,7 @@ impl Prepared {
             runtime.spawn(admin::serve(socket, state.clone().probes(), over.clone()));
         }
         runtime.spawn(admin::serve(admin.1, state.router(), over));
-        Ok(Running {
-            control,
-            workers,
-            gates,
-            admin: admin.0,
-            reload,
-            draining,
-            stopped,
-            runtime,
-        })
+        Ok(Running { control, workers, gates, admin: admin.0, reload, draining, stopped, runtime })
     }
 }
 
@@ -217,8 +172,7 @@ impl Running {
         self.draining.send_replace(true);
         self.workers.stop();
         self.stopped.send_replace(true);
-        self.runtime
-            .shutdown_timeout(std::time::Duration::from_secs(1));
+        self.runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     }
 
     /// [`Running::stop`] on a thread of its own, for callers on a runtime.

@@ -61,12 +61,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "ADDR", env = "OVERLANE_PROBES")]
     pub probes: Option<SocketAddr>,
     /// The bearer token for everything on the admin listener that changes state
-    #[arg(
-        long,
-        value_name = "TOKEN",
-        env = "OVERLANE_ADMIN_TOKEN",
-        hide_env_values = true
-    )]
+    #[arg(long, value_name = "TOKEN", env = "OVERLANE_ADMIN_TOKEN", hide_env_values = true)]
     pub admin_token: Option<String>,
     /// Worker threads; one per core by default
     #[arg(long, value_name = "N", env = "OVERLANE_WORKERS")]
@@ -162,10 +157,7 @@ impl std::fmt::Display for SettingsError {
 impl std::error::Error for SettingsError {}
 
 fn error(message: impl Into<String>, hint: impl Into<String>) -> SettingsError {
-    SettingsError {
-        message: message.into(),
-        hint: Some(hint.into()),
-    }
+    SettingsError { message: message.into(), hint: Some(hint.into()) }
 }
 
 impl Settings {
@@ -174,32 +166,20 @@ impl Settings {
     /// # Errors
     /// A file that cannot be read, a value that cannot be, or settings that contradict each other.
     pub fn merge(flags: RunArgs, store: Option<StoreAddress>) -> Result<Self, SettingsError> {
-        let file = flags
-            .config
-            .as_deref()
-            .map(read_file)
-            .transpose()?
-            .unwrap_or_default();
+        let file = flags.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
         let store = match (store, &file.store) {
             (Some(store), _) => store,
             (None, Some(text)) => parse("store", text)?,
             (None, None) => parse("store", DEFAULT_STORE)?,
         };
-        let trust = flags
-            .trust
-            .map(Ok)
-            .or(file.trust.as_deref().map(|text| parse("trust", text)))
-            .transpose()?;
+        let trust =
+            flags.trust.map(Ok).or(file.trust.as_deref().map(|text| parse("trust", text))).transpose()?;
         let limits = limits(&file)?;
         let resync = duration("resync", file.resync.as_ref(), DEFAULT_RESYNC)?;
         let named = |flag, key, text: &Option<String>| value(flag, key, text.as_deref());
         let asked = Asked {
             baseline: named(flags.baseline, "baseline", &file.baseline)?,
-            environment: value(
-                flags.environment,
-                "environment",
-                file.environment.as_deref(),
-            )?,
+            environment: value(flags.environment, "environment", file.environment.as_deref())?,
             service: value(flags.service, "service", file.service.as_deref())?,
             app: value(flags.app, "app", file.app.as_deref())?,
             gateway: flags.gateway.or(file.gateway),
@@ -207,37 +187,19 @@ impl Settings {
             inbound: flags.inbound.or(file.inbound),
             trust,
         };
-        let admin_token = flags
-            .admin_token
-            .or(file.admin_token)
-            .filter(|token| !token.is_empty());
-        let admin = flags
-            .admin
-            .or(file.admin)
-            .map_or_else(|| parse("admin", DEFAULT_ADMIN), Ok)?;
+        let admin_token = flags.admin_token.or(file.admin_token).filter(|token| !token.is_empty());
+        let admin = flags.admin.or(file.admin).map_or_else(|| parse("admin", DEFAULT_ADMIN), Ok)?;
         if !admin.ip().is_loopback() && admin_token.is_none() {
             return Err(error(
-                format!(
-                    "the admin listener at {admin} can be reached from other machines and has no token"
-                ),
+                format!("the admin listener at {admin} can be reached from other machines and has no token"),
                 "set OVERLANE_ADMIN_TOKEN, or give probes and metrics a listener of their own with `--probes`",
             ));
         }
-        let workers = flags
-            .workers
-            .or(file.workers)
-            .unwrap_or_else(default_workers);
+        let workers = flags.workers.or(file.workers).unwrap_or_else(default_workers);
         if workers == 0 || workers > 1024 {
-            return Err(error(
-                format!("`workers` is {workers}"),
-                "between 1 and 1024",
-            ));
+            return Err(error(format!("`workers` is {workers}"), "between 1 and 1024"));
         }
-        let allow_unix = if flags.allow_unix.is_empty() {
-            file.allow_unix
-        } else {
-            flags.allow_unix
-        };
+        let allow_unix = if flags.allow_unix.is_empty() { file.allow_unix } else { flags.allow_unix };
         let absolute = |dir: PathBuf| match dir.is_absolute() {
             true => Ok(dir.display().to_string()),
             false => Err(error(
@@ -253,10 +215,7 @@ impl Settings {
             admin_token,
             workers,
             access_log: flags.access_log || file.access_log.unwrap_or(false),
-            allow_unix: allow_unix
-                .into_iter()
-                .map(absolute)
-                .collect::<Result<_, _>>()?,
+            allow_unix: allow_unix.into_iter().map(absolute).collect::<Result<_, _>>()?,
             resync,
             limits,
         })
@@ -299,37 +258,18 @@ struct Asked {
 impl Asked {
     fn listeners(self) -> Result<Vec<ListenerSettings>, SettingsError> {
         let none = self.gateway.is_none() && self.outbound.is_none() && self.inbound.is_none();
-        let gateway = if none {
-            Some(parse("gateway", DEFAULT_GATEWAY)?)
-        } else {
-            self.gateway
-        };
+        let gateway = if none { Some(parse("gateway", DEFAULT_GATEWAY)?) } else { self.gateway };
         let mut listeners = Vec::new();
         if let Some(address) = gateway {
-            listeners.push(self.listener(
-                address,
-                Role::Gateway,
-                None,
-                self.edge_trust("gateway", address)?,
-            ));
+            listeners.push(self.listener(address, Role::Gateway, None, self.edge_trust("gateway", address)?));
         }
         if let Some(address) = self.outbound {
-            let role = Role::Outbound {
-                environment: self.environment.clone(),
-            };
-            listeners.push(self.listener(
-                address,
-                role,
-                None,
-                self.edge_trust("outbound", address)?,
-            ));
+            let role = Role::Outbound { environment: self.environment.clone() };
+            listeners.push(self.listener(address, role, None, self.edge_trust("outbound", address)?));
         }
         match (self.inbound, &self.app, &self.service) {
             (Some(address), Some(app), Some(service)) => {
-                let role = Role::Inbound {
-                    service: service.clone(),
-                    environment: self.environment.clone(),
-                };
+                let role = Role::Inbound { service: service.clone(), environment: self.environment.clone() };
                 // Sidecars trust their peers unless told otherwise.
                 listeners.push(self.listener(
                     address,
@@ -361,22 +301,8 @@ impl Asked {
         Ok(listeners)
     }
 
-    fn listener(
-        &self,
-        address: SocketAddr,
-        role: Role,
-        app: Option<Url>,
-        trust: Trust,
-    ) -> ListenerSettings {
-        ListenerSettings {
-            address,
-            listener: Listener {
-                role,
-                baseline: self.baseline.clone(),
-            },
-            app,
-            trust,
-        }
+    fn listener(&self, address: SocketAddr, role: Role, app: Option<Url>, trust: Trust) -> ListenerSettings {
+        ListenerSettings { address, listener: Listener { role, baseline: self.baseline.clone() }, app, trust }
     }
 
     /// On loopback everybody is trusted; elsewhere somebody has to say who is.
@@ -396,30 +322,17 @@ impl Asked {
 
 fn read_file(path: &Path) -> Result<File, SettingsError> {
     let text = std::fs::read_to_string(path).map_err(|why| {
-        error(
-            format!("cannot read the settings file {}: {why}", path.display()),
-            "check the path",
-        )
+        error(format!("cannot read the settings file {}: {why}", path.display()), "check the path")
     })?;
     if text.trim().is_empty() {
         return Ok(File::default());
     }
-    serde_yaml::from_str(&text).map_err(|why| {
-        error(
-            format!("{}: {why}", path.display()),
-            "docs/operating.md lists the settings",
-        )
-    })
+    serde_yaml::from_str(&text)
+        .map_err(|why| error(format!("{}: {why}", path.display()), "docs/operating.md lists the settings"))
 }
 
-fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(
-    key: &str,
-    text: &str,
-) -> Result<T, SettingsError> {
-    text.parse().map_err(|why: T::Err| SettingsError {
-        message: format!("`{key}`: {why}"),
-        hint: None,
-    })
+fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(key: &str, text: &str) -> Result<T, SettingsError> {
+    text.parse().map_err(|why: T::Err| SettingsError { message: format!("`{key}`: {why}"), hint: None })
 }
 
 fn value<T: std::str::FromStr<Err: std::fmt::Display>>(
@@ -427,27 +340,15 @@ fn value<T: std::str::FromStr<Err: std::fmt::Display>>(
     key: &str,
     text: Option<&str>,
 ) -> Result<Option<T>, SettingsError> {
-    flag.map(Ok)
-        .or(text.map(|text| parse(key, text)))
-        .transpose()
+    flag.map(Ok).or(text.map(|text| parse(key, text))).transpose()
 }
 
-fn duration(
-    key: &str,
-    text: Option<&String>,
-    default: Duration,
-) -> Result<Duration, SettingsError> {
+fn duration(key: &str, text: Option<&String>, default: Duration) -> Result<Duration, SettingsError> {
     let Some(text) = text else { return Ok(default) };
     match parse_duration(text) {
         Ok(duration) if !duration.is_zero() => Ok(duration),
-        Ok(_) => Err(error(
-            format!("`{key}` is zero"),
-            "every deadline needs a length, such as `10s`",
-        )),
-        Err(why) => Err(error(
-            format!("`{key}: {text}`: {why}"),
-            "write it as `10s`, `1m30s` or `500ms`",
-        )),
+        Ok(_) => Err(error(format!("`{key}` is zero"), "every deadline needs a length, such as `10s`")),
+        Err(why) => Err(error(format!("`{key}: {text}`: {why}"), "write it as `10s`, `1m30s` or `500ms`")),
     }
 }
 
@@ -456,10 +357,7 @@ fn limits(file: &File) -> Result<Limits, SettingsError> {
     let timeouts = &file.timeouts;
     let head_bytes = file.max_head_bytes.unwrap_or(default.head_bytes);
     if !(1024..=1024 * 1024).contains(&head_bytes) {
-        return Err(error(
-            format!("`maxHeadBytes` is {head_bytes}"),
-            "between 1024 and 1048576",
-        ));
+        return Err(error(format!("`maxHeadBytes` is {head_bytes}"), "between 1024 and 1048576"));
     }
     let connections = file.max_connections.unwrap_or(default.connections);
     if connections == 0 {
@@ -470,11 +368,7 @@ fn limits(file: &File) -> Result<Limits, SettingsError> {
         idle: duration("timeouts.idle", timeouts.idle.as_ref(), default.idle)?,
         body: duration("timeouts.body", timeouts.body.as_ref(), default.body)?,
         write: duration("timeouts.write", timeouts.write.as_ref(), default.write)?,
-        connect: duration(
-            "timeouts.connect",
-            timeouts.connect.as_ref(),
-            default.connect,
-        )?,
+        connect: duration("timeouts.connect", timeouts.connect.as_ref(), default.connect)?,
         upstream_read: duration(
             "timeouts.upstreamRead",
             timeouts.upstream_read.as_ref(),
@@ -509,78 +403,33 @@ mod tests {
     fn without_any_flag_there_is_a_gateway_on_loopback() {
         let settings = merge(RunArgs::default()).expect("defaults");
         let gateway = &settings.listeners[0];
-        assert_eq!(
-            (gateway.address.to_string().as_str(), &gateway.trust),
-            (DEFAULT_GATEWAY, &Trust::Any)
-        );
+        assert_eq!((gateway.address.to_string().as_str(), &gateway.trust), (DEFAULT_GATEWAY, &Trust::Any));
         assert_eq!(settings.admin.to_string(), DEFAULT_ADMIN);
     }
 
     #[test]
     fn an_edge_on_any_other_address_needs_an_explicit_trust() {
-        let open = RunArgs {
-            gateway: "0.0.0.0:0".parse().ok(),
-            ..RunArgs::default()
-        };
-        assert!(
-            merge(open.clone())
-                .expect_err("refused")
-                .hint
-                .expect("hint")
-                .contains("--trust")
-        );
-        assert!(
-            merge(RunArgs {
-                trust: Some(Trust::Nobody),
-                ..open
-            })
-            .is_ok()
-        );
+        let open = RunArgs { gateway: "0.0.0.0:0".parse().ok(), ..RunArgs::default() };
+        assert!(merge(open.clone()).expect_err("refused").hint.expect("hint").contains("--trust"));
+        assert!(merge(RunArgs { trust: Some(Trust::Nobody), ..open }).is_ok());
     }
 
     #[test]
     fn an_admin_listener_on_any_other_address_needs_a_token() {
-        let open = RunArgs {
-            admin: "0.0.0.0:0".parse().ok(),
-            ..RunArgs::default()
-        };
+        let open = RunArgs { admin: "0.0.0.0:0".parse().ok(), ..RunArgs::default() };
         assert!(merge(open.clone()).is_err());
-        assert!(
-            merge(RunArgs {
-                admin_token: Some("t".to_owned()),
-                ..open
-            })
-            .is_ok()
-        );
+        assert!(merge(RunArgs { admin_token: Some("t".to_owned()), ..open }).is_ok());
     }
 
     #[test]
     fn an_inbound_listener_needs_its_application_and_service() {
-        let inbound = RunArgs {
-            inbound: "127.0.0.1:0".parse().ok(),
-            ..RunArgs::default()
-        };
+        let inbound = RunArgs { inbound: "127.0.0.1:0".parse().ok(), ..RunArgs::default() };
         assert!(merge(inbound.clone()).is_err());
         let app = "http://127.0.0.1:1".parse().ok();
-        assert!(
-            merge(RunArgs {
-                app,
-                ..inbound.clone()
-            })
-            .is_err()
-        );
+        assert!(merge(RunArgs { app, ..inbound.clone() }).is_err());
         let app = "http://127.0.0.1:1".parse().ok();
-        let whole = merge(RunArgs {
-            app,
-            service: "web".parse().ok(),
-            ..inbound
-        })
-        .expect("whole");
-        assert_eq!(
-            whole.listeners.len(),
-            1,
-            "a sidecar opens no gateway by itself"
-        );
+        let whole = merge(RunArgs { app, service: "web".parse().ok(), ..inbound }).expect("whole");
+        assert_eq!(whole.listeners.len(), 1, "a sidecar opens no gateway by itself");
     }
 
     #[test]
@@ -588,20 +437,13 @@ mod tests {
         let with = |text: &str| {
             let mut file = tempfile::NamedTempFile::new().expect("file");
             file.write_all(text.as_bytes()).expect("write");
-            let flags = RunArgs {
-                config: Some(file.path().to_owned()),
-                workers: Some(3),
-                ..RunArgs::default()
-            };
+            let flags =
+                RunArgs { config: Some(file.path().to_owned()), workers: Some(3), ..RunArgs::default() };
             merge(flags)
         };
         let settings =
-            with("workers: 2\ntimeouts: {head: 3s}\ngateway: 127.0.0.1:1\nstore: /tmp/x\n")
-                .expect("file");
-        assert_eq!(
-            (settings.workers, settings.limits.head),
-            (3, Duration::from_secs(3))
-        );
+            with("workers: 2\ntimeouts: {head: 3s}\ngateway: 127.0.0.1:1\nstore: /tmp/x\n").expect("file");
+        assert_eq!((settings.workers, settings.limits.head), (3, Duration::from_secs(3)));
         for (text, word) in [
             ("worker: 2", "worker"),
             ("timeouts: {head: 0s}", "head"),

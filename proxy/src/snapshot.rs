@@ -31,11 +31,7 @@ pub struct Published {
 
 impl Default for Published {
     fn default() -> Self {
-        Self {
-            current: ArcSwap::default(),
-            generation: watch::Sender::new(0),
-            retired: Mutex::default(),
-        }
+        Self { current: ArcSwap::default(), generation: watch::Sender::new(0), retired: Mutex::default() }
     }
 }
 

@@ -45,46 +45,17 @@ impl Stack {
     ) -> io::Result<Self> {
         let free = SocketAddr::from(([127, 0, 0, 1], 0));
         let listener = |address, role, app| {
-            let listener = Listener {
-                role,
-                baseline: Some(baseline.clone()),
-            };
-            ListenerSettings {
-                address,
-                listener,
-                app,
-                trust: Trust::Any,
-            }
+            let listener = Listener { role, baseline: Some(baseline.clone()) };
+            ListenerSettings { address, listener, app, trust: Trust::Any }
         };
         let mut listeners = vec![listener(gateway, Role::Gateway, None)];
-        for Instance {
-            service,
-            environment,
-            app,
-        } in &instances
-        {
-            let inbound = Role::Inbound {
-                service: service.clone(),
-                environment: Some(environment.clone()),
-            };
+        for Instance { service, environment, app } in &instances {
+            let inbound = Role::Inbound { service: service.clone(), environment: Some(environment.clone()) };
             listeners.push(listener(free, inbound, Some(app.clone())));
-            listeners.push(listener(
-                free,
-                Role::Outbound {
-                    environment: Some(environment.clone()),
-                },
-                None,
-            ));
+            listeners.push(listener(free, Role::Outbound { environment: Some(environment.clone()) }, None));
         }
-        let settings = Settings {
-            admin,
-            ..Settings::in_process(listeners)
-        };
-        Ok(Self {
-            prepared: Prepared::bind(settings)?,
-            baseline,
-            instances,
-        })
+        let settings = Settings { admin, ..Settings::in_process(listeners) };
+        Ok(Self { prepared: Prepared::bind(settings)?, baseline, instances })
     }
 
     /// The instances.
@@ -121,23 +92,13 @@ impl Stack {
         let routing = if *environment == self.baseline {
             format!("  mode: baseline\n  baselineId: {environment}\n")
         } else {
-            format!(
-                "  mode: overlay\n  baselineId: {}\n  overlayId: {environment}\n",
-                self.baseline
-            )
+            format!("  mode: overlay\n  baselineId: {}\n  overlayId: {environment}\n", self.baseline)
         };
         let mut text = format!("name: {environment}\nrouting:\n{routing}services:\n");
-        for (at, instance) in self
-            .instances
-            .iter()
-            .enumerate()
-            .filter(|(_, instance)| instance.environment == *environment)
+        for (at, instance) in
+            self.instances.iter().enumerate().filter(|(_, instance)| instance.environment == *environment)
         {
-            text.push_str(&format!(
-                "  - name: {}\n    url: http://{}\n",
-                instance.service,
-                self.inbound(at)
-            ));
+            text.push_str(&format!("  - name: {}\n    url: http://{}\n", instance.service, self.inbound(at)));
             if at == 0 {
                 text.push_str("    expose: true\n");
             }

@@ -33,20 +33,12 @@ impl FromStr for StoreAddress {
     fn from_str(text: &str) -> Result<Self, String> {
         let path = match text.split_once(':') {
             Some(("dir", path)) => path,
-            Some((scheme, _))
-                if !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_alphanumeric()) =>
-            {
-                return Err(format!(
-                    "`{scheme}:` stores are not in this build; write `dir:PATH` or a path"
-                ));
+            Some((scheme, _)) if !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_alphanumeric()) => {
+                return Err(format!("`{scheme}:` stores are not in this build; write `dir:PATH` or a path"));
             }
             _ => text,
         };
-        if path.is_empty() {
-            Err("an empty path".to_owned())
-        } else {
-            Ok(Self(path.into()))
-        }
+        if path.is_empty() { Err("an empty path".to_owned()) } else { Ok(Self(path.into())) }
     }
 }
 
@@ -63,17 +55,9 @@ mod tests {
     #[test]
     fn a_store_is_a_path_with_or_without_scheme() {
         for text in ["./environments", "dir:./environments"] {
-            assert_eq!(
-                text.parse::<StoreAddress>().expect(text).to_string(),
-                "./environments"
-            );
+            assert_eq!(text.parse::<StoreAddress>().expect(text).to_string(), "./environments");
         }
-        assert!(
-            "etcd:127.0.0.1"
-                .parse::<StoreAddress>()
-                .expect_err("scheme")
-                .contains("etcd")
-        );
+        assert!("etcd:127.0.0.1".parse::<StoreAddress>().expect_err("scheme").contains("etcd"));
         assert!("dir:".parse::<StoreAddress>().is_err());
     }
 }

@@ -60,18 +60,12 @@ impl Endpoint {
 
     /// Notes that a connection could not be made, and why.
     pub fn failed(&self, reason: Reason) {
-        self.refused
-            .store(u8::from(reason == Reason::Refused), Relaxed);
-        self.passed_over_until
-            .store(monotonic_millis() + PASSED_OVER, Relaxed);
+        self.refused.store(u8::from(reason == Reason::Refused), Relaxed);
+        self.passed_over_until.store(monotonic_millis() + PASSED_OVER, Relaxed);
     }
 
     fn reason(&self) -> Reason {
-        if self.refused.load(Relaxed) == 1 {
-            Reason::Refused
-        } else {
-            Reason::Unhealthy
-        }
+        if self.refused.load(Relaxed) == 1 { Reason::Refused } else { Reason::Unhealthy }
     }
 }
 
@@ -99,9 +93,7 @@ pub struct Upstream {
 
 impl fmt::Debug for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Upstream")
-            .field("urls", &self.urls)
-            .finish_non_exhaustive()
+        f.debug_struct("Upstream").field("urls", &self.urls).finish_non_exhaustive()
     }
 }
 
@@ -158,11 +150,7 @@ impl Upstream {
                 .ok_or(Reason::Unhealthy);
         };
         let count = endpoints.list.len();
-        let turn = if count > 1 {
-            self.turn.fetch_add(1, Relaxed)
-        } else {
-            0
-        };
+        let turn = if count > 1 { self.turn.fetch_add(1, Relaxed) } else { 0 };
         let in_turn = || (0..count).map(|step| &endpoints.list[turn.wrapping_add(step) % count]);
         // The clock is only read when something failed before.
         let fresh = in_turn().find(|endpoint| match endpoint.passed_over_until.load(Relaxed) {
@@ -179,11 +167,7 @@ impl Upstream {
     /// Why it has no usable address, in words; empty where there is nothing to say.
     #[must_use]
     pub fn problem(&self) -> String {
-        self.endpoints
-            .load()
-            .as_ref()
-            .and_then(|endpoints| endpoints.problem.clone())
-            .unwrap_or_default()
+        self.endpoints.load().as_ref().and_then(|endpoints| endpoints.problem.clone()).unwrap_or_default()
     }
 
     /// Completes when the endpoints change after this was called.
@@ -205,10 +189,7 @@ impl Upstream {
             .collect();
         match literal {
             Some(list) if !self.urls.is_empty() => {
-                self.endpoints.store(Some(Arc::new(Endpoints {
-                    list: list.into(),
-                    problem: None,
-                })));
+                self.endpoints.store(Some(Arc::new(Endpoints { list: list.into(), problem: None })));
             }
             _ if self.urls.is_empty() => {}
             _ => {
@@ -227,18 +208,12 @@ impl Upstream {
             known.to_vec()
         } else {
             let keep = |(url, address): (Url, Address)| {
-                let same = known
-                    .iter()
-                    .find(|endpoint| endpoint.address == address && endpoint.url == url);
-                same.cloned()
-                    .unwrap_or_else(|| Endpoint::new(&url, address))
+                let same = known.iter().find(|endpoint| endpoint.address == address && endpoint.url == url);
+                same.cloned().unwrap_or_else(|| Endpoint::new(&url, address))
             };
             found.into_iter().map(keep).collect()
         };
-        self.endpoints.store(Some(Arc::new(Endpoints {
-            list: list.into(),
-            problem,
-        })));
+        self.endpoints.store(Some(Arc::new(Endpoints { list: list.into(), problem })));
         self.changed.notify_waiters();
     }
 }
@@ -248,10 +223,7 @@ impl Upstream {
 pub fn literal_address(url: &Url) -> Option<Address> {
     match url.scheme {
         Scheme::Unix => Some(Address::Unix(url.host.clone())),
-        _ => Some(Address::Tcp(SocketAddr::new(
-            url.host.parse::<IpAddr>().ok()?,
-            url.port,
-        ))),
+        _ => Some(Address::Tcp(SocketAddr::new(url.host.parse::<IpAddr>().ok()?, url.port))),
     }
 }
 
@@ -273,10 +245,7 @@ mod tests {
         assert!(first.address != second.address || second.address != third.address);
         second.failed(Reason::Refused);
         for _ in 0..4 {
-            assert_ne!(
-                upstream.pick().expect("the other one").address,
-                second.address
-            );
+            assert_ne!(upstream.pick().expect("the other one").address, second.address);
         }
     }
 
@@ -290,10 +259,7 @@ mod tests {
     #[test]
     fn no_url_is_pending_and_an_unresolved_name_is_unhealthy() {
         assert_eq!(upstream(&[]).pick().err(), Some(Reason::Pending));
-        assert_eq!(
-            upstream(&["http://name.invalid:80"]).pick().err(),
-            Some(Reason::Unhealthy)
-        );
+        assert_eq!(upstream(&["http://name.invalid:80"]).pick().err(), Some(Reason::Unhealthy));
     }
 
     #[test]
@@ -301,19 +267,12 @@ mod tests {
         let upstream = upstream(&["http://name.invalid:80"]);
         let url = upstream.urls()[0].clone();
         let address = |port| Address::Tcp(SocketAddr::from(([127, 0, 0, 1], port)));
-        upstream.resolved(
-            vec![(url.clone(), address(1)), (url.clone(), address(2))],
-            None,
-        );
+        upstream.resolved(vec![(url.clone(), address(1)), (url.clone(), address(2))], None);
         let failed = upstream.pick().expect("resolved");
         failed.failed(Reason::Unhealthy);
         upstream.resolved(Vec::new(), Some("no such name".to_owned()));
         assert_eq!(upstream.endpoints().expect("kept").list.len(), 2);
         upstream.resolved(vec![(url, failed.address.clone())], None);
-        assert_eq!(
-            upstream.pick().err(),
-            Some(Reason::Unhealthy),
-            "the same endpoint is still passed over"
-        );
+        assert_eq!(upstream.pick().err(), Some(Reason::Unhealthy), "the same endpoint is still passed over");
     }
 }

@@ -122,27 +122,12 @@ pub(super) struct Problems<'s> {
 }
 
 impl Problems<'_> {
-    pub(super) fn error(
-        &mut self,
-        span: Span,
-        message: impl Into<String>,
-        hint: impl Into<String>,
-    ) {
-        self.list
-            .push(Diagnostic::error(self.source, span, message).hint(hint));
+    pub(super) fn error(&mut self, span: Span, message: impl Into<String>, hint: impl Into<String>) {
+        self.list.push(Diagnostic::error(self.source, span, message).hint(hint));
     }
 
-    pub(super) fn warning(
-        &mut self,
-        span: Span,
-        message: impl Into<String>,
-        hint: impl Into<String>,
-    ) {
-        self.list.push(
-            Diagnostic::error(self.source, span, message)
-                .warning()
-                .hint(hint),
-        );
+    pub(super) fn warning(&mut self, span: Span, message: impl Into<String>, hint: impl Into<String>) {
+        self.list.push(Diagnostic::error(self.source, span, message).warning().hint(hint));
     }
 
     /// A single value; an error where it is a list or a mapping.
@@ -169,10 +154,7 @@ impl Problems<'_> {
     ) -> Option<Spanned<T>> {
         let (text, _) = self.scalar(node, name)?;
         match text.parse() {
-            Ok(value) => Some(Spanned {
-                value,
-                span: node.span,
-            }),
+            Ok(value) => Some(Spanned { value, span: node.span }),
             Err(why) => {
                 self.error(node.span, format!("`{name}`: {why}"), hint);
                 None
@@ -188,10 +170,7 @@ impl Problems<'_> {
             (text, _) => {
                 self.error(
                     node.span,
-                    format!(
-                        "`{name}: {}` is neither true nor false",
-                        printable(text, 40)
-                    ),
+                    format!("`{name}: {}` is neither true nor false", printable(text, 40)),
                     format!("write `{name}: true` or `{name}: false`, without quotes"),
                 );
                 None
@@ -200,12 +179,7 @@ impl Problems<'_> {
     }
 
     /// One word of a closed list.
-    pub(super) fn word<T: Copy>(
-        &mut self,
-        node: &Node,
-        name: &str,
-        words: &[(&str, T)],
-    ) -> Option<T> {
+    pub(super) fn word<T: Copy>(&mut self, node: &Node, name: &str, words: &[(&str, T)]) -> Option<T> {
         let (text, _) = self.scalar(node, name)?;
         if let Some((_, value)) = words.iter().find(|(word, _)| *word == text) {
             return Some(*value);
@@ -215,11 +189,7 @@ impl Problems<'_> {
             Some(near) => format!("did you mean `{near}`?"),
             None => format!("one of {}", known.join(", ")),
         };
-        self.error(
-            node.span,
-            format!("`{name}: {}` is unknown", printable(text, 40)),
-            hint,
-        );
+        self.error(node.span, format!("`{name}: {}` is unknown", printable(text, 40)), hint);
         None
     }
 
@@ -228,11 +198,7 @@ impl Problems<'_> {
         match &node.kind {
             Kind::List(items) => items,
             _ => {
-                self.error(
-                    node.span,
-                    format!("`{name}` is {}, and should be a list", node.what()),
-                    hint,
-                );
+                self.error(node.span, format!("`{name}` is {}, and should be a list", node.what()), hint);
                 &[]
             }
         }
@@ -259,24 +225,14 @@ impl<'n> Fields<'n> {
                 format!("{name} is {}, and should be a mapping", node.what()),
                 "write fields as `name: value`, one per line",
             );
-            return Self {
-                entries: &[],
-                known,
-            };
+            return Self { entries: &[], known };
         };
-        for (key, _) in entries
-            .iter()
-            .filter(|(key, _)| !known.contains(&key.text.as_str()))
-        {
+        for (key, _) in entries.iter().filter(|(key, _)| !known.contains(&key.text.as_str())) {
             let hint = match did_you_mean(&key.text, known.iter().copied()) {
                 Some(near) => format!("did you mean `{near}`?"),
                 None => format!("the fields here are {}", known.join(", ")),
             };
-            problems.error(
-                key.span,
-                format!("unknown field `{}` in {name}", printable(&key.text, 60)),
-                hint,
-            );
+            problems.error(key.span, format!("unknown field `{}` in {name}", printable(&key.text, 60)), hint);
         }
         Self { entries, known }
     }

@@ -44,10 +44,7 @@ impl Node {
     /// The value of `key`, if this is a mapping that has it.
     pub(super) fn get(&self, key: &str) -> Option<&Node> {
         match &self.kind {
-            Kind::Mapping(entries) => entries
-                .iter()
-                .find(|(own, _)| own.text == key)
-                .map(|(_, value)| value),
+            Kind::Mapping(entries) => entries.iter().find(|(own, _)| own.text == key).map(|(_, value)| value),
             _ => None,
         }
     }
@@ -107,33 +104,19 @@ impl<'s> Documents<'s> {
             None => Ok(None),
             Some(Ok((event, span))) => {
                 let at = |marker: granit_parser::Marker| {
-                    marker
-                        .byte_offset()
-                        .and_then(|at| u32::try_from(at).ok())
-                        .unwrap_or_default()
+                    marker.byte_offset().and_then(|at| u32::try_from(at).ok()).unwrap_or_default()
                 };
-                Ok(Some((
-                    event,
-                    Span {
-                        start: at(span.start),
-                        end: at(span.end),
-                    },
-                )))
+                Ok(Some((event, Span { start: at(span.start), end: at(span.end) })))
             }
             Some(Err(error)) => {
-                let start = error
-                    .marker()
-                    .byte_offset()
-                    .and_then(|at| u32::try_from(at).ok())
-                    .unwrap_or_default();
+                let start =
+                    error.marker().byte_offset().and_then(|at| u32::try_from(at).ok()).unwrap_or_default();
                 let problem = Diagnostic::error(
                     self.source,
                     Span { start, end: start },
                     format!("not valid YAML: {}", error.info()),
                 );
-                Err(Box::new(problem.hint(
-                    "check indentation, colons and quotes at and above this line",
-                )))
+                Err(Box::new(problem.hint("check indentation, colons and quotes at and above this line")))
             }
         }
     }
@@ -141,12 +124,8 @@ impl<'s> Documents<'s> {
     fn node(&mut self, (event, span): Spanned<'s>, depth: usize) -> Result<Node, Box<Diagnostic>> {
         if depth > MAX_NESTING {
             return Err(Box::new(
-                Diagnostic::error(
-                    self.source,
-                    span,
-                    format!("nested deeper than {MAX_NESTING} levels"),
-                )
-                .hint("no blueprint needs that"),
+                Diagnostic::error(self.source, span, format!("nested deeper than {MAX_NESTING} levels"))
+                    .hint("no blueprint needs that"),
             ));
         }
         match event {
@@ -154,10 +133,7 @@ impl<'s> Documents<'s> {
                 self.no_anchor(anchor, span)?;
                 Ok(Node {
                     span,
-                    kind: Kind::Scalar {
-                        text: text.into_owned(),
-                        plain: style == ScalarStyle::Plain,
-                    },
+                    kind: Kind::Scalar { text: text.into_owned(), plain: style == ScalarStyle::Plain },
                 })
             }
             Event::SequenceStart(_, anchor, _) => {
@@ -166,13 +142,7 @@ impl<'s> Documents<'s> {
                 loop {
                     match self.inside(span)? {
                         (Event::SequenceEnd, end) => {
-                            return Ok(Node {
-                                span: Span {
-                                    end: end.end,
-                                    ..span
-                                },
-                                kind: Kind::List(items),
-                            });
+                            return Ok(Node { span: Span { end: end.end, ..span }, kind: Kind::List(items) });
                         }
                         event => items.push(self.node(event, depth + 1)?),
                     }
@@ -194,13 +164,7 @@ impl<'s> Documents<'s> {
         loop {
             let event = match self.inside(span)? {
                 (Event::MappingEnd, end) => {
-                    return Ok(Node {
-                        span: Span {
-                            end: end.end,
-                            ..span
-                        },
-                        kind: Kind::Mapping(entries),
-                    });
+                    return Ok(Node { span: Span { end: end.end, ..span }, kind: Kind::Mapping(entries) });
                 }
                 event => event,
             };
@@ -214,41 +178,23 @@ impl<'s> Documents<'s> {
             let value = self.inside(span)?;
             let value = self.node(value, depth + 1)?;
             match entries.iter().find(|(known, _)| known.text == text) {
-                None => entries.push((
-                    Key {
-                        span: key.span,
-                        text,
-                    },
-                    value,
-                )),
+                None => entries.push((Key { span: key.span, text }, value)),
                 Some((first, _)) => {
-                    let line = crate::diagnostic::Location {
-                        source: self.source.clone(),
-                        span: first.span,
-                    }
-                    .line();
+                    let line =
+                        crate::diagnostic::Location { source: self.source.clone(), span: first.span }.line();
                     let shown = crate::name::printable(&text, 60);
-                    let problem = Diagnostic::error(
-                        self.source,
-                        key.span,
-                        format!("duplicate key `{shown}`"),
-                    );
-                    self.problems.push(
-                        problem.hint(format!("it is already on line {line}; keep one of them")),
-                    );
+                    let problem =
+                        Diagnostic::error(self.source, key.span, format!("duplicate key `{shown}`"));
+                    self.problems
+                        .push(problem.hint(format!("it is already on line {line}; keep one of them")));
                 }
             }
         }
     }
 
     fn inside(&mut self, opened: Span) -> Result<Spanned<'s>, Box<Diagnostic>> {
-        self.event()?.ok_or_else(|| {
-            Box::new(Diagnostic::error(
-                self.source,
-                opened,
-                "the file ends inside this",
-            ))
-        })
+        self.event()?
+            .ok_or_else(|| Box::new(Diagnostic::error(self.source, opened, "the file ends inside this")))
     }
 
     fn no_anchor(&self, anchor: usize, span: Span) -> Result<(), Box<Diagnostic>> {

@@ -3,13 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::fields::{
-    ATTACHED, ATTACHMENT, ENVELOPE, Fields, METADATA, Problems, ROOT, ROUTING, SERVICE,
-};
+use super::fields::{ATTACHED, ATTACHMENT, ENVELOPE, Fields, METADATA, Problems, ROOT, ROUTING, SERVICE};
 use super::node::{Documents, Kind, Node};
 use super::{
-    Attachment, Blueprint, Document, MAX_FILE_BYTES, Mode, OnUnavailable, OnUnknown, Parsed,
-    Service,
+    Attachment, Blueprint, Document, MAX_FILE_BYTES, Mode, OnUnavailable, OnUnknown, Parsed, Service,
 };
 use crate::diagnostic::{Diagnostic, Location, Source, Span, Spanned};
 use crate::name::{EnvironmentId, ServiceName};
@@ -77,24 +74,12 @@ fn read_document(
     duplicates: Vec<Diagnostic>,
     parsed: &mut Parsed,
 ) {
-    let mut problems = Problems {
-        source,
-        list: duplicates,
-    };
+    let mut problems = Problems { source, list: duplicates };
     let (document, id) = match envelope(node, &mut problems) {
         Wrapped::Attachment { name, spec } => attachment(name, spec, &mut problems),
         Wrapped::Blueprint { kind, name, spec } => {
             let start = if first { 0 } else { node.span.start };
-            blueprint(
-                kind,
-                name,
-                spec,
-                Span {
-                    start,
-                    end: node.span.end,
-                },
-                &mut problems,
-            )
+            blueprint(kind, name, spec, Span { start, end: node.span.end }, &mut problems)
         }
     };
     let good = !problems.list.iter().any(Diagnostic::is_error);
@@ -102,15 +87,8 @@ fn read_document(
         Some(id) => diagnostic.of(id),
         None => diagnostic,
     };
-    problems.list.sort_by_key(|problem| {
-        problem
-            .location
-            .as_ref()
-            .map(|location| location.span.start)
-    });
-    parsed
-        .diagnostics
-        .extend(problems.list.into_iter().map(of_id));
+    problems.list.sort_by_key(|problem| problem.location.as_ref().map(|location| location.span.start));
+    parsed.diagnostics.extend(problems.list.into_iter().map(of_id));
     match document.filter(|_| good) {
         Some(document) => parsed.documents.push(document),
         None => parsed.broken.extend(id),
@@ -119,24 +97,13 @@ fn read_document(
 
 /// What the envelope says about the document in it.
 enum Wrapped<'n> {
-    Blueprint {
-        kind: Option<(&'n str, Span)>,
-        name: Option<&'n Node>,
-        spec: &'n Node,
-    },
-    Attachment {
-        name: Option<&'n Node>,
-        spec: &'n Node,
-    },
+    Blueprint { kind: Option<(&'n str, Span)>, name: Option<&'n Node>, spec: &'n Node },
+    Attachment { name: Option<&'n Node>, spec: &'n Node },
 }
 
 fn envelope<'n>(node: &'n Node, problems: &mut Problems<'_>) -> Wrapped<'n> {
     if node.get("apiVersion").is_none() && node.get("kind").is_none() {
-        return Wrapped::Blueprint {
-            kind: None,
-            name: None,
-            spec: node,
-        };
+        return Wrapped::Blueprint { kind: None, name: None, spec: node };
     }
     let fields = Fields::open(node, "the document", ENVELOPE, problems);
     match fields.get("apiVersion") {
@@ -153,11 +120,7 @@ fn envelope<'n>(node: &'n Node, problems: &mut Problems<'_>) -> Wrapped<'n> {
         .get("metadata")
         .and_then(|metadata| Fields::open(metadata, "`metadata`", METADATA, problems).get("name"));
     let spec = fields.get("spec").unwrap_or_else(|| {
-        problems.error(
-            node.span,
-            "`spec` is missing",
-            "put `routing` and `services` under `spec:`",
-        );
+        problems.error(node.span, "`spec` is missing", "put `routing` and `services` under `spec:`");
         node
     });
     let kinds = [
@@ -167,9 +130,7 @@ fn envelope<'n>(node: &'n Node, problems: &mut Problems<'_>) -> Wrapped<'n> {
         ("Attachment", "Attachment"),
     ];
     let kind = match fields.get("kind") {
-        Some(kind) => problems
-            .word(kind, "kind", &kinds)
-            .map(|word| (word, kind.span)),
+        Some(kind) => problems.word(kind, "kind", &kinds).map(|word| (word, kind.span)),
         None => {
             problems.error(
                 node.span,
@@ -181,11 +142,7 @@ fn envelope<'n>(node: &'n Node, problems: &mut Problems<'_>) -> Wrapped<'n> {
     };
     match kind {
         Some(("Attachment", _)) => Wrapped::Attachment { name, spec },
-        Some(("Blueprint", _)) => Wrapped::Blueprint {
-            kind: None,
-            name,
-            spec,
-        },
+        Some(("Blueprint", _)) => Wrapped::Blueprint { kind: None, name, spec },
         kind => Wrapped::Blueprint { kind, name, spec },
     }
 }
@@ -208,9 +165,8 @@ fn attachment(
         }
     };
     let mut services = Vec::new();
-    for item in fields.get("services").map_or(&[][..], |list| {
-        problems.items(list, "services", SERVICES_HINT)
-    }) {
+    for item in fields.get("services").map_or(&[][..], |list| problems.items(list, "services", SERVICES_HINT))
+    {
         let fields = Fields::open(item, "the attached service", ATTACHED, problems);
         match (fields.get("name"), fields.get("url")) {
             (Some(name), Some(url)) => {
@@ -247,90 +203,53 @@ fn blueprint(
     problems: &mut Problems<'_>,
 ) -> (Option<Document>, Option<EnvironmentId>) {
     let root = Fields::open(node, "the blueprint", ROOT, problems);
-    let routing = root
-        .get("routing")
-        .map(|routing| Fields::open(routing, "`routing`", ROUTING, problems));
+    let routing = root.get("routing").map(|routing| Fields::open(routing, "`routing`", ROUTING, problems));
     let field = |name: &str| routing.as_ref().and_then(|routing| routing.get(name));
     let baseline = is_baseline(kind, field("mode"), node, problems);
     let own_key = if baseline { "baselineId" } else { "overlayId" };
-    let Some(id) = identity(
-        own_key,
-        field(own_key),
-        root.get("name"),
-        outer,
-        node,
-        problems,
-    ) else {
+    let Some(id) = identity(own_key, field(own_key), root.get("name"), outer, node, problems) else {
         return (None, None);
     };
     let mode = if baseline {
-        only(
-            field("overlayId"),
-            "overlayId",
-            "it is an overlay's; a baseline has `baselineId`",
-            problems,
-        );
+        only(field("overlayId"), "overlayId", "it is an overlay's; a baseline has `baselineId`", problems);
         for name in ["ttl", "expiresAt"] {
             only(field(name), name, "a baseline does not expire", problems);
         }
         Some(Mode::Baseline)
     } else {
         for name in ["serviceUrl", "onUnknown"] {
-            only(
-                field(name),
-                name,
-                "it is the baseline's, and holds for all its overlays",
-                problems,
-            );
+            only(field(name), name, "it is the baseline's, and holds for all its overlays", problems);
         }
         parent(field("baselineId"), &id, node, problems)
     };
-    let on_unknown = [
-        ("baseline", OnUnknown::Baseline),
-        ("reject", OnUnknown::Reject),
-    ];
-    let on_unavailable = [
-        ("fail", OnUnavailable::Fail),
-        ("fallback", OnUnavailable::Fallback),
-    ];
+    let on_unknown = [("baseline", OnUnknown::Baseline), ("reject", OnUnknown::Reject)];
+    let on_unavailable = [("fail", OnUnavailable::Fail), ("fallback", OnUnavailable::Fallback)];
     let read = Blueprint {
         source: problems.source.clone(),
         span,
         mode: mode.clone().unwrap_or(Mode::Baseline),
         header: field("headerName")
             .and_then(|node| problems.value(node, "headerName", "such as `x-overlay-id`")),
-        propagate: field("propagateHeader")
-            .and_then(|node| problems.boolean(node, "propagateHeader")),
+        propagate: field("propagateHeader").and_then(|node| problems.boolean(node, "propagateHeader")),
         service_url: field("serviceUrl")
             .filter(|_| baseline)
             .and_then(|node| problems.value(node, "serviceUrl", TEMPLATE_HINT)),
-        overlay_url: field("overlayUrl")
-            .and_then(|node| problems.value(node, "overlayUrl", TEMPLATE_HINT)),
+        overlay_url: field("overlayUrl").and_then(|node| problems.value(node, "overlayUrl", TEMPLATE_HINT)),
         ttl: field("ttl").and_then(|node| duration(node, "ttl", problems)),
         expires_at: field("expiresAt").and_then(|node| timestamp(node, problems)),
         on_unavailable: field("onUnavailable")
             .and_then(|node| problems.word(node, "onUnavailable", &on_unavailable)),
         on_unknown: field("onUnknown").and_then(|node| {
-            Some(Spanned {
-                value: problems.word(node, "onUnknown", &on_unknown)?,
-                span: node.span,
-            })
+            Some(Spanned { value: problems.word(node, "onUnknown", &on_unknown)?, span: node.span })
         }),
         hold_for: field("holdFor").and_then(|node| hold(node, problems)),
         services: services(root.get("services"), problems),
         id: id.clone(),
     };
     if read.services.is_empty() && !problems.list.iter().any(Diagnostic::is_error) {
-        problems.warning(
-            id.span,
-            format!("`{}` owns no service", id.value),
-            SERVICES_HINT,
-        );
+        problems.warning(id.span, format!("`{}` owns no service", id.value), SERVICES_HINT);
     }
-    (
-        mode.map(|_| Document::Blueprint(Arc::new(read))),
-        Some(id.value),
-    )
+    (mode.map(|_| Document::Blueprint(Arc::new(read))), Some(id.value))
 }
 
 /// Whether the document is a baseline: `routing.mode` says so, or the envelope's kind.
@@ -401,11 +320,7 @@ fn identity(
             crate::name::printable(text, 80),
             id.value
         );
-        problems.error(
-            outer.span,
-            message,
-            "an environment has one id: make them agree",
-        );
+        problems.error(outer.span, message, "an environment has one id: make them agree");
     }
     Some(id)
 }
@@ -447,19 +362,12 @@ fn duration(node: &Node, name: &str, problems: &mut Problems<'_>) -> Option<Span
     let shown = crate::name::printable(text, 40);
     match parse_duration(text) {
         Ok(value) if value.is_zero() && name == "ttl" => {
-            problems.error(node.span, "`ttl` is zero", DURATION_HINT)
+            problems.error(node.span, "`ttl` is zero", DURATION_HINT);
         }
         Ok(value) => {
-            return Some(Spanned {
-                value,
-                span: node.span,
-            });
+            return Some(Spanned { value, span: node.span });
         }
-        Err(why) => problems.error(
-            node.span,
-            format!("`{name}: {shown}`: {why}"),
-            DURATION_HINT,
-        ),
+        Err(why) => problems.error(node.span, format!("`{name}: {shown}`: {why}"), DURATION_HINT),
     }
     None
 }
@@ -480,10 +388,7 @@ fn hold(node: &Node, problems: &mut Problems<'_>) -> Option<Duration> {
 fn timestamp(node: &Node, problems: &mut Problems<'_>) -> Option<Spanned<UnixMillis>> {
     let (text, _) = problems.scalar(node, "expiresAt")?;
     match parse_timestamp(text) {
-        Ok(value) => Some(Spanned {
-            value,
-            span: node.span,
-        }),
+        Ok(value) => Some(Spanned { value, span: node.span }),
         Err(why) => {
             problems.error(
                 node.span,
@@ -496,26 +401,23 @@ fn timestamp(node: &Node, problems: &mut Problems<'_>) -> Option<Spanned<UnixMil
 }
 
 fn services(node: Option<&Node>, problems: &mut Problems<'_>) -> Vec<Service> {
-    let items = node.map_or(&[][..], |node| {
-        problems.items(node, "services", SERVICES_HINT)
-    });
+    let items = node.map_or(&[][..], |node| problems.items(node, "services", SERVICES_HINT));
     let mut services: Vec<Service> = Vec::with_capacity(items.len());
     for item in items {
         let Some(service) = service(item, problems) else {
             continue;
         };
-        match services
-            .iter()
-            .find(|known| known.name.value == service.name.value)
-        {
+        match services.iter().find(|known| known.name.value == service.name.value) {
             None => services.push(service),
             Some(first) => {
-                let line = Location {
-                    source: problems.source.clone(),
-                    span: first.name.span,
-                }
-                .line();
-                problems.error(service.name.span, format!("duplicate service `{}`", service.name.value), format!("it is already on line {line}; several addresses of one service go under `endpoints:`"));
+                let line = Location { source: problems.source.clone(), span: first.name.span }.line();
+                problems.error(
+                    service.name.span,
+                    format!("duplicate service `{}`", service.name.value),
+                    format!(
+                        "it is already on line {line}; several addresses of one service go under `endpoints:`"
+                    ),
+                );
             }
         }
     }
@@ -528,24 +430,16 @@ fn service(node: &Node, problems: &mut Problems<'_>) -> Option<Service> {
         Some(name) => problems.value(name, "name", ID_HINT),
         None => {
             if matches!(node.kind, Kind::Mapping(_)) {
-                problems.error(
-                    node.span_of_start(),
-                    "the service has no `name`",
-                    "add `name: payments-api`",
-                );
+                problems.error(node.span_of_start(), "the service has no `name`", "add `name: payments-api`");
             }
             None
         }
     };
-    let expose = fields
-        .get("expose")
-        .and_then(|node| problems.boolean(node, "expose"));
+    let expose = fields.get("expose").and_then(|node| problems.boolean(node, "expose"));
     let urls = urls(fields.get("url"), fields.get("endpoints"), problems);
     let hosts_list = fields.get("hosts");
     let hosts: Vec<_> = hosts_list
-        .map_or(&[][..], |list| {
-            problems.items(list, "hosts", "write `hosts: [shop.example.com]`")
-        })
+        .map_or(&[][..], |list| problems.items(list, "hosts", "write `hosts: [shop.example.com]`"))
         .iter()
         .filter_map(|item| host(item, problems))
         .collect();
@@ -559,27 +453,14 @@ fn service(node: &Node, problems: &mut Problems<'_>) -> Option<Service> {
             "write `expose: true`, or leave them out",
         );
     }
-    let image = fields
-        .get("image")
-        .and_then(|node| problems.scalar(node, "image"))
-        .map(|(text, _)| text.into());
+    let image =
+        fields.get("image").and_then(|node| problems.scalar(node, "image")).map(|(text, _)| text.into());
     // Who gives a host or a path means to expose it.
     let expose = expose.unwrap_or(!hosts.is_empty() || path.is_some());
-    Some(Service {
-        name: name?,
-        urls,
-        expose,
-        hosts,
-        path,
-        image,
-    })
+    Some(Service { name: name?, urls, expose, hosts, path, image })
 }
 
-fn urls(
-    url: Option<&Node>,
-    endpoints: Option<&Node>,
-    problems: &mut Problems<'_>,
-) -> Vec<Spanned<Url>> {
+fn urls(url: Option<&Node>, endpoints: Option<&Node>, problems: &mut Problems<'_>) -> Vec<Spanned<Url>> {
     match (url, endpoints) {
         (Some(_), Some(endpoints)) => {
             problems.error(
@@ -591,11 +472,7 @@ fn urls(
         }
         (Some(url), None) => problems.value(url, "url", URL_HINT).into_iter().collect(),
         (None, Some(list)) => problems
-            .items(
-                list,
-                "endpoints",
-                "write `endpoints: [10.0.0.1:8080, 10.0.0.2:8080]`",
-            )
+            .items(list, "endpoints", "write `endpoints: [10.0.0.1:8080, 10.0.0.2:8080]`")
             .iter()
             .filter_map(|item| endpoint(item, problems))
             .collect(),
@@ -612,10 +489,7 @@ fn endpoint(node: &Node, problems: &mut Problems<'_>) -> Option<Spanned<Url>> {
         format!("http://{text}")
     };
     match whole.parse() {
-        Ok(value) => Some(Spanned {
-            value,
-            span: node.span,
-        }),
+        Ok(value) => Some(Spanned { value, span: node.span }),
         Err(why) => {
             problems.error(
                 node.span,
@@ -631,18 +505,13 @@ fn host(node: &Node, problems: &mut Problems<'_>) -> Option<Spanned<Box<str>>> {
     let (text, _) = problems.scalar(node, "hosts")?;
     let shown = crate::name::printable(text, 80);
     if text.contains('*') {
-        problems.error(
-            node.span,
-            format!("the host `{shown}` has a wildcard"),
-            "write each host out",
-        );
+        problems.error(node.span, format!("the host `{shown}` has a wildcard"), "write each host out");
         return None;
     }
     match split_authority(text) {
-        Ok((host, None)) => Some(Spanned {
-            value: host.trim_end_matches('.').to_ascii_lowercase().into(),
-            span: node.span,
-        }),
+        Ok((host, None)) => {
+            Some(Spanned { value: host.trim_end_matches('.').to_ascii_lowercase().into(), span: node.span })
+        }
         Ok((_, Some(_))) => {
             problems.error(
                 node.span,
@@ -652,11 +521,7 @@ fn host(node: &Node, problems: &mut Problems<'_>) -> Option<Spanned<Box<str>>> {
             None
         }
         Err(why) => {
-            problems.error(
-                node.span,
-                format!("`hosts`: {why}"),
-                "such as `shop.staging.example.com`",
-            );
+            problems.error(node.span, format!("`hosts`: {why}"), "such as `shop.staging.example.com`");
             None
         }
     }
@@ -664,21 +529,13 @@ fn host(node: &Node, problems: &mut Problems<'_>) -> Option<Spanned<Box<str>>> {
 
 fn path(node: &Node, problems: &mut Problems<'_>) -> Option<Spanned<Box<str>>> {
     let (text, _) = problems.scalar(node, "path")?;
-    if text.starts_with('/')
-        && !text.contains(['?', '#', '*'])
-        && text.bytes().all(|b| b.is_ascii_graphic())
+    if text.starts_with('/') && !text.contains(['?', '#', '*']) && text.bytes().all(|b| b.is_ascii_graphic())
     {
-        return Some(Spanned {
-            value: text.into(),
-            span: node.span,
-        });
+        return Some(Spanned { value: text.into(), span: node.span });
     }
     problems.error(
         node.span,
-        format!(
-            "the path `{}` is no prefix",
-            crate::name::printable(text, 80)
-        ),
+        format!("the path `{}` is no prefix", crate::name::printable(text, 80)),
         "it begins with `/` and has no `?`, `#`, `*` or spaces, such as `/api`",
     );
     None
@@ -687,10 +544,7 @@ fn path(node: &Node, problems: &mut Problems<'_>) -> Option<Spanned<Box<str>>> {
 impl Node {
     /// The first character, for mistakes about a whole mapping.
     fn span_of_start(&self) -> Span {
-        Span {
-            end: self.span.start,
-            ..self.span
-        }
+        Span { end: self.span.start, ..self.span }
     }
 }
 
@@ -698,9 +552,8 @@ impl Node {
 /// and everything else stay as they are.
 #[must_use]
 pub fn with_expiry(source: &Arc<Source>, blueprint: &Blueprint, at: UnixMillis) -> String {
-    let within = |node: &Node| {
-        node.span.start <= blueprint.id.span.start && blueprint.id.span.end <= node.span.end
-    };
+    let within =
+        |node: &Node| node.span.start <= blueprint.id.span.start && blueprint.id.span.end <= node.span.end;
     let mut documents = Documents::new(source);
     let node = loop {
         match documents.next() {
@@ -711,33 +564,19 @@ pub fn with_expiry(source: &Arc<Source>, blueprint: &Blueprint, at: UnixMillis) 
     };
     let spec = node.as_ref().map(|node| node.get("spec").unwrap_or(node));
     let edit = spec.and_then(|spec| expiry_edit(source, spec, at));
-    let document =
-        blueprint.span.start as usize..(blueprint.span.end as usize).min(source.text.len());
+    let document = blueprint.span.start as usize..(blueprint.span.end as usize).min(source.text.len());
     let mut text = source.text[document.clone()].to_owned();
     if let Some((range, replacement)) = edit {
-        text.replace_range(
-            range.start - document.start..range.end - document.start,
-            &replacement,
-        );
+        text.replace_range(range.start - document.start..range.end - document.start, &replacement);
     }
     text
 }
 
 /// What to replace, and by what.
-fn expiry_edit(
-    source: &Source,
-    spec: &Node,
-    at: UnixMillis,
-) -> Option<(std::ops::Range<usize>, String)> {
+fn expiry_edit(source: &Source, spec: &Node, at: UnixMillis) -> Option<(std::ops::Range<usize>, String)> {
     let routing = spec.get("routing")?;
-    if let Some(known) = routing
-        .get("expiresAt")
-        .filter(|known| known.span.end > known.span.start)
-    {
-        return Some((
-            known.span.start as usize..known.span.end as usize,
-            format!("\"{at}\""),
-        ));
+    if let Some(known) = routing.get("expiresAt").filter(|known| known.span.end > known.span.start) {
+        return Some((known.span.start as usize..known.span.end as usize, format!("\"{at}\"")));
     }
     let start = routing.span.start as usize;
     if source.text[start..].starts_with('{') {
@@ -747,11 +586,6 @@ fn expiry_edit(
         return None;
     };
     let key = entries.first()?.0.span.start as usize;
-    let line = source.text[..key]
-        .rfind('\n')
-        .map_or(0, |newline| newline + 1);
-    Some((
-        key..key,
-        format!("expiresAt: \"{at}\"\n{}", " ".repeat(key - line)),
-    ))
+    let line = source.text[..key].rfind('\n').map_or(0, |newline| newline + 1);
+    Some((key..key, format!("expiresAt: \"{at}\"\n{}", " ".repeat(key - line))))
 }

@@ -31,18 +31,12 @@ pub fn read<'l>(lines: impl IntoIterator<Item = &'l [u8]>) -> Result<Option<Keys
 ///
 /// Beyond 64 members or 8,192 bytes, whole foreign members are dropped from the end; ours never is.
 #[must_use]
-pub fn rewrite<'l>(
-    lines: impl IntoIterator<Item = &'l [u8]>,
-    keys: Option<&Keys>,
-) -> Option<Vec<u8>> {
+pub fn rewrite<'l>(lines: impl IntoIterator<Item = &'l [u8]>, keys: Option<&Keys>) -> Option<Vec<u8>> {
     let own = keys.map(|keys| format!("{MEMBER}={}", keys.as_str().replace(", ", "%2C")));
     let room = MAX_BYTES - own.as_ref().map_or(0, |own| own.len() + 1);
     let most = MAX_MEMBERS - usize::from(own.is_some());
     let mut line = Vec::new();
-    let foreign = lines
-        .into_iter()
-        .flat_map(members)
-        .filter(|member| ours(member).is_none());
+    let foreign = lines.into_iter().flat_map(members).filter(|member| ours(member).is_none());
     for member in foreign.take(most) {
         if line.len() + 1 + member.len() > room {
             continue;
@@ -63,9 +57,7 @@ pub fn rewrite<'l>(
 
 /// The list members of one line, without surrounding white space; empty ones are skipped.
 fn members(line: &[u8]) -> impl Iterator<Item = &[u8]> {
-    line.split(|b| *b == b',')
-        .map(<[u8]>::trim_ascii)
-        .filter(|member| !member.is_empty())
+    line.split(|b| *b == b',').map(<[u8]>::trim_ascii).filter(|member| !member.is_empty())
 }
 
 /// The value of `member` if it is ours: key and value are split at the first `=`, properties follow `;`.
@@ -115,19 +107,13 @@ mod tests {
             (&["a=1, overlay-id = alice ;p=1,b=2"], Ok(Some("alice"))),
             (&["a=1", "overlay-id=a%2Cb"], Ok(Some("a, b"))),
             (&["overlay-id=%61"], Ok(Some("a"))),
-            (
-                &["x-overlay-id=a", "Overlay-Id=a", "n=overlay-id=a"],
-                Ok(None),
-            ),
+            (&["x-overlay-id=a", "Overlay-Id=a", "n=overlay-id=a"], Ok(None)),
             (&["overlay-id="], Ok(None)),
             (&["overlay-id=A"], Err(())),
             (&["overlay-id=%zz"], Err(())),
         ] {
             let read = read(bytes(lines));
-            let shown = read
-                .as_ref()
-                .map(|keys| keys.as_ref().map(Keys::as_str))
-                .map_err(|_| ());
+            let shown = read.as_ref().map(|keys| keys.as_ref().map(Keys::as_str)).map_err(|_| ());
             assert_eq!(shown, expected, "{lines:?}");
         }
     }
@@ -145,20 +131,14 @@ mod tests {
             (&["overlay-id=old"], None, None),
             (&[], Some(&keys), Some("overlay-id=a%2Cb")),
         ] {
-            assert_eq!(
-                rewrite(bytes(lines), keys).as_deref(),
-                expected.map(str::as_bytes),
-                "{lines:?}"
-            );
+            assert_eq!(rewrite(bytes(lines), keys).as_deref(), expected.map(str::as_bytes), "{lines:?}");
         }
     }
 
     #[test]
     fn beyond_the_limits_foreign_members_go_whole_and_ours_stays() {
         let keys = Keys::parse([&b"a"[..]]).unwrap().unwrap();
-        let many: Vec<String> = (0..100)
-            .map(|n| format!("k{n}={}", "v".repeat(200)))
-            .collect();
+        let many: Vec<String> = (0..100).map(|n| format!("k{n}={}", "v".repeat(200))).collect();
         let line = rewrite([many.join(",").as_bytes()], Some(&keys)).unwrap();
         assert!(line.len() <= MAX_BYTES && line.ends_with(b",overlay-id=a"));
         let few: Vec<String> = (0..100).map(|n| format!("k{n}=v")).collect();

@@ -16,10 +16,7 @@ mod tests {
 
     fn check(lines: &[&str], expected: Result<Option<&str>, ()>) {
         let read = read(lines.iter().map(|line| line.as_bytes()));
-        let shown = read
-            .as_ref()
-            .map(|keys| keys.as_ref().map(Keys::as_str))
-            .map_err(|_| ());
+        let shown = read.as_ref().map(|keys| keys.as_ref().map(Keys::as_str)).map_err(|_| ());
         assert_eq!(shown, expected, "{lines:?}");
     }
 

@@ -33,20 +33,14 @@ struct Checks<'o, 'w> {
 }
 
 impl Checks<'_, '_> {
-    fn note(
-        &mut self,
-        what: &str,
-        result: Result<String, (String, String)>,
-    ) -> Result<(), CliError> {
+    fn note(&mut self, what: &str, result: Result<String, (String, String)>) -> Result<(), CliError> {
         match result {
-            Ok(detail) => self.out.line(format_args!(
-                "√ {what}{}{detail}",
-                if detail.is_empty() { "" } else { ": " }
-            )),
+            Ok(detail) => {
+                self.out.line(format_args!("√ {what}{}{detail}", if detail.is_empty() { "" } else { ": " }))
+            }
             Err((problem, hint)) => {
                 self.failed += 1;
-                self.out
-                    .line(format_args!("× {what}: {problem}\n    hint: {hint}"))
+                self.out.line(format_args!("× {what}: {problem}\n    hint: {hint}"))
             }
         }
     }
@@ -56,11 +50,7 @@ impl Checks<'_, '_> {
 ///
 /// # Errors
 /// A check failed; all were printed.
-pub fn run(
-    check: Check,
-    store: Option<StoreAddress>,
-    out: &mut Output<'_>,
-) -> Result<(), CliError> {
+pub fn run(check: Check, store: Option<StoreAddress>, out: &mut Output<'_>) -> Result<(), CliError> {
     let settings = Settings::merge(check.run, store)?;
     let mut checks = Checks { out, failed: 0 };
     let addresses = settings
@@ -74,31 +64,18 @@ pub fn run(
         checks.note(
             &format!("port {address} is free"),
             free.map_err(|error| {
-                (
-                    error.to_string(),
-                    "end what listens there, or choose another address".to_owned(),
-                )
+                (error.to_string(), "end what listens there, or choose another address".to_owned())
             }),
         )?;
     }
-    let apps = settings
-        .listeners
-        .iter()
-        .filter_map(|listener| listener.app.clone());
-    let mut urls: Vec<(String, Url)> = apps
-        .map(|url| ("the application".to_owned(), url))
-        .collect();
+    let apps = settings.listeners.iter().filter_map(|listener| listener.app.clone());
+    let mut urls: Vec<(String, Url)> = apps.map(|url| ("the application".to_owned(), url)).collect();
     if let Some(store) = &settings.store {
         urls.extend(check_store(store, &mut checks)?);
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut seen = BTreeSet::new();
-    for (what, url) in urls
-        .into_iter()
-        .filter(|(_, url)| seen.insert(url.to_string()))
-    {
+    for (what, url) in urls.into_iter().filter(|(_, url)| seen.insert(url.to_string())) {
         let reached = runtime.block_on(reach(&url));
         checks.note(
             &format!("{what} at {url}"),
@@ -113,19 +90,13 @@ pub fn run(
 }
 
 /// Checks that the store can be read and is right; returns where its services are.
-fn check_store(
-    store: &StoreAddress,
-    checks: &mut Checks<'_, '_>,
-) -> Result<Vec<(String, Url)>, CliError> {
+fn check_store(store: &StoreAddress, checks: &mut Checks<'_, '_>) -> Result<Vec<(String, Url)>, CliError> {
     let open = match OpenStore::read(store) {
         Ok(open) => open,
         Err(error) => {
             checks.note(
                 "the store can be read",
-                Err((
-                    CliError::from(error).message,
-                    "check its path and permissions".to_owned(),
-                )),
+                Err((CliError::from(error).message, "check its path and permissions".to_owned())),
             )?;
             return Ok(Vec::new());
         }
@@ -133,36 +104,21 @@ fn check_store(
     let lineages = open.lineages();
     if lineages.is_empty() {
         let hint = format!("overlane baseline create --file baseline.yaml --store {store}");
-        checks.note(
-            "the store has environments",
-            Err((format!("{store} is empty"), hint)),
-        )?;
+        checks.note("the store has environments", Err((format!("{store} is empty"), hint)))?;
         return Ok(Vec::new());
     }
-    let errors: Vec<_> = lineages
-        .diagnostics()
-        .into_iter()
-        .filter(Diagnostic::is_error)
-        .collect();
+    let errors: Vec<_> = lineages.diagnostics().into_iter().filter(Diagnostic::is_error).collect();
     let valid = match errors.first() {
         None => Ok(format!("{} environments in {store}", lineages.len())),
-        Some(first) => Err((
-            first.short(),
-            format!("`overlane validate {store}` shows all {}", errors.len()),
-        )),
+        Some(first) => {
+            Err((first.short(), format!("`overlane validate {store}` shows all {}", errors.len())))
+        }
     };
     checks.note("the blueprints are right", valid)?;
     let mut urls = Vec::new();
-    for (id, resolved) in lineages
-        .standings()
-        .filter_map(|(id, standing)| Some((id, standing.resolved()?)))
-    {
+    for (id, resolved) in lineages.standings().filter_map(|(id, standing)| Some((id, standing.resolved()?))) {
         for (service, addresses) in resolved.blueprint.services.iter().zip(&resolved.urls) {
-            urls.extend(
-                addresses
-                    .iter()
-                    .map(|url| (format!("{} of {id}", service.name.value), url.clone())),
-            );
+            urls.extend(addresses.iter().map(|url| (format!("{} of {id}", service.name.value), url.clone())));
         }
     }
     Ok(urls)
@@ -181,10 +137,7 @@ async fn reach(url: &Url) -> Result<String, String> {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(format!("{address}: {error}")),
             Err(_) => {
-                return Err(format!(
-                    "{address}: no connection within {} s",
-                    CONNECT.as_secs()
-                ));
+                return Err(format!("{address}: no connection within {} s", CONNECT.as_secs()));
             }
         }
     }

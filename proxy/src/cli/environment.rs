@@ -123,13 +123,10 @@ pub struct QuickApply {
 }
 
 fn service_url(text: &str) -> Result<(ServiceName, Url), String> {
-    let (service, url) = text
-        .split_once('=')
-        .ok_or("write SERVICE=URL, such as payments-api=http://127.0.0.1:4001")?;
+    let (service, url) =
+        text.split_once('=').ok_or("write SERVICE=URL, such as payments-api=http://127.0.0.1:4001")?;
     Ok((
-        service
-            .parse()
-            .map_err(|error: overlane_config::name::InvalidLabel| error.to_string())?,
+        service.parse().map_err(|error: overlane_config::name::InvalidLabel| error.to_string())?,
         url.parse()?,
     ))
 }
@@ -204,26 +201,12 @@ fn run(verb: Verb, kind: Kind, store: &StoreAddress, out: &mut Output<'_>) -> Re
     match verb {
         Verb::Create(from) => write_files(&from.files, &from.how, true, Some(kind), store, out),
         Verb::Apply(from) => write_files(&from.files, &from.how, false, Some(kind), store, out),
-        Verb::Get { id, format } => get(
-            id.as_ref(),
-            kind,
-            format.output,
-            &OpenStore::read(store)?,
-            out,
-        ),
-        Verb::List { baseline, format } => list(
-            baseline.as_ref(),
-            kind,
-            format.output,
-            &OpenStore::read(store)?,
-            out,
-        ),
+        Verb::Get { id, format } => get(id.as_ref(), kind, format.output, &OpenStore::read(store)?, out),
+        Verb::List { baseline, format } => {
+            list(baseline.as_ref(), kind, format.output, &OpenStore::read(store)?, out)
+        }
         Verb::Describe { id } => describe(&id, kind, &OpenStore::read(store)?, out),
-        Verb::Delete {
-            ids,
-            ignore_not_found,
-            dry_run,
-        } => {
+        Verb::Delete { ids, ignore_not_found, dry_run } => {
             let mut open = OpenStore::write(store)?;
             for id in &ids {
                 delete(id, kind, ignore_not_found, dry_run, &mut open, out)?;
@@ -237,14 +220,11 @@ fn run(verb: Verb, kind: Kind, store: &StoreAddress, out: &mut Output<'_>) -> Re
 ///
 /// # Errors
 /// See [`CliError`].
-pub fn quick_apply(
-    apply: &QuickApply,
-    store: &StoreAddress,
-    out: &mut Output<'_>,
-) -> Result<(), CliError> {
+pub fn quick_apply(apply: &QuickApply, store: &StoreAddress, out: &mut Output<'_>) -> Result<(), CliError> {
     let (Some(id), Some(parent)) = (&apply.id, &apply.how.baseline) else {
         if apply.files.is_empty() {
-            return Err(CliError::usage("nothing to apply").hint("give `--file FILE`, or `--id pr-12 --baseline staging --url payments-api=http://…`"));
+            return Err(CliError::usage("nothing to apply")
+                .hint("give `--file FILE`, or `--id pr-12 --baseline staging --url payments-api=http://…`"));
         }
         return write_files(&apply.files, &apply.how, false, None, store, out);
     };
@@ -255,24 +235,11 @@ pub fn quick_apply(
         text.push_str(&format!("  - name: {service}\n    url: {url}\n"));
     }
     if apply.url.is_empty() {
-        return Err(
-            CliError::usage("an overlay without `--url` would own nothing")
-                .hint("add `--url payments-api=http://127.0.0.1:4001`"),
-        );
+        return Err(CliError::usage("an overlay without `--url` would own nothing")
+            .hint("add `--url payments-api=http://127.0.0.1:4001`"));
     }
-    let source = Arc::new(Source {
-        path: "(flags)".into(),
-        text,
-        modified: None,
-    });
-    write_sources(
-        &[source],
-        &apply.how,
-        false,
-        Some(Kind::Overlay),
-        store,
-        out,
-    )
+    let source = Arc::new(Source { path: "(flags)".into(), text, modified: None });
+    write_sources(&[source], &apply.how, false, Some(Kind::Overlay), store, out)
 }
 
 fn write_files(
@@ -283,10 +250,7 @@ fn write_files(
     store: &StoreAddress,
     out: &mut Output<'_>,
 ) -> Result<(), CliError> {
-    let sources = files
-        .iter()
-        .map(|file| source(file))
-        .collect::<Result<Vec<_>, _>>()?;
+    let sources = files.iter().map(|file| source(file)).collect::<Result<Vec<_>, _>>()?;
     write_sources(&sources, how, create, kind, store, out)
 }
 
@@ -296,18 +260,11 @@ fn source(file: &Path) -> Result<Arc<Source>, CliError> {
         std::io::stdin()
             .read_to_string(&mut text)
             .map_err(|error| CliError::failure(format!("standard input: {error}")))?;
-        return Ok(Arc::new(Source {
-            path: "(stdin)".into(),
-            text,
-            modified: None,
-        }));
+        return Ok(Arc::new(Source { path: "(stdin)".into(), text, modified: None }));
     }
     let shown = file.display().to_string().into();
     match read(file, &shown) {
-        Ok(read) => Ok(Arc::new(Source {
-            modified: None,
-            ..read
-        })),
+        Ok(read) => Ok(Arc::new(Source { modified: None, ..read })),
         Err(error) => Err(CliError::failure(format!("{shown} {error}"))),
     }
 }
@@ -320,12 +277,7 @@ fn write_sources(
     store: &StoreAddress,
     out: &mut Output<'_>,
 ) -> Result<(), CliError> {
-    let put = Put {
-        create,
-        dry_run: how.dry_run,
-        ttl: how.ttl,
-        parent: how.baseline.clone(),
-    };
+    let put = Put { create, dry_run: how.dry_run, ttl: how.ttl, parent: how.baseline.clone() };
     let mut open = OpenStore::write(store)?;
     let mut written = Vec::new();
     for source in sources {
@@ -339,9 +291,8 @@ fn write_sources(
     for (blueprint, outcome) in &written {
         report(blueprint, *outcome, how, out)?;
     }
-    if let Some((blueprint, _)) = written
-        .last()
-        .filter(|_| how.format.output == Format::Table && !how.dry_run)
+    if let Some((blueprint, _)) =
+        written.last().filter(|_| how.format.output == Format::Table && !how.dry_run)
     {
         out.note(next_step(blueprint, store));
     }
@@ -354,22 +305,14 @@ fn refuse_other_kind(source: &Arc<Source>, kind: Kind) -> Result<(), CliError> {
             && Kind::of(&blueprint) != kind
         {
             let (id, is) = (&blueprint.id.value, Kind::of(&blueprint).as_str());
-            return Err(
-                CliError::failure(format!("{}: `{id}` is a {is}", source.path)).hint(format!(
-                    "use `overlane {is} …`, or `overlane apply` for files of any kind"
-                )),
-            );
+            return Err(CliError::failure(format!("{}: `{id}` is a {is}", source.path))
+                .hint(format!("use `overlane {is} …`, or `overlane apply` for files of any kind")));
         }
     }
     Ok(())
 }
 
-fn report(
-    blueprint: &Blueprint,
-    outcome: Outcome,
-    how: &How,
-    out: &mut Output<'_>,
-) -> Result<(), CliError> {
+fn report(blueprint: &Blueprint, outcome: Outcome, how: &How, out: &mut Output<'_>) -> Result<(), CliError> {
     let id = &blueprint.id.value;
     match how.format.output {
         Format::Name => out.line(id),
@@ -377,7 +320,10 @@ fn report(
             let dry = if how.dry_run { " (dry run)" } else { "" };
             out.line(format_args!("{} {id} {}{dry}", Kind::of(blueprint).as_str(), outcome.as_str()))
         }
-        format => out.value(&json!({ "id": id.as_str(), "kind": Kind::of(blueprint).as_str(), "outcome": outcome.as_str() }), format),
+        format => out.value(
+            &json!({ "id": id.as_str(), "kind": Kind::of(blueprint).as_str(), "outcome": outcome.as_str() }),
+            format,
+        ),
     }
 }
 
@@ -402,11 +348,7 @@ fn delete(
     open: &mut OpenStore,
     out: &mut Output<'_>,
 ) -> Result<(), CliError> {
-    let is_kind = open
-        .lineages()
-        .claims(id)
-        .next()
-        .map(|known| Kind::of(known));
+    let is_kind = open.lineages().claims(id).next().map(|known| Kind::of(known));
     match is_kind {
         None if ignore => return Ok(()),
         None => return Err(not_found(id, kind, open.lineages())),
@@ -418,11 +360,7 @@ fn delete(
     }
     let outcome = open.delete(id, dry_run)?;
     let dry = if dry_run { " (dry run)" } else { "" };
-    out.line(format_args!(
-        "{} {id} {}{dry}",
-        kind.as_str(),
-        outcome.as_str()
-    ))
+    out.line(format_args!("{} {id} {}{dry}", kind.as_str(), outcome.as_str()))
 }
 
 fn not_found(id: &EnvironmentId, kind: Kind, lineages: &Lineages) -> CliError {
@@ -439,18 +377,9 @@ fn not_found(id: &EnvironmentId, kind: Kind, lineages: &Lineages) -> CliError {
 /// # Errors
 /// See [`CliError`].
 pub fn attach(attach: &Attach, store: &StoreAddress, out: &mut Output<'_>) -> Result<(), CliError> {
-    let outcome = OpenStore::write(store)?.attach(
-        &attach.id,
-        &attach.service,
-        Some(&attach.url),
-        attach.dry_run,
-    )?;
-    out.line(format_args!(
-        "attachment {}/{} {}",
-        attach.id,
-        attach.service,
-        outcome.as_str()
-    ))
+    let outcome =
+        OpenStore::write(store)?.attach(&attach.id, &attach.service, Some(&attach.url), attach.dry_run)?;
+    out.line(format_args!("attachment {}/{} {}", attach.id, attach.service, outcome.as_str()))
 }
 
 /// `overlane detach`.
@@ -458,30 +387,16 @@ pub fn attach(attach: &Attach, store: &StoreAddress, out: &mut Output<'_>) -> Re
 /// # Errors
 /// See [`CliError`].
 pub fn detach(detach: &Detach, store: &StoreAddress, out: &mut Output<'_>) -> Result<(), CliError> {
-    let outcome =
-        OpenStore::write(store)?.attach(&detach.id, &detach.service, None, detach.dry_run)?;
-    out.line(format_args!(
-        "attachment {}/{} {}",
-        detach.id,
-        detach.service,
-        outcome.as_str()
-    ))
+    let outcome = OpenStore::write(store)?.attach(&detach.id, &detach.service, None, detach.dry_run)?;
+    out.line(format_args!("attachment {}/{} {}", detach.id, detach.service, outcome.as_str()))
 }
 
 /// The environments of a kind, in order; refused ones by what their blueprint says.
 fn of_kind(kind: Kind, lineages: &Lineages) -> impl Iterator<Item = (&EnvironmentId, &Standing)> {
-    lineages
-        .standings()
-        .filter(move |(id, standing)| match standing.resolved() {
-            Some(resolved) => Kind::of(&resolved.blueprint) == kind,
-            None => {
-                lineages
-                    .claims(id)
-                    .next()
-                    .map_or(Kind::Overlay, |claim| Kind::of(claim))
-                    == kind
-            }
-        })
+    lineages.standings().filter(move |(id, standing)| match standing.resolved() {
+        Some(resolved) => Kind::of(&resolved.blueprint) == kind,
+        None => lineages.claims(id).next().map_or(Kind::Overlay, |claim| Kind::of(claim)) == kind,
+    })
 }
 
 fn get(
@@ -492,9 +407,8 @@ fn get(
     out: &mut Output<'_>,
 ) -> Result<(), CliError> {
     let lineages = open.lineages();
-    let found: Vec<_> = of_kind(kind, lineages)
-        .filter(|(known, _)| id.is_none_or(|id| id == *known))
-        .collect();
+    let found: Vec<_> =
+        of_kind(kind, lineages).filter(|(known, _)| id.is_none_or(|id| id == *known)).collect();
     if let (Some(id), true) = (id, found.is_empty()) {
         return Err(not_found(id, kind, lineages));
     }
@@ -545,21 +459,13 @@ fn list(
 ) -> Result<(), CliError> {
     let lineages = open.lineages();
     let of_baseline = |standing: &Standing| {
-        baseline.is_none_or(|baseline| {
-            standing
-                .resolved()
-                .is_some_and(|resolved| resolved.baseline == *baseline)
-        })
+        baseline
+            .is_none_or(|baseline| standing.resolved().is_some_and(|resolved| resolved.baseline == *baseline))
     };
-    let found: Vec<_> = of_kind(kind, lineages)
-        .filter(|(_, standing)| of_baseline(standing))
-        .collect();
+    let found: Vec<_> = of_kind(kind, lineages).filter(|(_, standing)| of_baseline(standing)).collect();
     match format {
         Format::Json | Format::Yaml => {
-            let values = found
-                .iter()
-                .map(|(id, standing)| summary(id, standing, lineages))
-                .collect();
+            let values = found.iter().map(|(id, standing)| summary(id, standing, lineages)).collect();
             out.value(&Value::Array(values), format)
         }
         _ => {
@@ -591,18 +497,9 @@ fn rows(
         let mut row = vec![
             id.to_string(),
             of(|resolved| resolved.baseline.to_string()),
-            of(|resolved| {
-                resolved
-                    .parent
-                    .as_ref()
-                    .map_or_else(|| "-".to_owned(), ToString::to_string)
-            }),
+            of(|resolved| resolved.parent.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string)),
             of(services),
-            of(|resolved| {
-                resolved
-                    .expires_at
-                    .map_or_else(|| "never".to_owned(), |at| at.to_string())
-            }),
+            of(|resolved| resolved.expires_at.map_or_else(|| "never".to_owned(), |at| at.to_string())),
             status(id, standing, lineages, now),
         ];
         if format == Format::Wide {
@@ -619,24 +516,14 @@ fn rows(
     if rows.is_empty() {
         return Ok(());
     }
-    let header = [
-        "ID", "BASELINE", "PARENT", "SERVICES", "EXPIRES", "STATUS", "FILE",
-    ];
+    let header = ["ID", "BASELINE", "PARENT", "SERVICES", "EXPIRES", "STATUS", "FILE"];
     out.table(&header[..if format == Format::Wide { 7 } else { 6 }], &rows)
 }
 
 fn services(resolved: &Resolved) -> String {
-    let names: Vec<_> = resolved
-        .blueprint
-        .services
-        .iter()
-        .map(|service| service.name.value.to_string())
-        .collect();
-    if names.is_empty() {
-        "-".to_owned()
-    } else {
-        names.join(",")
-    }
+    let names: Vec<_> =
+        resolved.blueprint.services.iter().map(|service| service.name.value.to_string()).collect();
+    if names.is_empty() { "-".to_owned() } else { names.join(",") }
 }
 
 /// READY, PENDING (a service without address), EXPIRED, FROZEN (a bad edit; the last good one is in
@@ -656,11 +543,7 @@ fn status(id: &EnvironmentId, standing: &Standing, lineages: &Lineages, now: Uni
         .filter(|(_, urls)| urls.is_empty())
         .map(|(service, _)| service.name.value.to_string())
         .collect();
-    if pending.is_empty() {
-        "READY".to_owned()
-    } else {
-        format!("PENDING({})", pending.join(","))
-    }
+    if pending.is_empty() { "READY".to_owned() } else { format!("PENDING({})", pending.join(",")) }
 }
 
 fn summary(id: &EnvironmentId, standing: &Standing, lineages: &Lineages) -> Value {
@@ -684,22 +567,14 @@ fn summary(id: &EnvironmentId, standing: &Standing, lineages: &Lineages) -> Valu
     })
 }
 
-fn describe(
-    id: &EnvironmentId,
-    kind: Kind,
-    open: &OpenStore,
-    out: &mut Output<'_>,
-) -> Result<(), CliError> {
+fn describe(id: &EnvironmentId, kind: Kind, open: &OpenStore, out: &mut Output<'_>) -> Result<(), CliError> {
     let lineages = open.lineages();
     let Some((_, standing)) = of_kind(kind, lineages).find(|(known, _)| *known == id) else {
         return Err(not_found(id, kind, lineages));
     };
     out.line(format_args!("Id:        {id}"))?;
     out.line(format_args!("Kind:      {}", kind.as_str()))?;
-    out.line(format_args!(
-        "Status:    {}",
-        status(id, standing, lineages, clock::now())
-    ))?;
+    out.line(format_args!("Status:    {}", status(id, standing, lineages, clock::now())))?;
     for blueprint in lineages.claims(id) {
         out.line(format_args!("Declared:  {}", blueprint.declared()))?;
     }
@@ -732,17 +607,11 @@ fn describe_resolved(
     out.line(format_args!(
         "Key:       {}: {id}{}",
         resolved.header,
-        if resolved.propagate {
-            ""
-        } else {
-            " (does not go upstream)"
-        }
+        if resolved.propagate { "" } else { " (does not go upstream)" }
     ))?;
     out.line(format_args!(
         "Expires:   {}",
-        resolved
-            .expires_at
-            .map_or_else(|| "never".to_owned(), |at| at.to_string())
+        resolved.expires_at.map_or_else(|| "never".to_owned(), |at| at.to_string())
     ))?;
     let unavailable = match resolved.policy.on_unavailable {
         OnUnavailable::Fail => "fail (503)",
@@ -767,40 +636,20 @@ fn describe_resolved(
             .filter(|(service, _)| !seen.contains(&&service.name.value))
         {
             let urls: Vec<_> = urls.iter().map(ToString::to_string).collect();
-            let urls = if urls.is_empty() {
-                "pending".to_owned()
-            } else {
-                urls.join(", ")
-            };
+            let urls = if urls.is_empty() { "pending".to_owned() } else { urls.join(", ") };
             let image = service.image.as_deref().unwrap_or("-").to_owned();
-            rows.push(vec![
-                format!("  {}", service.name.value),
-                owner.to_string(),
-                urls,
-                image,
-            ]);
+            rows.push(vec![format!("  {}", service.name.value), owner.to_string(), urls, image]);
         }
-        seen.extend(
-            resolved
-                .blueprint
-                .services
-                .iter()
-                .map(|service| &service.name.value),
-        );
+        seen.extend(resolved.blueprint.services.iter().map(|service| &service.name.value));
     }
     out.table(&["  NAME", "OWNER", "URL", "IMAGE"], &rows)
 }
 
 /// An environment and its ancestors, nearest first.
-fn lineage<'l>(
-    id: &'l EnvironmentId,
-    lineages: &'l Lineages,
-) -> Vec<(&'l EnvironmentId, &'l Resolved)> {
+fn lineage<'l>(id: &'l EnvironmentId, lineages: &'l Lineages) -> Vec<(&'l EnvironmentId, &'l Resolved)> {
     let mut chain = Vec::new();
     let mut next = Some(id);
-    while let Some((id, resolved)) =
-        next.and_then(|id| Some((id, lineages.standing(id)?.resolved()?)))
-    {
+    while let Some((id, resolved)) = next.and_then(|id| Some((id, lineages.standing(id)?.resolved()?))) {
         chain.push((id, resolved));
         next = resolved.parent.as_ref();
     }

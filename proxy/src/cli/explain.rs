@@ -56,23 +56,16 @@ pub struct Explain {
 
 fn header(text: &str) -> Result<(String, String), String> {
     let at = text.find([':', '=']).ok_or("write `name: value`")?;
-    Ok((
-        text[..at].trim().to_owned(),
-        text[at + 1..].trim().to_owned(),
-    ))
+    Ok((text[..at].trim().to_owned(), text[at + 1..].trim().to_owned()))
 }
 
 impl Explain {
     fn question(&self) -> Question {
         let called = self.service.as_ref().map(ToString::to_string);
-        let role = self.role.clone().unwrap_or_else(|| {
-            if called.is_some() {
-                "outbound"
-            } else {
-                "gateway"
-            }
-            .to_owned()
-        });
+        let role = self
+            .role
+            .clone()
+            .unwrap_or_else(|| if called.is_some() { "outbound" } else { "gateway" }.to_owned());
         Question {
             role,
             host: called.clone().unwrap_or_else(|| self.host.clone()),
@@ -98,8 +91,8 @@ pub fn run(args: &Explain, store: &StoreAddress, out: &mut Output<'_>) -> Result
     };
     match args.output {
         Format::Json | Format::Yaml => {
-            let value = serde_json::to_value(&explanation)
-                .map_err(|error| CliError::failure(error.to_string()))?;
+            let value =
+                serde_json::to_value(&explanation).map_err(|error| CliError::failure(error.to_string()))?;
             out.value(&value, args.output)
         }
         _ => out.line(explanation.to_string().trim_end()),
@@ -108,41 +101,27 @@ pub fn run(args: &Explain, store: &StoreAddress, out: &mut Output<'_>) -> Result
 
 fn table(store: &StoreAddress) -> Result<Table, CliError> {
     let open = OpenStore::read(store)?;
-    let ids: Vec<_> = open
-        .lineages()
-        .standings()
-        .map(|(id, _)| id.clone())
-        .collect();
-    Ok(
-        Table::default().compile(open.lineages(), &ids, |_, _, urls| {
-            Upstream::new(Arc::from(urls), &Names::none(), false)
-        }),
-    )
+    let ids: Vec<_> = open.lineages().standings().map(|(id, _)| id.clone()).collect();
+    Ok(Table::default()
+        .compile(open.lineages(), &ids, |_, _, urls| Upstream::new(Arc::from(urls), &Names::none(), false)))
 }
 
 fn ask(admin: SocketAddr, question: &Question) -> Result<Explanation, CliError> {
-    let body =
-        serde_json::to_vec(question).map_err(|error| CliError::failure(error.to_string()))?;
+    let body = serde_json::to_vec(question).map_err(|error| CliError::failure(error.to_string()))?;
     let request = Request::post("/api/v1/explain")
         .header(header::HOST, admin.to_string())
         .header(header::CONTENT_TYPE, "application/json");
-    let request = request
-        .body(Full::new(Bytes::from(body)))
-        .map_err(|error| CliError::failure(error.to_string()))?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let request =
+        request.body(Full::new(Bytes::from(body))).map_err(|error| CliError::failure(error.to_string()))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let response = runtime.block_on(client::send(&admin.to_string(), request)).map_err(|why| {
-        CliError::failure(why).hint("is the proxy running, and is that its admin address? Without `--admin` the store is asked")
+        CliError::failure(why)
+            .hint("is the proxy running, and is that its admin address? Without `--admin` the store is asked")
     })?;
     if !response.status().is_success() {
-        return Err(CliError::failure(
-            String::from_utf8_lossy(response.body()).trim().to_owned(),
-        ));
+        return Err(CliError::failure(String::from_utf8_lossy(response.body()).trim().to_owned()));
     }
     serde_json::from_slice(response.body()).map_err(|error| {
-        CliError::failure(format!(
-            "{admin} is not an admin listener of this version: {error}"
-        ))
+        CliError::failure(format!("{admin} is not an admin listener of this version: {error}"))
     })
 }

@@ -34,20 +34,14 @@ impl Output<'static> {
     /// This process's own.
     #[must_use]
     pub fn standard() -> Self {
-        Self {
-            result: Box::new(io::stdout()),
-            notes: Box::new(io::stderr()),
-        }
+        Self { result: Box::new(io::stdout()), notes: Box::new(io::stderr()) }
     }
 }
 
 impl<'w> Output<'w> {
     /// Prints to somewhere else.
     pub fn to(result: impl Write + 'w, notes: impl Write + 'w) -> Self {
-        Self {
-            result: Box::new(result),
-            notes: Box::new(notes),
-        }
+        Self { result: Box::new(result), notes: Box::new(notes) }
     }
 
     /// Where results go.
@@ -100,10 +94,7 @@ impl<'w> Output<'w> {
         let widths: Vec<_> = (0..header.len()).map(width).collect();
         let header: Vec<_> = header.iter().map(|&name| name.to_owned()).collect();
         for row in std::iter::once(&header).chain(rows) {
-            let cells = row
-                .iter()
-                .zip(&widths)
-                .map(|(cell, width)| format!("{cell:<width$}"));
+            let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
             self.line(cells.collect::<Vec<_>>().join("   ").trim_end())?;
         }
         Ok(())
@@ -116,8 +107,8 @@ impl<'w> Output<'w> {
     pub fn value(&mut self, value: &serde_json::Value, format: Format) -> Result<(), CliError> {
         match format {
             Format::Yaml => {
-                let text = serde_yaml::to_string(value)
-                    .map_err(|error| CliError::failure(error.to_string()))?;
+                let text =
+                    serde_yaml::to_string(value).map_err(|error| CliError::failure(error.to_string()))?;
                 self.line(text.trim_end())
             }
             _ => self.line(format_args!("{value:#}")),
@@ -140,29 +131,19 @@ impl CliError {
     /// Exit code 1.
     #[must_use]
     pub fn failure(message: impl Into<String>) -> Self {
-        Self {
-            message: message.into(),
-            hint: None,
-            exit: 1,
-        }
+        Self { message: message.into(), hint: None, exit: 1 }
     }
 
     /// Exit code 2: the flags do not fit together.
     #[must_use]
     pub fn usage(message: impl Into<String>) -> Self {
-        Self {
-            exit: 2,
-            ..Self::failure(message)
-        }
+        Self { exit: 2, ..Self::failure(message) }
     }
 
     /// Exit code 4.
     #[must_use]
     pub fn not_found(message: impl Into<String>) -> Self {
-        Self {
-            exit: 4,
-            ..Self::failure(message)
-        }
+        Self { exit: 4, ..Self::failure(message) }
     }
 
     /// The same, with a hint.
@@ -177,11 +158,7 @@ impl CliError {
 impl From<io::Error> for CliError {
     fn from(error: io::Error) -> Self {
         match error.kind() {
-            io::ErrorKind::BrokenPipe => Self {
-                message: String::new(),
-                hint: None,
-                exit: 0,
-            },
+            io::ErrorKind::BrokenPipe => Self { message: String::new(), hint: None, exit: 0 },
             _ => Self::failure(error.to_string()),
         }
     }
@@ -189,11 +166,7 @@ impl From<io::Error> for CliError {
 
 impl From<SettingsError> for CliError {
     fn from(error: SettingsError) -> Self {
-        Self {
-            message: error.message,
-            hint: error.hint,
-            exit: 1,
-        }
+        Self { message: error.message, hint: error.hint, exit: 1 }
     }
 }
 

@@ -29,10 +29,8 @@ fn start_logs() {
         .or_else(|_| std::env::var("RUST_LOG"))
         .unwrap_or_else(|_| "info".to_owned());
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false);
+    let logs =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     // Somebody embedding us may have a subscriber already; then theirs stays.
     let _ = if std::io::stderr().is_terminal() {
         logs.try_init()
@@ -54,11 +52,9 @@ pub fn run(args: RunArgs, store: Option<StoreAddress>) -> Result<(), CliError> {
         tracing::info!(role = gate.role(), address = %gate.address, trust = %gate.trust, "listening");
     }
     tracing::info!(role = "admin", address = %running.admin(), "listening");
-    if let Some(store) = store.filter(|_| {
-        running
-            .control()
-            .lineages(overlane_config::lineage::Lineages::is_empty)
-    }) {
+    if let Some(store) =
+        store.filter(|_| running.control().lineages(overlane_config::lineage::Lineages::is_empty))
+    {
         tracing::warn!(
             "the store {store} is empty; type next: overlane baseline create --file baseline.yaml --store {store}"
         );
@@ -108,12 +104,8 @@ pub struct Try {
 }
 
 fn service_at(text: &str) -> Result<(ServiceName, Url), String> {
-    let (service, at) = text
-        .split_once('=')
-        .ok_or("write SERVICE=ADDR, such as web=:3000")?;
-    let service = service
-        .parse()
-        .map_err(|error: overlane_config::name::InvalidLabel| error.to_string())?;
+    let (service, at) = text.split_once('=').ok_or("write SERVICE=ADDR, such as web=:3000")?;
+    let service = service.parse().map_err(|error: overlane_config::name::InvalidLabel| error.to_string())?;
     let url = match at.strip_prefix(':') {
         Some(port) => format!("http://127.0.0.1:{port}"),
         None if at.contains("://") || at.starts_with("unix:") => at.to_owned(),
@@ -123,12 +115,9 @@ fn service_at(text: &str) -> Result<(ServiceName, Url), String> {
 }
 
 fn overlay_service_at(text: &str) -> Result<(EnvironmentId, ServiceName, Url), String> {
-    let (overlay, rest) = text
-        .split_once(':')
-        .ok_or("write OVERLAY:SERVICE=ADDR, such as alice:api=:4001")?;
-    let overlay = overlay
-        .parse()
-        .map_err(|error: overlane_config::name::InvalidLabel| error.to_string())?;
+    let (overlay, rest) =
+        text.split_once(':').ok_or("write OVERLAY:SERVICE=ADDR, such as alice:api=:4001")?;
+    let overlay = overlay.parse().map_err(|error: overlane_config::name::InvalidLabel| error.to_string())?;
     let (service, url) = service_at(rest)?;
     Ok((overlay, service, url))
 }
@@ -139,12 +128,9 @@ fn overlay_service_at(text: &str) -> Result<(EnvironmentId, ServiceName, Url), S
 /// An address is taken, or services and overlays do not fit together.
 pub fn try_it(args: &Try, out: &mut Output<'_>) -> Result<(), CliError> {
     start_logs();
-    let baseline: EnvironmentId =
-        "baseline"
-            .parse()
-            .map_err(|error: overlane_config::name::InvalidLabel| {
-                CliError::failure(error.to_string())
-            })?;
+    let baseline: EnvironmentId = "baseline"
+        .parse()
+        .map_err(|error: overlane_config::name::InvalidLabel| CliError::failure(error.to_string()))?;
     let mut instances: Vec<_> = args
         .services
         .iter()
@@ -156,16 +142,10 @@ pub fn try_it(args: &Try, out: &mut Output<'_>) -> Result<(), CliError> {
         .collect();
     for (overlay, service, app) in &args.overlay {
         if *overlay == baseline {
-            return Err(
-                CliError::usage("`baseline` is the name of the baseline here")
-                    .hint("give the overlay another name"),
-            );
+            return Err(CliError::usage("`baseline` is the name of the baseline here")
+                .hint("give the overlay another name"));
         }
-        instances.push(Instance {
-            service: service.clone(),
-            environment: overlay.clone(),
-            app: app.clone(),
-        });
+        instances.push(Instance { service: service.clone(), environment: overlay.clone(), app: app.clone() });
     }
     let stack = Stack::bind(baseline.clone(), instances, args.gateway, args.admin)?;
     let mut environments: Vec<_> = vec![baseline];
@@ -174,19 +154,15 @@ pub fn try_it(args: &Try, out: &mut Output<'_>) -> Result<(), CliError> {
             environments.push(overlay.clone());
         }
     }
-    let documents: Vec<_> = environments
-        .iter()
-        .map(|environment| given(environment, stack.blueprint(environment)))
-        .collect();
+    let documents: Vec<_> =
+        environments.iter().map(|environment| given(environment, stack.blueprint(environment))).collect();
     let lines = instructions(&stack, &environments);
     let running = stack.into_prepared().start(documents)?;
     let problems = running.control().problems();
     if !problems.is_empty() {
-        let refused = running.control().lineages(|lineages| {
-            lineages
-                .standings()
-                .any(|(_, standing)| standing.resolved().is_none())
-        });
+        let refused = running
+            .control()
+            .lineages(|lineages| lineages.standings().any(|(_, standing)| standing.resolved().is_none()));
         if refused {
             running.stop();
             return Err(CliError::failure(problems.join("\n")));
@@ -200,36 +176,21 @@ pub fn try_it(args: &Try, out: &mut Output<'_>) -> Result<(), CliError> {
 
 fn given(environment: &EnvironmentId, text: String) -> FileChange {
     let path: Arc<str> = format!("({environment})").into();
-    let source = Source {
-        path: path.clone(),
-        text,
-        modified: None,
-    };
-    FileChange {
-        path,
-        content: Content::Text(Arc::new(source)),
-    }
+    let source = Source { path: path.clone(), text, modified: None };
+    FileChange { path, content: Content::Text(Arc::new(source)) }
 }
 
 fn instructions(stack: &Stack, environments: &[EnvironmentId]) -> String {
     let gateway = stack.gateway();
-    let mut text = format!(
-        "The gateway is at http://{gateway}/ and leads to `{}`.\n\n",
-        stack.instances()[0].service
-    );
+    let mut text =
+        format!("The gateway is at http://{gateway}/ and leads to `{}`.\n\n", stack.instances()[0].service);
     text.push_str(&format!("  curl http://{gateway}/\n"));
     for overlay in &environments[1..] {
-        text.push_str(&format!(
-            "  curl -i -H 'x-overlay-id: {overlay}' http://{gateway}/\n"
-        ));
+        text.push_str(&format!("  curl -i -H 'x-overlay-id: {overlay}' http://{gateway}/\n"));
     }
     text.push_str("\nLet each service call the others by name through its own outbound sidecar, and forward the header x-overlay-id (or baggage):\n\n");
     for (at, instance) in stack.instances().iter().enumerate() {
-        let Instance {
-            service,
-            environment,
-            app,
-        } = instance;
+        let Instance { service, environment, app } = instance;
         text.push_str(&format!(
             "  {service} ({environment}, {app})   HTTP_PROXY=http://{}\n",
             stack.outbound(at)
@@ -260,18 +221,10 @@ pub fn demo(args: &DemoArgs, out: &mut Output<'_>) -> Result<(), CliError> {
         out.line(demo.welcome())?;
         wait(demo.running())?;
         demo.stop();
-        return Err(CliError {
-            message: String::new(),
-            hint: None,
-            exit: INTERRUPTED,
-        });
+        return Err(CliError { message: String::new(), hint: None, exit: INTERRUPTED });
     }
     let (report, right) = demo.check();
     demo.stop();
     out.line(report.trim_end())?;
-    if right {
-        Ok(())
-    } else {
-        Err(CliError::failure("the demo did not answer as it should"))
-    }
+    if right { Ok(()) } else { Err(CliError::failure("the demo did not answer as it should")) }
 }

@@ -34,23 +34,14 @@ pub fn run(validate: &Validate, out: &mut Output<'_>) -> Result<(), CliError> {
         collect(path, &mut files)?;
     }
     let changes: Vec<_> = files.iter().map(|file| change(file)).collect();
-    let applied = Lineages::new(Rules {
-        unix_under: vec!["/".to_owned()],
-    })
-    .apply(changes);
-    let count = |severity| {
-        applied
-            .diagnostics
-            .iter()
-            .filter(|diagnostic| diagnostic.severity == severity)
-            .count()
-    };
+    let applied = Lineages::new(Rules { unix_under: vec!["/".to_owned()] }).apply(changes);
+    let count =
+        |severity| applied.diagnostics.iter().filter(|diagnostic| diagnostic.severity == severity).count();
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
     match validate.output {
-        Format::Json | Format::Yaml => out.value(
-            &applied.diagnostics.iter().map(value).collect(),
-            validate.output,
-        )?,
+        Format::Json | Format::Yaml => {
+            out.value(&applied.diagnostics.iter().map(value).collect(), validate.output)?;
+        }
         _ => {
             for diagnostic in &applied.diagnostics {
                 out.line(diagnostic)?;
@@ -63,11 +54,7 @@ pub fn run(validate: &Validate, out: &mut Output<'_>) -> Result<(), CliError> {
             ))?;
         }
     }
-    if errors > 0 {
-        Err(CliError::failure(""))
-    } else {
-        Ok(())
-    }
+    if errors > 0 { Err(CliError::failure("")) } else { Ok(()) }
 }
 
 fn counted(count: usize, what: &str) -> String {
@@ -89,10 +76,8 @@ fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Result<(), CliError> {
     }
     files[before..].sort();
     if files.len() == before {
-        return Err(
-            CliError::failure(format!("{}: no blueprint in it", path.display()))
-                .hint("blueprints end in .yaml, .yml or .json"),
-        );
+        return Err(CliError::failure(format!("{}: no blueprint in it", path.display()))
+            .hint("blueprints end in .yaml, .yml or .json"));
     }
     Ok(())
 }

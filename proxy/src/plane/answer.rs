@@ -41,36 +41,17 @@ impl From<&Refusal> for Answer {
 impl Answer {
     /// An answer without hint and blueprint line.
     #[must_use]
-    pub fn plain(
-        status: u16,
-        error: &'static str,
-        reason: &'static str,
-        message: impl Into<String>,
-    ) -> Self {
-        Self {
-            status,
-            error,
-            reason,
-            message: message.into(),
-            hint: None,
-            declared: None,
-        }
+    pub fn plain(status: u16, error: &'static str, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { status, error, reason, message: message.into(), hint: None, declared: None }
     }
 
     /// `Proxy-Status: overlane;error=…;details="…"`. The details are ASCII without quotes.
     fn proxy_status(&self) -> String {
         let clean = |c: char| {
-            if c.is_ascii_graphic() && c != '"' && c != '\\' || c == ' ' {
-                c
-            } else {
-                '\''
-            }
+            if c.is_ascii_graphic() && c != '"' && c != '\\' || c == ' ' { c } else { '\'' }
         };
         let details: String = self.message.chars().take(200).map(clean).collect();
-        format!(
-            "{PROXY};error={};details=\"{}: {details}\"",
-            self.error, self.reason
-        )
+        format!("{PROXY};error={};details=\"{}: {details}\"", self.error, self.reason)
     }
 
     /// The body and its type, by what the client accepts: JSON (RFC 9457) where it says so, else text.
@@ -136,18 +117,11 @@ mod tests {
 
     #[test]
     fn what_a_client_sent_reaches_no_header_unescaped() {
-        let answer = Answer::plain(
-            400,
-            "http_request_error",
-            "invalid-key",
-            "header `x`: `a\r\nb\"é\\` is not",
-        );
+        let answer =
+            Answer::plain(400, "http_request_error", "invalid-key", "header `x`: `a\r\nb\"é\\` is not");
         let bytes = String::from_utf8(answer.closing_bytes()).expect("text");
         let head = bytes.split("\r\n\r\n").next().expect("head");
-        let line = head
-            .lines()
-            .find(|line| line.starts_with("Proxy-Status"))
-            .expect("line");
+        let line = head.lines().find(|line| line.starts_with("Proxy-Status")).expect("line");
         assert_eq!(
             line,
             "Proxy-Status: overlane;error=http_request_error;details=\"invalid-key: header `x`: `a''b'''` is not\""
@@ -159,10 +133,7 @@ mod tests {
         let answer = Answer::plain(503, "destination_unavailable", "pending", "no address");
         let (body, content_type) = answer.body("application/json");
         let body: serde_json::Value = serde_json::from_str(&body).expect("json");
-        assert_eq!(
-            (content_type, &body["reason"]),
-            ("application/problem+json", &json!("pending"))
-        );
+        assert_eq!((content_type, &body["reason"]), ("application/problem+json", &json!("pending")));
         assert_eq!(answer.body("*/*").0, "overlane: no address (pending)\n");
     }
 }

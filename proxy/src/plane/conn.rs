@@ -85,9 +85,7 @@ impl<S: IO + 'static> Conn<S> {
         self.ahead.reserve(READ_SIZE);
         let left = until.saturating_duration_since(Instant::now());
         // Pingora's timer costs no system call per request; tokio's wakes its driver (embedding traps, 7).
-        match pingora_timeout::fast_timeout::fast_timeout(left, self.io.read_buf(&mut self.ahead))
-            .await
-        {
+        match pingora_timeout::fast_timeout::fast_timeout(left, self.io.read_buf(&mut self.ahead)).await {
             Ok(read) => read,
             Err(_) => Err(io::ErrorKind::TimedOut.into()),
         }
@@ -168,9 +166,7 @@ impl<S: IO + 'static> AsyncRead for Conn<S> {
         }
         let limit = this
             .grant
-            .map_or(usize::MAX, |grant| {
-                usize::try_from(grant).unwrap_or(usize::MAX)
-            })
+            .map_or(usize::MAX, |grant| usize::try_from(grant).unwrap_or(usize::MAX))
             .min(out.remaining());
         if !this.ahead.is_empty() {
             let count = limit.min(this.ahead.len());
@@ -197,11 +193,7 @@ impl<S: IO + 'static> AsyncRead for Conn<S> {
 impl<S: IO + 'static> AsyncWrite for Conn<S> {
     /// The first write after a flush is a head and waits for what follows; everything else goes out
     /// at once, so that a slowly produced body is never held back.
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         if this.unsent.is_empty() && bytes.starts_with(b"HTTP/1.") && bytes.len() <= READ_AHEAD {
             this.unsent.extend_from_slice(bytes);
@@ -215,13 +207,7 @@ impl<S: IO + 'static> AsyncWrite for Conn<S> {
             };
         }
         ready!(this.poll_send_unsent(cx))?;
-        Self::poll_within_deadline(
-            &mut this.io,
-            &mut this.write_deadline,
-            this.write_timeout,
-            cx,
-            bytes,
-        )
+        Self::poll_within_deadline(&mut this.io, &mut this.write_deadline, this.write_timeout, cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -304,11 +290,7 @@ impl AsyncRead for Tcp {
 }
 
 impl AsyncWrite for Tcp {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, bytes)
     }
 

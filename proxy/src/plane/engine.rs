@@ -65,17 +65,11 @@ impl Engine {
             .unwrap_or_default();
         let (body, content_type) = answer.body(accept);
         let mut head = answer.head(content_type, body.len())?;
-        if let Some(receipt) = carried
-            .exchange
-            .as_ref()
-            .and_then(|exchange| exchange.receipt_to_send())
-        {
+        if let Some(receipt) = carried.exchange.as_ref().and_then(|exchange| exchange.receipt_to_send()) {
             head.insert_header(HeaderName::from_static(ROUTE_HEADER), receipt.to_string())?;
         }
         let without_body = session.req_header().method == http::Method::HEAD;
-        session
-            .write_response_header(Box::new(head), without_body)
-            .await?;
+        session.write_response_header(Box::new(head), without_body).await?;
         if !without_body {
             session.write_response_body(Some(body.into()), true).await?;
         }
@@ -114,12 +108,7 @@ impl ProxyHttp for Engine {
     }
 
     async fn request_filter(&self, session: &mut Session, carried: &mut Carried) -> Result<bool> {
-        let Some(refusal) = carried
-            .exchange
-            .as_ref()
-            .and_then(|exchange| exchange.refusal())
-            .cloned()
-        else {
+        let Some(refusal) = carried.exchange.as_ref().and_then(|exchange| exchange.refusal()).cloned() else {
             return Ok(false);
         };
         Self::answer(session, &refusal, carried).await?;
@@ -188,11 +177,7 @@ impl ProxyHttp for Engine {
             // Also for what was running already: tell the client that this connection ends.
             session.set_keepalive(None);
         }
-        let Some(exchange) = carried
-            .exchange
-            .as_ref()
-            .filter(|_| !response.status.is_informational())
-        else {
+        let Some(exchange) = carried.exchange.as_ref().filter(|_| !response.status.is_informational()) else {
             return Ok(());
         };
         let before: Vec<_> = match exchange.passes_through() {
@@ -208,11 +193,7 @@ impl ProxyHttp for Engine {
         response.remove_header(ROUTE_HEADER);
         if let Some(receipt) = exchange.receipt_to_send() {
             // As in Proxy-Status: what is nearer to the origin comes first.
-            let line = before
-                .into_iter()
-                .chain([receipt.to_string()])
-                .collect::<Vec<_>>()
-                .join(", ");
+            let line = before.into_iter().chain([receipt.to_string()]).collect::<Vec<_>>().join(", ");
             response.insert_header(HeaderName::from_static(ROUTE_HEADER), line)?;
         }
         Ok(())
@@ -228,8 +209,8 @@ impl ProxyHttp for Engine {
         _: &mut Carried,
         reused: bool,
     ) -> Box<Error> {
-        let repeatable = session.req_header().method.is_idempotent()
-            && !session.as_ref().retry_buffer_truncated();
+        let repeatable =
+            session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated();
         if repeatable && session.response_written().is_none() {
             error.retry.decide_reuse(reused);
         } else {
@@ -244,38 +225,23 @@ impl ProxyHttp for Engine {
         error: &Error,
         carried: &mut Carried,
     ) -> FailToProxy {
-        let unanswered = session
-            .response_written()
-            .is_none_or(|head| head.status.is_informational());
+        let unanswered = session.response_written().is_none_or(|head| head.status.is_informational());
         let dead = *error.esource() == ErrorSource::Downstream;
-        let answer = carried
-            .answer
-            .take()
-            .unwrap_or_else(|| answer_of(error, carried));
+        let answer = carried.answer.take().unwrap_or_else(|| answer_of(error, carried));
         tracing::debug!(%error, status = answer.status, "the exchange failed");
         if !unanswered || (dead && answer.status == 0) {
-            return FailToProxy {
-                error_code: 0,
-                can_reuse_downstream: false,
-            };
+            return FailToProxy { error_code: 0, can_reuse_downstream: false };
         }
         session.set_keepalive(None);
         if let Err(error) = Self::answer(session, &answer, carried).await {
             tracing::debug!(%error, "the client went away before its answer");
         }
-        FailToProxy {
-            error_code: answer.status,
-            can_reuse_downstream: false,
-        }
+        FailToProxy { error_code: answer.status, can_reuse_downstream: false }
     }
 
     async fn logging(&self, session: &mut Session, _: Option<&Error>, carried: &mut Carried) {
         if let Some(exchange) = &carried.exchange {
-            exchange.ended(
-                session
-                    .response_written()
-                    .map_or(0, |head| head.status.as_u16()),
-            );
+            exchange.ended(session.response_written().map_or(0, |head| head.status.as_u16()));
         }
     }
 
@@ -296,26 +262,18 @@ impl ProxyHttp for Engine {
 
 /// The answer to an error of the exchange itself; status 0 where there is nobody to answer.
 fn answer_of(error: &Error, carried: &Carried) -> Answer {
-    let at = carried
-        .exchange
-        .as_ref()
-        .and_then(|exchange| exchange.upstream_address());
+    let at = carried.exchange.as_ref().and_then(|exchange| exchange.upstream_address());
     let at = at.map_or_else(String::new, |address| format!(" at {address}"));
     match (error.esource(), error.etype()) {
-        (ErrorSource::Upstream, ErrorType::ReadTimedout | ErrorType::WriteTimedout) => {
-            Answer::plain(
-                504,
-                "http_response_timeout",
-                "unhealthy",
-                format!("the upstream{at} did not answer in time"),
-            )
-        }
+        (ErrorSource::Upstream, ErrorType::ReadTimedout | ErrorType::WriteTimedout) => Answer::plain(
+            504,
+            "http_response_timeout",
+            "unhealthy",
+            format!("the upstream{at} did not answer in time"),
+        ),
         (
             ErrorSource::Upstream,
-            ErrorType::InvalidHTTPHeader
-            | ErrorType::H1Error
-            | ErrorType::H2Error
-            | ErrorType::InvalidH2,
+            ErrorType::InvalidHTTPHeader | ErrorType::H1Error | ErrorType::H2Error | ErrorType::InvalidH2,
         ) => Answer::plain(
             502,
             "http_protocol_error",
@@ -328,12 +286,9 @@ fn answer_of(error: &Error, carried: &Carried) -> Answer {
             "unhealthy",
             format!("the upstream{at} closed the connection before it answered"),
         ),
-        (ErrorSource::Downstream, ErrorType::ReadTimedout) => Answer::plain(
-            408,
-            "http_request_error",
-            "timeout",
-            "the request's body did not arrive in time",
-        ),
+        (ErrorSource::Downstream, ErrorType::ReadTimedout) => {
+            Answer::plain(408, "http_request_error", "timeout", "the request's body did not arrive in time")
+        }
         (
             ErrorSource::Downstream,
             ErrorType::WriteError
@@ -341,12 +296,9 @@ fn answer_of(error: &Error, carried: &Carried) -> Answer {
             | ErrorType::ConnectionClosed
             | ErrorType::WriteTimedout,
         ) => Answer::plain(0, "http_request_error", "closed", ""),
-        (ErrorSource::Downstream, _) => Answer::plain(
-            400,
-            "http_request_error",
-            "malformed",
-            "the request is malformed",
-        ),
+        (ErrorSource::Downstream, _) => {
+            Answer::plain(400, "http_request_error", "malformed", "the request is malformed")
+        }
         _ => Answer::plain(500, "proxy_internal_error", "internal", "the proxy failed"),
     }
 }
@@ -354,11 +306,7 @@ fn answer_of(error: &Error, carried: &Carried) -> Answer {
 /// Where Pingora connects. Only addresses get here: a name would be resolved on the request path.
 fn peer(endpoint: &Endpoint, exchange: &Exchange) -> Result<Box<HttpPeer>> {
     let tls = endpoint.url.scheme == Scheme::Https;
-    let sni = if tls {
-        endpoint.url.host.to_string()
-    } else {
-        String::new()
-    };
+    let sni = if tls { endpoint.url.host.to_string() } else { String::new() };
     let mut peer = match &endpoint.address {
         Address::Tcp(address) => HttpPeer::new(*address, tls, sni),
         Address::Unix(path) => HttpPeer::new_uds(path, tls, sni)?,
@@ -417,11 +365,8 @@ fn apply_edits(request: &mut RequestHeader, exchange: &Exchange) -> Result<()> {
 fn forwarded(session: &Session, request: &mut RequestHeader, exchange: &Exchange) -> Result<()> {
     let trusted = exchange.gate().trust.covers(exchange.client());
     let client = exchange.client().to_string();
-    let before = request
-        .headers
-        .get("x-forwarded-for")
-        .filter(|_| trusted)
-        .and_then(|value| value.to_str().ok());
+    let before =
+        request.headers.get("x-forwarded-for").filter(|_| trusted).and_then(|value| value.to_str().ok());
     let line = before.map_or_else(|| client.clone(), |before| format!("{before}, {client}"));
     request.insert_header("x-forwarded-for", line)?;
     if !trusted || !request.headers.contains_key("x-forwarded-proto") {

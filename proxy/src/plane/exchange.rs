@@ -12,8 +12,8 @@ use overlane_config::blueprint::OnUnavailable;
 use overlane_config::carrier::{self, Keys, baggage};
 use overlane_config::name::{EnvironmentId, HeaderName};
 use overlane_config::route::{
-    self, BaggageEdit, Decision, Edits, HOP_HEADER, Problem, REQUIRE_HEADER, Reason, Receipt,
-    Refusal, Request, Served, To, Tried, Untraced, Via,
+    self, BaggageEdit, Decision, Edits, HOP_HEADER, Problem, REQUIRE_HEADER, Reason, Receipt, Refusal,
+    Request, Served, To, Tried, Untraced, Via,
 };
 use overlane_config::table::Policy;
 use overlane_config::url::{Scheme, Url, split_authority};
@@ -64,8 +64,7 @@ impl Inquiry {
     ) -> Result<Self, Box<(Self, Refusal)>> {
         let snapshot = plane.published.load();
         let baseline = snapshot.table.baseline(gate.listener.baseline.as_ref());
-        let key_header =
-            baseline.map_or_else(HeaderName::default_key, |baseline| baseline.header.clone());
+        let key_header = baseline.map_or_else(HeaderName::default_key, |baseline| baseline.header.clone());
         let trusted = gate.trust.covers(client);
         let mut inquiry = Self {
             authority: head.authority.into(),
@@ -79,30 +78,17 @@ impl Inquiry {
             client,
             key_header,
         };
-        let ours = [
-            inquiry.key_header.as_str(),
-            HOP_HEADER,
-            REQUIRE_HEADER,
-            route::ROUTE_HEADER,
-        ];
+        let ours = [inquiry.key_header.as_str(), HOP_HEADER, REQUIRE_HEADER, route::ROUTE_HEADER];
         if !trusted {
-            inquiry.untrusted = ours
-                .into_iter()
-                .any(|name| head.values(name).next().is_some())
+            inquiry.untrusted = ours.into_iter().any(|name| head.values(name).next().is_some())
                 || !matches!(inquiry.baggage(), Ok(None));
             if inquiry.untrusted {
                 count(Event::UntrustedHeaders);
             }
             return Ok(inquiry);
         }
-        inquiry.hop = head
-            .values(HOP_HEADER)
-            .next()
-            .map(|value| String::from_utf8_lossy(value).into());
-        let required: Vec<_> = head
-            .values(REQUIRE_HEADER)
-            .map(String::from_utf8_lossy)
-            .collect();
+        inquiry.hop = head.values(HOP_HEADER).next().map(|value| String::from_utf8_lossy(value).into());
+        let required: Vec<_> = head.values(REQUIRE_HEADER).map(String::from_utf8_lossy).collect();
         inquiry.require = required.join(",").into();
         let lines = inquiry.baggage.iter().map(|line| &**line);
         match carrier::read(head.values(inquiry.key_header.as_str()), lines) {
@@ -258,9 +244,7 @@ impl Exchange {
     /// Whether the response comes from outside: nothing in it is a receipt.
     #[must_use]
     pub fn passes_through(&self) -> bool {
-        self.target
-            .as_ref()
-            .is_ok_and(|target| target.receipt.is_none())
+        self.target.as_ref().is_ok_and(|target| target.receipt.is_none())
     }
 
     /// The address that it was last sent to.
@@ -303,10 +287,8 @@ impl Exchange {
         {
             let message = format!("`{address}` is a listener of this proxy itself");
             let hint = "an upstream must lead to the service, not back to its proxy".to_owned();
-            let answer = Answer {
-                hint: Some(hint),
-                ..Answer::plain(508, "proxy_loop_detected", "refused", message)
-            };
+            let answer =
+                Answer { hint: Some(hint), ..Answer::plain(508, "proxy_loop_detected", "refused", message) };
             return Err(Refused(answer));
         }
         self.endpoint = Some(endpoint.clone());
@@ -358,12 +340,10 @@ impl Exchange {
         let newest = Arc::clone(&newest);
         let target = decide(&self.plane, &self.gate, &newest, &self.inquiry, &self.tried);
         let owner = |target: &Result<Target, Answer>| {
-            target.as_ref().ok().and_then(|target| {
-                target
-                    .receipt
-                    .as_ref()
-                    .map(|receipt| receipt.environment.clone())
-            })
+            target
+                .as_ref()
+                .ok()
+                .and_then(|target| target.receipt.as_ref().map(|receipt| receipt.environment.clone()))
         };
         if owner(&target) != owner(&self.target) {
             self.held_since = None;
@@ -375,13 +355,7 @@ impl Exchange {
     /// The owner stays unavailable: the next one in the lineage, where the policy allows it.
     fn give_up(&mut self, reason: Reason) -> Result<(), Refused> {
         let refused = Refused(self.unavailable(reason));
-        let Ok(Target {
-            policy,
-            receipt: Some(receipt),
-            application: false,
-            ..
-        }) = &self.target
-        else {
+        let Ok(Target { policy, receipt: Some(receipt), application: false, .. }) = &self.target else {
             return Err(refused);
         };
         if policy.on_unavailable != OnUnavailable::Fallback || receipt.via == Via::Baseline {
@@ -389,13 +363,7 @@ impl Exchange {
         }
         self.tried.unavailable.push(receipt.environment.clone());
         self.tried.because = Some(reason);
-        let next = decide(
-            &self.plane,
-            &self.gate,
-            &self.snapshot,
-            &self.inquiry,
-            &self.tried,
-        );
+        let next = decide(&self.plane, &self.gate, &self.snapshot, &self.inquiry, &self.tried);
         // No other owner: what is wrong is that the first one is unavailable.
         if matches!(&next, Err(answer) if answer.reason == Problem::NoRoute.as_str()) {
             return Err(refused);
@@ -413,33 +381,12 @@ impl Exchange {
         };
         let detail = target.upstream.problem();
         if target.application || target.receipt.is_none() {
-            let what = if target.application {
-                "the application"
-            } else {
-                "the host"
-            };
-            let at = target
-                .upstream
-                .urls()
-                .first()
-                .map_or_else(String::new, |url| format!(" at {url}"));
-            let how = if reason == Reason::Refused {
-                "refuses connections"
-            } else {
-                "does not answer"
-            };
-            let detail = if detail.is_empty() {
-                detail
-            } else {
-                format!(": {detail}")
-            };
+            let what = if target.application { "the application" } else { "the host" };
+            let at = target.upstream.urls().first().map_or_else(String::new, |url| format!(" at {url}"));
+            let how = if reason == Reason::Refused { "refuses connections" } else { "does not answer" };
+            let detail = if detail.is_empty() { detail } else { format!(": {detail}") };
             let error = Problem::Unavailable(reason).proxy_error();
-            return Answer::plain(
-                503,
-                error,
-                reason.as_str(),
-                format!("{what}{at} {how}{detail}"),
-            );
+            return Answer::plain(503, error, reason.as_str(), format!("{what}{at} {how}{detail}"));
         }
         let decision = route::decide(
             &self.snapshot.table,
@@ -450,18 +397,13 @@ impl Exchange {
             &mut Untraced,
         );
         match decision {
-            Decision::Serve(Served {
-                to: To::Upstream { route, .. },
-                policy,
-                ..
-            }) => Answer::from(&Refusal::unavailable(route, reason, policy, &detail)),
+            Decision::Serve(Served { to: To::Upstream { route, .. }, policy, .. }) => {
+                Answer::from(&Refusal::unavailable(route, reason, policy, &detail))
+            }
             Decision::Refuse(refusal) => Answer::from(&refusal),
-            _ => Answer::plain(
-                503,
-                "destination_unavailable",
-                reason.as_str(),
-                "the upstream is unavailable",
-            ),
+            _ => {
+                Answer::plain(503, "destination_unavailable", reason.as_str(), "the upstream is unavailable")
+            }
         }
     }
 
@@ -495,16 +437,9 @@ impl Exchange {
             status,
             client: self.inquiry.client.to_string(),
             duration_s: crate::access::seconds(took),
-            upstream: self
-                .endpoint
-                .as_ref()
-                .map(|endpoint| endpoint.address.to_string()),
+            upstream: self.endpoint.as_ref().map(|endpoint| endpoint.address.to_string()),
             service: receipt.map(|receipt| receipt.service.to_string()),
-            overlay: self
-                .inquiry
-                .keys
-                .as_ref()
-                .map(|keys| keys.as_str().to_owned()),
+            overlay: self.inquiry.keys.as_ref().map(|keys| keys.as_str().to_owned()),
             environment: receipt.map(|receipt| receipt.environment.to_string()),
             via: receipt.map(|receipt| receipt.via.as_str()),
             reason: receipt
@@ -538,8 +473,8 @@ fn decide(
             let mut edits = Edits::serve(&served, lines.clone());
             if inquiry.untrusted {
                 // Also a member that is no valid id goes: nothing of an untrusted sender's travels on.
-                edits.baggage = baggage::rewrite(lines, edits.key.as_ref())
-                    .map_or(BaggageEdit::Remove, BaggageEdit::Set);
+                edits.baggage =
+                    baggage::rewrite(lines, edits.key.as_ref()).map_or(BaggageEdit::Remove, BaggageEdit::Set);
                 edits.require = false;
             }
             let (upstream, application) = match &served.to {
@@ -580,16 +515,8 @@ fn pass_through(plane: &Plane, inquiry: &Inquiry, edits: Edits) -> Result<Target
             ));
         }
     };
-    let url = Url {
-        scheme: Scheme::Http,
-        host: host.to_ascii_lowercase().into(),
-        port: port.unwrap_or(80),
-    };
-    if url
-        .host
-        .parse()
-        .is_ok_and(overlane_config::lineage::is_link_local)
-    {
+    let url = Url { scheme: Scheme::Http, host: host.to_ascii_lowercase().into(), port: port.unwrap_or(80) };
+    if url.host.parse().is_ok_and(overlane_config::lineage::is_link_local) {
         return Err(Answer::plain(
             403,
             "destination_ip_prohibited",
@@ -601,10 +528,7 @@ fn pass_through(plane: &Plane, inquiry: &Inquiry, edits: Edits) -> Result<Target
         upstream: Upstream::new(Arc::new([url]), &plane.names, false),
         application: false,
         edits,
-        policy: Policy {
-            on_unavailable: OnUnavailable::Fail,
-            hold_for: PASS_THROUGH_HOLD,
-        },
+        policy: Policy { on_unavailable: OnUnavailable::Fail, hold_for: PASS_THROUGH_HOLD },
         receipt: None,
         overlay: None,
     })

@@ -53,10 +53,7 @@ pub struct Head<'b> {
 impl<'b> Head<'b> {
     /// The values of a header field, in order; `name` is in lower case.
     pub fn values<'h>(&'h self, name: &'h str) -> impl Iterator<Item = &'b [u8]> + Clone + 'h {
-        self.fields
-            .iter()
-            .filter(move |field| field.name.eq_ignore_ascii_case(name))
-            .map(|field| field.value)
+        self.fields.iter().filter(move |field| field.name.eq_ignore_ascii_case(name)).map(|field| field.value)
     }
 }
 
@@ -64,10 +61,7 @@ impl<'b> Head<'b> {
 #[must_use]
 pub fn end(bytes: &[u8], seen: usize) -> Option<usize> {
     let from = seen.saturating_sub(3);
-    bytes[from..]
-        .windows(4)
-        .position(|window| window == b"\r\n\r\n")
-        .map(|at| from + at + 4)
+    bytes[from..].windows(4).position(|window| window == b"\r\n\r\n").map(|at| from + at + 4)
 }
 
 /// Reads a whole head and hands it to `with`.
@@ -82,23 +76,16 @@ pub fn parse<R>(bytes: &[u8], with: impl FnOnce(&Head<'_>) -> R) -> Result<R, Ma
         Ok(Status::Complete(_)) => {}
         Ok(Status::Partial) => return Err(bad("the head is not complete")),
         Err(httparse::Error::TooManyHeaders) => {
-            return Err(Malformed {
-                status: 431,
-                what: "more than 100 header fields",
-            });
+            return Err(Malformed { status: 431, what: "more than 100 header fields" });
         }
         Err(httparse::Error::Version) => {
-            return Err(Malformed {
-                status: 505,
-                what: "only HTTP/1.1 and HTTP/1.0 are spoken here",
-            });
+            return Err(Malformed { status: 505, what: "only HTTP/1.1 and HTTP/1.0 are spoken here" });
         }
         Err(httparse::Error::HeaderName) => return Err(bad("a header name is malformed")),
         Err(httparse::Error::HeaderValue) => return Err(bad("a header value is malformed")),
         Err(_) => return Err(bad("the request line is malformed")),
     }
-    let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version)
-    else {
+    let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
         return Err(bad("the request line is malformed"));
     };
     let fields = &*request.headers;
@@ -111,9 +98,7 @@ pub fn parse<R>(bytes: &[u8], with: impl FnOnce(&Head<'_>) -> R) -> Result<R, Ma
         path,
         body: body(fields, minor)?,
         absolute,
-        upgrade: fields
-            .iter()
-            .any(|field| field.name.eq_ignore_ascii_case("upgrade")),
+        upgrade: fields.iter().any(|field| field.name.eq_ignore_ascii_case("upgrade")),
         fields,
     };
     Ok(with(&head))
@@ -135,32 +120,22 @@ fn refuse_bare_line_ends(bytes: &[u8]) -> Result<(), Malformed> {
 }
 
 fn host<'b>(fields: &[Header<'b>], minor: u8) -> Result<&'b str, Malformed> {
-    let mut hosts = fields
-        .iter()
-        .filter(|field| field.name.eq_ignore_ascii_case("host"));
+    let mut hosts = fields.iter().filter(|field| field.name.eq_ignore_ascii_case("host"));
     match (hosts.next(), hosts.next()) {
         (Some(_), Some(_)) => Err(bad("several Host fields")),
         (None, _) if minor == 1 => Err(bad("HTTP/1.1 without a Host field")),
         (None, _) => Ok(""),
         (Some(host), None) => {
-            let text = std::str::from_utf8(host.value)
-                .map_err(|_| bad("the Host field is not ASCII"))?
-                .trim();
+            let text =
+                std::str::from_utf8(host.value).map_err(|_| bad("the Host field is not ASCII"))?.trim();
             let fine = text.is_empty() || overlane_config::url::split_authority(text).is_ok();
-            if fine {
-                Ok(text)
-            } else {
-                Err(bad("the Host field is malformed"))
-            }
+            if fine { Ok(text) } else { Err(bad("the Host field is malformed")) }
         }
     }
 }
 
 /// Whether the target is absolute, its authority, and its path without query.
-fn split_target<'b>(
-    method: &str,
-    target: &'b str,
-) -> Result<(bool, Option<&'b str>, &'b str), Malformed> {
+fn split_target<'b>(method: &str, target: &'b str) -> Result<(bool, Option<&'b str>, &'b str), Malformed> {
     let without_query = |path: &'b str| path.split(['?', '#']).next().unwrap_or(path);
     if target.starts_with('/') {
         return Ok((false, None, without_query(target)));
@@ -177,15 +152,9 @@ fn split_target<'b>(
                 return Err(bad("the authority of the target is malformed"));
             }
             let path = without_query(path);
-            Ok((
-                true,
-                Some(authority),
-                if path.is_empty() { "/" } else { path },
-            ))
+            Ok((true, Some(authority), if path.is_empty() { "/" } else { path }))
         }
-        _ => Err(bad(
-            "the request target is neither a path nor an http:// url",
-        )),
+        _ => Err(bad("the request target is neither a path nor an http:// url")),
     }
 }
 
@@ -201,15 +170,10 @@ fn body(fields: &[Header<'_>], minor: u8) -> Result<Body, Malformed> {
             if !digits || length.is_some() {
                 return Err(bad("the Content-Length is malformed or repeated"));
             }
-            length = std::str::from_utf8(field.value)
-                .ok()
-                .and_then(|digits| digits.parse().ok());
+            length = std::str::from_utf8(field.value).ok().and_then(|digits| digits.parse().ok());
         } else if field.name.eq_ignore_ascii_case("transfer-encoding") {
             if chunked || !field.value.eq_ignore_ascii_case(b"chunked") {
-                return Err(Malformed {
-                    status: 501,
-                    what: "the only transfer coding is `chunked`",
-                });
+                return Err(Malformed { status: 501, what: "the only transfer coding is `chunked`" });
             }
             chunked = true;
         }
@@ -237,16 +201,7 @@ pub fn in_origin_form(bytes: &[u8], target: &str, authority: &str) -> Vec<u8> {
             let method = line.split(|byte| *byte == b' ').next().unwrap_or_default();
             let version = line.rsplit(|byte| *byte == b' ').next().unwrap_or_default();
             out.extend_from_slice(
-                &[
-                    method,
-                    b" ",
-                    slash.as_bytes(),
-                    after.as_bytes(),
-                    b" ",
-                    version,
-                    b"\n",
-                ]
-                .concat(),
+                &[method, b" ", slash.as_bytes(), after.as_bytes(), b" ", version, b"\n"].concat(),
             );
             out.extend_from_slice(format!("Host: {authority}\r\n").as_bytes());
         } else if !name.eq_ignore_ascii_case(b"host") && !line.is_empty() {
@@ -262,9 +217,8 @@ mod tests {
     use super::*;
 
     fn check(head: &str, expected: Result<(&str, &str, Body), u16>) {
-        let parsed = parse(head.as_bytes(), |head| {
-            (head.authority.to_owned(), head.path.to_owned(), head.body)
-        });
+        let parsed =
+            parse(head.as_bytes(), |head| (head.authority.to_owned(), head.path.to_owned(), head.body));
         let shown = parsed
             .as_ref()
             .map(|(authority, path, body)| (&**authority, &**path, *body))
@@ -274,31 +228,16 @@ mod tests {
 
     #[test]
     fn a_head_says_authority_path_and_body() {
-        check(
-            "GET /a?b HTTP/1.1\r\nHost: x:80\r\n\r\n",
-            Ok(("x:80", "/a", Body::Length(0))),
-        );
-        check(
-            "GET http://y/a HTTP/1.1\r\nHost: x\r\n\r\n",
-            Ok(("y", "/a", Body::Length(0))),
-        );
-        check(
-            "GET http://y?q HTTP/1.1\r\nHost: x\r\n\r\n",
-            Ok(("y", "/", Body::Length(0))),
-        );
-        check(
-            "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n",
-            Ok(("x", "/", Body::Length(5))),
-        );
+        check("GET /a?b HTTP/1.1\r\nHost: x:80\r\n\r\n", Ok(("x:80", "/a", Body::Length(0))));
+        check("GET http://y/a HTTP/1.1\r\nHost: x\r\n\r\n", Ok(("y", "/a", Body::Length(0))));
+        check("GET http://y?q HTTP/1.1\r\nHost: x\r\n\r\n", Ok(("y", "/", Body::Length(0))));
+        check("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n", Ok(("x", "/", Body::Length(5))));
         check(
             "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: Chunked\r\n\r\n",
             Ok(("x", "/", Body::Chunked)),
         );
         check("GET / HTTP/1.0\r\n\r\n", Ok(("", "/", Body::Length(0))));
-        check(
-            "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n",
-            Ok(("x", "*", Body::Length(0))),
-        );
+        check("OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", Ok(("x", "*", Body::Length(0))));
     }
 
     #[test]
@@ -311,10 +250,7 @@ mod tests {
             ("Content-Length: 99999999999999999999", 400),
             ("Content-Length: 5\r\nTransfer-Encoding: chunked", 400),
             ("Transfer-Encoding: gzip, chunked", 501),
-            (
-                "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
-                501,
-            ),
+            ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", 501),
             ("Transfer-Encoding: xchunked", 501),
             ("Host: y", 400),
             ("A : b", 400),
@@ -325,10 +261,7 @@ mod tests {
             ("A: b\r\n c", 400),
             ("A", 400),
         ] {
-            check(
-                &format!("POST / HTTP/1.1\r\nHost: x\r\n{fields}\r\n\r\n"),
-                Err(status),
-            );
+            check(&format!("POST / HTTP/1.1\r\nHost: x\r\n{fields}\r\n\r\n"), Err(status));
         }
     }
 
@@ -348,10 +281,7 @@ mod tests {
         ] {
             check(head, Err(status));
         }
-        let many = format!(
-            "GET / HTTP/1.1\r\nHost: x\r\n{}\r\n",
-            "a: b\r\n".repeat(100)
-        );
+        let many = format!("GET / HTTP/1.1\r\nHost: x\r\n{}\r\n", "a: b\r\n".repeat(100));
         check(&many, Err(431));
     }
 
@@ -373,9 +303,6 @@ mod tests {
             "GET /a?b HTTP/1.1\r\nHost: pay:80\r\nA: b\r\nC: d\r\n\r\n"
         );
         let rewritten = in_origin_form(b"GET http://pay?x HTTP/1.1\r\n\r\n", "http://pay?x", "pay");
-        assert_eq!(
-            String::from_utf8_lossy(&rewritten),
-            "GET /?x HTTP/1.1\r\nHost: pay\r\n\r\n"
-        );
+        assert_eq!(String::from_utf8_lossy(&rewritten), "GET /?x HTTP/1.1\r\nHost: pay\r\n\r\n");
     }
 }

@@ -9,11 +9,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 const BACKLOG: i32 = 4096;
 
 fn socket(address: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )?;
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
@@ -29,28 +25,18 @@ fn socket(address: SocketAddr) -> io::Result<Socket> {
 /// # Errors
 /// The address is taken or not ours; the message names it.
 pub fn bind(address: SocketAddr, count: usize) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
-    let context = |error: io::Error| {
-        io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
-    };
+    let context =
+        |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"));
     if address.port() != 0 {
         let probe = socket(address).map_err(context)?;
-        probe
-            .bind(&address.into())
-            .and_then(|()| probe.listen(1))
-            .map_err(context)?;
+        probe.bind(&address.into()).and_then(|()| probe.listen(1)).map_err(context)?;
     }
     let mut taken = address;
     let mut sockets = Vec::with_capacity(count);
     for _ in 0..count {
         let socket = socket(address).map_err(context)?;
-        socket
-            .set_reuse_port(true)
-            .and_then(|()| socket.set_nonblocking(true))
-            .map_err(context)?;
-        socket
-            .bind(&taken.into())
-            .and_then(|()| socket.listen(BACKLOG))
-            .map_err(context)?;
+        socket.set_reuse_port(true).and_then(|()| socket.set_nonblocking(true)).map_err(context)?;
+        socket.bind(&taken.into()).and_then(|()| socket.listen(BACKLOG)).map_err(context)?;
         let listener: TcpListener = socket.into();
         taken = listener.local_addr().map_err(context)?;
         sockets.push(listener);

@@ -64,12 +64,7 @@ struct Lending {
 }
 
 /// Serves a connection until it ends.
-pub async fn serve<S: IO + 'static>(
-    mut conn: Conn<S>,
-    gate: Arc<Gate>,
-    client: IpAddr,
-    mut worker: Worker,
-) {
+pub async fn serve<S: IO + 'static>(mut conn: Conn<S>, gate: Arc<Gate>, client: IpAddr, mut worker: Worker) {
     let mut first = true;
     loop {
         let head = match next_head(&mut conn, &mut worker, first).await {
@@ -78,18 +73,12 @@ pub async fn serve<S: IO + 'static>(
             Awaited::Refused(answer) => return refuse(conn, &answer, &worker).await,
         };
         first = false;
-        let lending = match head::parse(&head, |parsed| {
-            lend(&worker.plane, &gate, client, &head, parsed)
-        }) {
+        let lending = match head::parse(&head, |parsed| lend(&worker.plane, &gate, client, &head, parsed)) {
             Ok(Ok(lending)) => lending,
             Ok(Err(answer)) => return refuse(conn, &answer, &worker).await,
             Err(malformed) => {
-                let answer = Answer::plain(
-                    malformed.status,
-                    "http_request_error",
-                    "malformed",
-                    malformed.what,
-                );
+                let answer =
+                    Answer::plain(malformed.status, "http_request_error", "malformed", malformed.what);
                 return refuse(conn, &answer, &worker).await;
             }
         };
@@ -122,37 +111,23 @@ fn lend(
             ..answer
         });
     }
-    let in_engine_form = if head.absolute {
-        head::in_origin_form(bytes, head.target, head.authority)
-    } else {
-        bytes.to_vec()
-    };
+    let in_engine_form =
+        if head.absolute { head::in_origin_form(bytes, head.target, head.authority) } else { bytes.to_vec() };
     let grant = match head.body {
         Body::Length(length) if !head.upgrade => Some(in_engine_form.len() as u64 + length),
         _ => None,
     };
-    Ok(Lending {
-        exchange: Exchange::new(plane, gate, head, client),
-        head: in_engine_form,
-        grant,
-    })
+    Ok(Lending { exchange: Exchange::new(plane, gate, head, client), head: in_engine_form, grant })
 }
 
 /// Lends the connection to Pingora for one request; `None` where it does not come back.
-async fn run<S: IO + 'static>(
-    mut conn: Conn<S>,
-    lending: Lending,
-    worker: &Worker,
-) -> Option<Conn<S>> {
+async fn run<S: IO + 'static>(mut conn: Conn<S>, lending: Lending, worker: &Worker) -> Option<Conn<S>> {
     conn.rewind(&lending.head);
     conn.grant(lending.grant);
     let mut session = ServerSession::new_http1(Box::new(conn));
     session.set_keepalive(Some(KEEPALIVE));
     session.set_connection_user_context(Some(Box::new(lending.exchange)));
-    let back = worker
-        .engine
-        .process_new_http(session, &worker.draining)
-        .await?;
+    let back = worker.engine.process_new_http(session, &worker.draining).await?;
     let (stream, _) = back.consume();
     let mut conn = *stream.into_any().downcast::<Conn<S>>().ok()?;
     conn.grant(None);
@@ -161,11 +136,7 @@ async fn run<S: IO + 'static>(
 
 /// Waits for a whole head: the first one within the head deadline, a later one within the idle
 /// deadline until its first byte and within the head deadline from then on.
-async fn next_head<S: IO + 'static>(
-    conn: &mut Conn<S>,
-    worker: &mut Worker,
-    first: bool,
-) -> Awaited {
+async fn next_head<S: IO + 'static>(conn: &mut Conn<S>, worker: &mut Worker, first: bool) -> Awaited {
     let limits = &worker.plane.limits;
     let mut begun = first || !conn.ahead().is_empty();
     let mut until = Instant::now() + if begun { limits.head } else { limits.idle };

@@ -24,9 +24,9 @@ impl Trust {
         match self {
             Self::Any => true,
             Self::Nobody => false,
-            Self::Networks(networks) => networks
-                .iter()
-                .any(|network| network.contains(&address.to_canonical())),
+            Self::Networks(networks) => {
+                networks.iter().any(|network| network.contains(&address.to_canonical()))
+            }
         }
     }
 }
@@ -39,11 +39,9 @@ impl FromStr for Trust {
         match text.trim() {
             "any" => Ok(Self::Any),
             "none" => Ok(Self::Nobody),
-            list => list
-                .split(',')
-                .map(|item| network(item.trim()))
-                .collect::<Result<_, _>>()
-                .map(Self::Networks),
+            list => {
+                list.split(',').map(|item| network(item.trim())).collect::<Result<_, _>>().map(Self::Networks)
+            }
         }
     }
 }
@@ -82,11 +80,7 @@ mod tests {
         ];
         for (text, address, covered) in cases {
             let trust: Trust = text.parse().expect(text);
-            assert_eq!(
-                trust.covers(address.parse().expect(address)),
-                covered,
-                "{text} {address}"
-            );
+            assert_eq!(trust.covers(address.parse().expect(address)), covered, "{text} {address}");
         }
         assert!("everyone".parse::<Trust>().is_err());
     }

@@ -47,10 +47,7 @@ impl Bound {
             gates.push(Arc::new(Gate {
                 address,
                 listener: settings.listener.clone(),
-                app: settings
-                    .app
-                    .clone()
-                    .map(|url| Upstream::new(Arc::new([url]), names, true)),
+                app: settings.app.clone().map(|url| Upstream::new(Arc::new([url]), names, true)),
                 trust: settings.trust.clone(),
             }));
         }
@@ -69,23 +66,13 @@ impl Bound {
     /// No thread or no runtime can be had.
     pub fn start(self, plane: &Arc<Plane>) -> io::Result<Workers> {
         let (stop, draining) = watch::channel(false);
-        let mut workers = Workers {
-            stop,
-            threads: Vec::new(),
-            doors: Vec::new(),
-        };
+        let mut workers = Workers { stop, threads: Vec::new(), doors: Vec::new() };
         for (number, sockets) in self.sockets.into_iter().enumerate() {
             let (door, scrapes) = mpsc::channel(4);
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let (plane, draining) = (plane.clone(), draining.clone());
             let body = move || runtime.block_on(work(plane, sockets, draining, scrapes));
-            workers.threads.push(
-                std::thread::Builder::new()
-                    .name(format!("worker-{number}"))
-                    .spawn(body)?,
-            );
+            workers.threads.push(std::thread::Builder::new().name(format!("worker-{number}")).spawn(body)?);
             workers.doors.push(door);
         }
         Ok(workers)
@@ -124,11 +111,8 @@ async fn work(
     draining: watch::Receiver<bool>,
     scrapes: mpsc::Receiver<tokio::sync::oneshot::Sender<crate::metrics::Meter>>,
 ) {
-    let worker = Worker {
-        plane: plane.clone(),
-        engine: engine(draining.clone()),
-        draining: draining.clone(),
-    };
+    let worker =
+        Worker { plane: plane.clone(), engine: engine(draining.clone()), draining: draining.clone() };
     let published = plane.published.clone();
     let scrapes = tokio::spawn(answer_scrapes(scrapes, move |id| {
         published.load().table.environment(id.as_str()).is_some()
@@ -173,10 +157,7 @@ async fn accept(socket: TcpListener, gate: Arc<Gate>, worker: Worker) {
         admit(&mut connections, stream, peer, &gate, &worker);
     }
     drop(socket);
-    let finished = timeout(limits.drain, async {
-        while connections.join_next().await.is_some() {}
-    })
-    .await;
+    let finished = timeout(limits.drain, async { while connections.join_next().await.is_some() {} }).await;
     if finished.is_err() {
         tracing::warn!(address = %gate.address, connections = connections.len(), "drain limit reached: closing what is left");
         connections.shutdown().await;

@@ -32,20 +32,12 @@ impl Follower {
         let watch = DirWatch::new(&path, &bell).inspect_err(|error| {
             tracing::warn!(%error, store = %store, "no file events: changes are seen every {resync:?} only");
         });
-        Self {
-            reader: DirReader::new(store.path()),
-            bell,
-            watch: watch.ok(),
-            resync,
-        }
+        Self { reader: DirReader::new(store.path()), bell, watch: watch.ok(), resync }
     }
 
     /// Reads the whole store at once, as at the start.
     pub fn read_everything(&mut self) -> (Vec<FileChange>, Option<String>) {
-        let scan = self.scan(&Settled {
-            all: true,
-            ..Settled::default()
-        });
+        let scan = self.scan(&Settled { all: true, ..Settled::default() });
         (scan.changes, scan.problem)
     }
 
@@ -79,13 +71,8 @@ pub async fn follow(
         let control = control.clone();
         let look = move || {
             let scan = follower.scan(&settled);
-            let trigger = request
-                .as_ref()
-                .map_or(Trigger::Change, |(trigger, _)| *trigger);
-            let again_in = scan
-                .again_in
-                .unwrap_or(follower.resync)
-                .min(follower.resync);
+            let trigger = request.as_ref().map_or(Trigger::Change, |(trigger, _)| *trigger);
+            let again_in = scan.again_in.unwrap_or(follower.resync).min(follower.resync);
             let report = take_in(scan, trigger, &control, request.is_some());
             if let Some(((_, reply), report)) = request.zip(report) {
                 // Whoever asked may have gone away.

@@ -93,11 +93,7 @@ impl DirReader {
     /// A directory of which nothing was read yet.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self {
-            path: path.into(),
-            files: BTreeMap::new(),
-            seen: false,
-        }
+        Self { path: path.into(), files: BTreeMap::new(), seen: false }
     }
 
     /// The directory.
@@ -115,30 +111,16 @@ impl DirReader {
                 return Scan::default();
             }
             Err(error) => {
-                let problem = Some(format!(
-                    "cannot read the directory {}: {error}",
-                    self.path.display()
-                ));
-                return Scan {
-                    problem,
-                    ..Scan::default()
-                };
+                let problem = Some(format!("cannot read the directory {}: {error}", self.path.display()));
+                return Scan { problem, ..Scan::default() };
             }
         };
         self.seen = true;
         let mut scan = Scan::default();
-        let gone: Vec<_> = self
-            .files
-            .keys()
-            .filter(|known| !names.contains(*known))
-            .cloned()
-            .collect();
+        let gone: Vec<_> = self.files.keys().filter(|known| !names.contains(*known)).cloned().collect();
         for name in gone {
             self.files.remove(&name);
-            scan.changes.push(FileChange {
-                path: self.shown(&name),
-                content: Content::Gone,
-            });
+            scan.changes.push(FileChange { path: self.shown(&name), content: Content::Gone });
         }
         for name in names {
             self.look_at(&name, settled, now, &mut scan);
@@ -167,8 +149,7 @@ impl DirReader {
         let stamp = match fs::metadata(&path) {
             Ok(metadata) => {
                 let stamp = Stamp::from(&metadata);
-                if known.is_some_and(|known| known.stamp == Some(stamp) && known.problem.is_none())
-                {
+                if known.is_some_and(|known| known.stamp == Some(stamp) && known.problem.is_none()) {
                     return;
                 }
                 let whole = settled.all || settled.files.contains(name);
@@ -184,10 +165,7 @@ impl DirReader {
         let (source, problem) = match read {
             Ok(source) => (Some(Arc::new(source)), None),
             // Gone between listing and reading: the next scan sees it gone.
-            Err(error)
-                if error.kind() == io::ErrorKind::NotFound
-                    && fs::symlink_metadata(&path).is_err() =>
-            {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(&path).is_err() => {
                 return;
             }
             Err(error) => (None, Some(error.to_string())),
@@ -200,19 +178,9 @@ impl DirReader {
                 (Some(source), _) => Content::Text(source.clone()),
                 (None, problem) => Content::Unreadable(problem.clone().unwrap_or_default()),
             };
-            scan.changes.push(FileChange {
-                path: self.shown(name),
-                content,
-            });
+            scan.changes.push(FileChange { path: self.shown(name), content });
         }
-        self.files.insert(
-            name.to_owned(),
-            Known {
-                stamp,
-                source,
-                problem,
-            },
-        );
+        self.files.insert(name.to_owned(), Known { stamp, source, problem });
     }
 }
 
@@ -220,8 +188,7 @@ impl DirReader {
 fn same_text(before: Option<&Arc<Source>>, after: Option<&Arc<Source>>) -> bool {
     match (before, after) {
         (Some(before), Some(after)) => {
-            before.text == after.text
-                && (before.modified == after.modified || !after.text.contains("ttl"))
+            before.text == after.text && (before.modified == after.modified || !after.text.contains("ttl"))
         }
         (None, None) => true,
         _ => false,
@@ -247,19 +214,11 @@ pub fn read(path: &Path, shown: &Arc<str>) -> io::Result<Source> {
         .map_err(|error| io::Error::new(error.kind(), format!("cannot be read: {error}")))?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "is not a regular file",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "is not a regular file"));
     }
     let limit = MAX_FILE_BYTES as u64;
     let mib = MAX_FILE_BYTES / 1024 / 1024;
-    let too_large = || {
-        io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("is larger than {mib} MiB"),
-        )
-    };
+    let too_large = || io::Error::new(io::ErrorKind::InvalidData, format!("is larger than {mib} MiB"));
     if metadata.len() > limit {
         return Err(too_large());
     }
@@ -272,22 +231,11 @@ pub fn read(path: &Path, shown: &Arc<str>) -> io::Result<Source> {
     }
     let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
-        io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("is not UTF-8: byte {at} cannot be read as text"),
-        )
+        io::Error::new(io::ErrorKind::InvalidData, format!("is not UTF-8: byte {at} cannot be read as text"))
     })?;
-    let since = metadata
-        .modified()
-        .ok()
-        .and_then(|modified| modified.duration_since(UNIX_EPOCH).ok());
-    let modified =
-        since.map(|since| UnixMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX)));
-    Ok(Source {
-        path: shown.clone(),
-        text,
-        modified,
-    })
+    let since = metadata.modified().ok().and_then(|modified| modified.duration_since(UNIX_EPOCH).ok());
+    let modified = since.map(|since| UnixMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX)));
+    Ok(Source { path: shown.clone(), text, modified })
 }
 
 #[cfg(test)]
@@ -296,10 +244,7 @@ mod tests {
     use std::fs::File;
     use tempfile::TempDir;
 
-    const ALL: Settled = Settled {
-        files: BTreeSet::new(),
-        all: true,
-    };
+    const ALL: Settled = Settled { files: BTreeSet::new(), all: true };
 
     fn store(files: &[(&str, &str)]) -> TempDir {
         let folder = tempfile::tempdir().expect("folder");
@@ -312,11 +257,7 @@ mod tests {
     /// Name and content of each change: the text, `-` when gone, `!` with the reason when unreadable.
     fn shown(scan: &Scan) -> Vec<(String, String)> {
         let shown = scan.changes.iter().map(|change| {
-            let name = Path::new(&*change.path)
-                .file_name()
-                .expect("name")
-                .to_string_lossy()
-                .into_owned();
+            let name = Path::new(&*change.path).file_name().expect("name").to_string_lossy().into_owned();
             let content = match &change.content {
                 Content::Text(source) => source.text.clone(),
                 Content::Gone => "-".to_owned(),
@@ -333,13 +274,8 @@ mod tests {
 
     #[test]
     fn only_what_changed_is_reported() {
-        let folder = store(&[
-            ("a.yaml", "1"),
-            ("b.yml", "2"),
-            ("c.json", "3"),
-            ("d.txt", "4"),
-            (".e.yaml", "5"),
-        ]);
+        let folder =
+            store(&[("a.yaml", "1"), ("b.yml", "2"), ("c.json", "3"), ("d.txt", "4"), (".e.yaml", "5")]);
         let mut reader = DirReader::new(folder.path());
         let now = SystemTime::now();
         assert_eq!(
@@ -350,10 +286,7 @@ mod tests {
         fs::write(folder.path().join("a.yaml"), "1").expect("touch");
         fs::write(folder.path().join("b.yml"), "22").expect("change");
         fs::remove_file(folder.path().join("c.json")).expect("delete");
-        assert_eq!(
-            shown(&reader.scan(&ALL, now)),
-            [pair("c.json", "-"), pair("b.yml", "22")]
-        );
+        assert_eq!(shown(&reader.scan(&ALL, now)), [pair("c.json", "-"), pair("b.yml", "22")]);
     }
 
     #[test]
@@ -364,31 +297,15 @@ mod tests {
         reader.scan(&ALL, now);
         let path = folder.path().join("a.yaml");
         fs::write(&path, "half").expect("write");
-        File::options()
-            .write(true)
-            .open(&path)
-            .expect("open")
-            .set_modified(now)
-            .expect("time");
+        File::options().write(true).open(&path).expect("open").set_modified(now).expect("time");
         let scan = reader.scan(&Settled::default(), now);
         assert!(scan.changes.is_empty());
         assert_eq!(scan.again_in, Some(QUIET));
-        let closed = Settled {
-            files: [OsString::from("a.yaml")].into(),
-            all: false,
-        };
+        let closed = Settled { files: [OsString::from("a.yaml")].into(), all: false };
         assert_eq!(shown(&reader.scan(&closed, now)), [pair("a.yaml", "half")]);
         fs::write(&path, "whole").expect("write");
-        File::options()
-            .write(true)
-            .open(&path)
-            .expect("open")
-            .set_modified(now)
-            .expect("time");
-        assert_eq!(
-            shown(&reader.scan(&Settled::default(), now + QUIET)),
-            [pair("a.yaml", "whole")]
-        );
+        File::options().write(true).open(&path).expect("open").set_modified(now).expect("time");
+        assert_eq!(shown(&reader.scan(&Settled::default(), now + QUIET)), [pair("a.yaml", "whole")]);
     }
 
     #[test]
@@ -402,10 +319,7 @@ mod tests {
             .set_len(MAX_FILE_BYTES as u64 + 1)
             .expect("sparse");
         let scan = DirReader::new(folder.path()).scan(&ALL, SystemTime::now());
-        let reasons: Vec<_> = shown(&scan)
-            .into_iter()
-            .map(|(_, content)| content)
-            .collect();
+        let reasons: Vec<_> = shown(&scan).into_iter().map(|(_, content)| content).collect();
         assert!(
             reasons[0].contains("not UTF-8: byte 0") && reasons[1].contains("not a regular file"),
             "{reasons:?}"
@@ -452,15 +366,9 @@ mod tests {
         point("..1");
         std::os::unix::fs::symlink("..data/a.yaml", folder.path().join("a.yaml")).expect("link");
         let mut reader = DirReader::new(folder.path());
-        assert_eq!(
-            shown(&reader.scan(&ALL, SystemTime::now())),
-            [pair("a.yaml", "one")]
-        );
+        assert_eq!(shown(&reader.scan(&ALL, SystemTime::now())), [pair("a.yaml", "one")]);
         data("..2", "two");
         point("..2");
-        assert_eq!(
-            shown(&reader.scan(&ALL, SystemTime::now())),
-            [pair("a.yaml", "two")]
-        );
+        assert_eq!(shown(&reader.scan(&ALL, SystemTime::now())), [pair("a.yaml", "two")]);
     }
 }

@@ -32,12 +32,7 @@ impl Bell {
     pub async fn rung(&self) {
         loop {
             let next = self.rung.notified();
-            if self
-                .told
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .anything
-            {
+            if self.told.lock().unwrap_or_else(PoisonError::into_inner).anything {
                 return;
             }
             next.await;
@@ -48,10 +43,7 @@ impl Bell {
     #[must_use]
     pub fn take(&self) -> Settled {
         let told = std::mem::take(&mut *self.told.lock().unwrap_or_else(PoisonError::into_inner));
-        Settled {
-            files: told.settled,
-            all: told.all,
-        }
+        Settled { files: told.settled, all: told.all }
     }
 
     fn ring(&self, hear: impl FnOnce(&mut Told)) {
@@ -79,19 +71,14 @@ impl DirWatch {
     pub fn new(path: &Path, bell: &Arc<Bell>) -> notify::Result<Self> {
         let directory = path.to_owned();
         let bell = bell.clone();
-        let mut watcher =
-            notify::recommended_watcher(move |event: notify::Result<Event>| match event {
-                Ok(event) => hear(&event, &directory, &bell),
-                Err(_) => bell.ring(|_| {}),
-            })?;
+        let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| match event {
+            Ok(event) => hear(&event, &directory, &bell),
+            Err(_) => bell.ring(|_| {}),
+        })?;
         if let Some(parent) = parent(path) {
             watcher.watch(parent, RecursiveMode::NonRecursive)?;
         }
-        let mut watch = Self {
-            watcher,
-            path: path.to_owned(),
-            identity: None,
-        };
+        let mut watch = Self { watcher, path: path.to_owned(), identity: None };
         watch.follow_replacement()?;
         Ok(watch)
     }
@@ -101,9 +88,7 @@ impl DirWatch {
     /// # Errors
     /// The system has no watch left.
     pub fn follow_replacement(&mut self) -> notify::Result<()> {
-        let identity = std::fs::metadata(&self.path)
-            .ok()
-            .map(|metadata| (metadata.dev(), metadata.ino()));
+        let identity = std::fs::metadata(&self.path).ok().map(|metadata| (metadata.dev(), metadata.ino()));
         if identity == self.identity {
             return Ok(());
         }
@@ -111,8 +96,7 @@ impl DirWatch {
         let _ = self.watcher.unwatch(&self.path);
         self.identity = None;
         if identity.is_some() {
-            self.watcher
-                .watch(&self.path, RecursiveMode::NonRecursive)?;
+            self.watcher.watch(&self.path, RecursiveMode::NonRecursive)?;
             self.identity = identity;
         }
         Ok(())

@@ -124,41 +124,21 @@ impl OpenStore {
         let path = store.path();
         fs::create_dir_all(path).map_err(at(path))?;
         let name = path.join(LOCK);
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&name)
-            .map_err(at(&name))?;
+        let lock = File::options().create(true).truncate(false).write(true).open(&name).map_err(at(&name))?;
         lock.lock().map_err(at(&name))?;
         Self::load(store, Some(lock))
     }
 
     fn load(store: &StoreAddress, lock: Option<File>) -> Result<Self, WriteError> {
         let mut reader = DirReader::new(store.path());
-        let scan = reader.scan(
-            &Settled {
-                all: true,
-                ..Settled::default()
-            },
-            SystemTime::now(),
-        );
+        let scan = reader.scan(&Settled { all: true, ..Settled::default() }, SystemTime::now());
         if let Some(problem) = scan.problem {
-            return Err(WriteError::Io(
-                store.path().to_owned(),
-                io::Error::other(problem),
-            ));
+            return Err(WriteError::Io(store.path().to_owned(), io::Error::other(problem)));
         }
         // A command cannot know what a running proxy allows: whatever is below `/` may be a socket.
-        let mut lineages = Lineages::new(Rules {
-            unix_under: vec!["/".to_owned()],
-        });
+        let mut lineages = Lineages::new(Rules { unix_under: vec!["/".to_owned()] });
         lineages.apply(scan.changes);
-        Ok(Self {
-            path: store.path().to_owned(),
-            lineages,
-            _lock: lock,
-        })
+        Ok(Self { path: store.path().to_owned(), lineages, _lock: lock })
     }
 
     /// What the store means.
@@ -171,12 +151,7 @@ impl OpenStore {
     ///
     /// # Errors
     /// Nothing was written where the input or an environment that depends on it would be wrong.
-    pub fn put(
-        &mut self,
-        source: &Arc<Source>,
-        put: &Put,
-        now: UnixMillis,
-    ) -> Result<Written, WriteError> {
+    pub fn put(&mut self, source: &Arc<Source>, put: &Put, now: UnixMillis) -> Result<Written, WriteError> {
         let parsed = parse(source);
         if parsed.diagnostics.iter().any(Diagnostic::is_error) {
             return Err(WriteError::Invalid(parsed.diagnostics));
@@ -184,9 +159,7 @@ impl OpenStore {
         let mut writes = Vec::new();
         for document in &parsed.documents {
             match document {
-                Document::Blueprint(blueprint) => {
-                    writes.push(self.prepare(source, blueprint, put, now)?)
-                }
+                Document::Blueprint(blueprint) => writes.push(self.prepare(source, blueprint, put, now)?),
                 Document::Attachment(attachment) => {
                     let error = Diagnostic::error(
                         source,
@@ -200,20 +173,11 @@ impl OpenStore {
             }
         }
         let warnings = self.check(&writes)?;
-        for write in writes
-            .iter()
-            .filter(|write| write.outcome != Outcome::Unchanged && !put.dry_run)
-        {
+        for write in writes.iter().filter(|write| write.outcome != Outcome::Unchanged && !put.dry_run) {
             self.write_file(&write.path, write.text.as_bytes())?;
         }
-        let environments = writes
-            .into_iter()
-            .map(|write| (write.blueprint, write.outcome))
-            .collect();
-        Ok(Written {
-            environments,
-            warnings,
-        })
+        let environments = writes.into_iter().map(|write| (write.blueprint, write.outcome)).collect();
+        Ok(Written { environments, warnings })
     }
 
     fn prepare(
@@ -232,14 +196,11 @@ impl OpenStore {
                 file: parent.cloned(),
             });
         }
-        let ttl = put
-            .ttl
-            .or(blueprint.ttl.as_ref().map(|ttl| ttl.value))
-            .filter(|_| parent.is_some());
+        let ttl = put.ttl.or(blueprint.ttl.as_ref().map(|ttl| ttl.value)).filter(|_| parent.is_some());
         let text = match ttl {
             Some(ttl) => with_expiry(source, blueprint, now.after(ttl)),
-            None => source.text[blueprint.span.start as usize
-                ..(blueprint.span.end as usize).min(source.text.len())]
+            None => source.text
+                [blueprint.span.start as usize..(blueprint.span.end as usize).min(source.text.len())]
                 .to_owned(),
         };
         let text = format!("{}\n", text.trim_end());
@@ -249,22 +210,10 @@ impl OpenStore {
             Some(_) if put.create => return Err(WriteError::Exists(id.clone())),
             Some(known) => {
                 let path = self.own_file(id, known)?;
-                (
-                    path,
-                    if known.source.text == text {
-                        Outcome::Unchanged
-                    } else {
-                        Outcome::Configured
-                    },
-                )
+                (path, if known.source.text == text { Outcome::Unchanged } else { Outcome::Configured })
             }
         };
-        Ok(Prepared {
-            blueprint: blueprint.clone(),
-            path,
-            text,
-            outcome,
-        })
+        Ok(Prepared { blueprint: blueprint.clone(), path, text, outcome })
     }
 
     /// The file of an environment, if it has one of its own.
@@ -281,15 +230,8 @@ impl OpenStore {
         let changes = writes.iter().map(|write| {
             let path: Arc<str> = write.path.display().to_string().into();
             // Places are shown in what the person wrote, which is the same text up to an expiry.
-            let source = Arc::new(Source {
-                path: path.clone(),
-                text: write.text.clone(),
-                modified: None,
-            });
-            FileChange {
-                path,
-                content: Content::Text(source),
-            }
+            let source = Arc::new(Source { path: path.clone(), text: write.text.clone(), modified: None });
+            FileChange { path, content: Content::Text(source) }
         });
         let applied = self.lineages.apply(changes.collect());
         match applied.diagnostics.iter().any(Diagnostic::is_error) {
@@ -348,23 +290,13 @@ impl OpenStore {
         let Some(blueprint) = self.lineages.claims(id).next() else {
             return Err(WriteError::NotFound(format!("`{id}`")));
         };
-        if !blueprint
-            .services
-            .iter()
-            .any(|known| known.name.value == *service)
-            && url.is_some()
-        {
-            return Err(WriteError::NotFound(format!(
-                "service `{service}` of `{id}`"
-            )));
+        if !blueprint.services.iter().any(|known| known.name.value == *service) && url.is_some() {
+            return Err(WriteError::NotFound(format!("service `{service}` of `{id}`")));
         }
         let path = self.attachment_file(id);
         let shown = path.display().to_string();
-        let in_file = self
-            .lineages
-            .attachments(id)
-            .iter()
-            .filter(|attachment| *attachment.source.path == *shown);
+        let in_file =
+            self.lineages.attachments(id).iter().filter(|attachment| *attachment.source.path == *shown);
         let mut all: BTreeMap<String, String> = in_file
             .flat_map(|attachment| &attachment.services)
             .map(|(name, url)| (name.value.to_string(), url.value.to_string()))
@@ -375,17 +307,11 @@ impl OpenStore {
                 all.insert(service.to_string(), url.to_string());
             }
             None if all.remove(service.as_str()).is_none() => {
-                return Err(WriteError::NotFound(format!(
-                    "address attached to `{service}` of `{id}`"
-                )));
+                return Err(WriteError::NotFound(format!("address attached to `{service}` of `{id}`")));
             }
             None => {}
         }
-        let outcome = match (
-            before == all,
-            url.is_some(),
-            before.contains_key(service.as_str()),
-        ) {
+        let outcome = match (before == all, url.is_some(), before.contains_key(service.as_str())) {
             (true, ..) => Outcome::Unchanged,
             (false, false, _) => Outcome::Deleted,
             (false, true, true) => Outcome::Configured,
@@ -406,28 +332,19 @@ impl OpenStore {
     /// Writes beside, syncs, renames: a reader sees the old file or the new one, and so does a
     /// machine that lost power.
     fn write_file(&self, path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
-        let mut beside = tempfile::Builder::new()
-            .prefix(".overlane-")
-            .tempfile_in(&self.path)
-            .map_err(at(path))?;
+        let mut beside =
+            tempfile::Builder::new().prefix(".overlane-").tempfile_in(&self.path).map_err(at(path))?;
         let mode = fs::metadata(path)
             .map(|metadata| metadata.permissions())
             .unwrap_or_else(|_| std::os::unix::fs::PermissionsExt::from_mode(0o644));
         beside.as_file().set_permissions(mode).map_err(at(path))?;
-        beside
-            .write_all(bytes)
-            .and_then(|()| beside.as_file().sync_all())
-            .map_err(at(path))?;
-        beside
-            .persist(path)
-            .map_err(|error| WriteError::Io(path.to_owned(), error.error))?;
+        beside.write_all(bytes).and_then(|()| beside.as_file().sync_all()).map_err(at(path))?;
+        beside.persist(path).map_err(|error| WriteError::Io(path.to_owned(), error.error))?;
         self.sync_directory()
     }
 
     fn sync_directory(&self) -> Result<(), WriteError> {
-        File::open(&self.path)
-            .and_then(|directory| directory.sync_all())
-            .map_err(at(&self.path))
+        File::open(&self.path).and_then(|directory| directory.sync_all()).map_err(at(&self.path))
     }
 }
 
@@ -440,10 +357,8 @@ struct Prepared {
 }
 
 fn attachment_text(id: &EnvironmentId, services: &BTreeMap<String, String>) -> String {
-    let services: Vec<_> = services
-        .iter()
-        .map(|(name, url)| serde_json::json!({ "name": name, "url": url }))
-        .collect();
+    let services: Vec<_> =
+        services.iter().map(|(name, url)| serde_json::json!({ "name": name, "url": url })).collect();
     let document = serde_json::json!({
         "apiVersion": API_VERSION,
         "kind": "Attachment",
@@ -458,15 +373,12 @@ fn attachment_text(id: &EnvironmentId, services: &BTreeMap<String, String>) -> S
 mod tests {
     use super::*;
 
-    const BASELINE: &str = "name: staging\nrouting: {mode: baseline}\nservices:\n  - name: web\n    url: http://127.0.0.1:1\n";
+    const BASELINE: &str =
+        "name: staging\nrouting: {mode: baseline}\nservices:\n  - name: web\n    url: http://127.0.0.1:1\n";
     const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
 
     fn source(text: &str) -> Arc<Source> {
-        Arc::new(Source {
-            path: "input.yaml".into(),
-            text: text.to_owned(),
-            modified: None,
-        })
+        Arc::new(Source { path: "input.yaml".into(), text: text.to_owned(), modified: None })
     }
 
     fn overlay(id: &str, parent: &str) -> String {
@@ -494,84 +406,37 @@ mod tests {
     #[test]
     fn apply_creates_configures_and_leaves_alone() {
         let (_folder, store) = store();
-        assert_eq!(
-            put(&store, &overlay("a", "staging"), &Put::default()).expect("new"),
-            Outcome::Created
-        );
-        assert_eq!(
-            put(&store, &overlay("a", "staging"), &Put::default()).expect("same"),
-            Outcome::Unchanged
-        );
+        assert_eq!(put(&store, &overlay("a", "staging"), &Put::default()).expect("new"), Outcome::Created);
+        assert_eq!(put(&store, &overlay("a", "staging"), &Put::default()).expect("same"), Outcome::Unchanged);
         let more = overlay("a", "staging") + "    expose: true\n";
-        assert_eq!(
-            put(&store, &more, &Put::default()).expect("other"),
-            Outcome::Configured
-        );
-        assert_eq!(
-            fs::read_to_string(store.path().join("a.yaml")).expect("file"),
-            more
-        );
-        let create = Put {
-            create: true,
-            ..Put::default()
-        };
-        assert!(matches!(
-            put(&store, &more, &create),
-            Err(WriteError::Exists(_))
-        ));
+        assert_eq!(put(&store, &more, &Put::default()).expect("other"), Outcome::Configured);
+        assert_eq!(fs::read_to_string(store.path().join("a.yaml")).expect("file"), more);
+        let create = Put { create: true, ..Put::default() };
+        assert!(matches!(put(&store, &more, &create), Err(WriteError::Exists(_))));
     }
 
     #[test]
     fn what_would_be_wrong_is_not_written() {
         let (_folder, store) = store();
-        assert!(matches!(
-            put(&store, &overlay("a", "stagin"), &Put::default()),
-            Err(WriteError::Invalid(_))
-        ));
-        assert!(matches!(
-            put(&store, "name: [", &Put::default()),
-            Err(WriteError::Invalid(_))
-        ));
-        let other = Put {
-            parent: Some(id("production")),
-            ..Put::default()
-        };
-        assert!(matches!(
-            put(&store, &overlay("a", "staging"), &other),
-            Err(WriteError::OtherParent { .. })
-        ));
-        let dry = Put {
-            dry_run: true,
-            ..Put::default()
-        };
-        assert_eq!(
-            put(&store, &overlay("a", "staging"), &dry).expect("dry"),
-            Outcome::Created
-        );
+        assert!(matches!(put(&store, &overlay("a", "stagin"), &Put::default()), Err(WriteError::Invalid(_))));
+        assert!(matches!(put(&store, "name: [", &Put::default()), Err(WriteError::Invalid(_))));
+        let other = Put { parent: Some(id("production")), ..Put::default() };
+        assert!(matches!(put(&store, &overlay("a", "staging"), &other), Err(WriteError::OtherParent { .. })));
+        let dry = Put { dry_run: true, ..Put::default() };
+        assert_eq!(put(&store, &overlay("a", "staging"), &dry).expect("dry"), Outcome::Created);
         assert!(!store.path().join("a.yaml").exists());
     }
 
     #[test]
     fn what_is_written_carries_an_absolute_expiry_and_keeps_its_comments() {
         let (_folder, store) = store();
-        let ttl = Put {
-            ttl: Some(Duration::from_secs(3600)),
-            ..Put::default()
-        };
+        let ttl = Put { ttl: Some(Duration::from_secs(3600)), ..Put::default() };
         put(&store, &overlay("a", "staging"), &ttl).expect("written");
         let text = fs::read_to_string(store.path().join("a.yaml")).expect("file");
-        let expected = overlay("a", "staging")
-            .replace("  mode:", "  expiresAt: \"2027-01-15T09:00:00Z\"\n  mode:");
+        let expected =
+            overlay("a", "staging").replace("  mode:", "  expiresAt: \"2027-01-15T09:00:00Z\"\n  mode:");
         assert_eq!(text, expected);
-        put(
-            &store,
-            &text,
-            &Put {
-                ttl: Some(Duration::from_secs(7200)),
-                ..Put::default()
-            },
-        )
-        .expect("again");
+        put(&store, &text, &Put { ttl: Some(Duration::from_secs(7200)), ..Put::default() }).expect("again");
         let text = fs::read_to_string(store.path().join("a.yaml")).expect("file");
         assert_eq!(text, expected.replace("09:00", "10:00"));
     }
@@ -585,17 +450,11 @@ mod tests {
         assert!(
             matches!(open.delete(&id("staging"), false), Err(WriteError::HasChildren(_, names)) if names == [id("a")])
         );
-        assert!(matches!(
-            open.delete(&id("a"), false),
-            Err(WriteError::HasChildren(..))
-        ));
+        assert!(matches!(open.delete(&id("a"), false), Err(WriteError::HasChildren(..))));
         for name in ["b", "a", "staging"] {
             open.delete(&id(name), false).expect(name);
         }
-        assert!(matches!(
-            open.delete(&id("a"), false),
-            Err(WriteError::NotFound(_))
-        ));
+        assert!(matches!(open.delete(&id("a"), false), Err(WriteError::NotFound(_))));
     }
 
     #[test]
@@ -605,30 +464,16 @@ mod tests {
         let web: ServiceName = "web".parse().expect("name");
         let url: Url = "http://127.0.0.1:9".parse().expect("url");
         let attach = |service: &ServiceName, url| {
-            OpenStore::write(&store)
-                .expect("open")
-                .attach(&id("a"), service, url, false)
+            OpenStore::write(&store).expect("open").attach(&id("a"), service, url, false)
         };
         assert_eq!(attach(&web, Some(&url)).expect("attach"), Outcome::Created);
         assert_eq!(attach(&web, Some(&url)).expect("again"), Outcome::Unchanged);
-        put(
-            &store,
-            &(overlay("a", "staging") + "    expose: true\n"),
-            &Put::default(),
-        )
-        .expect("apply");
+        put(&store, &(overlay("a", "staging") + "    expose: true\n"), &Put::default()).expect("apply");
         let open = OpenStore::read(&store).expect("open");
-        let urls = &open
-            .lineages()
-            .standing(&id("a"))
-            .and_then(|standing| standing.resolved())
-            .expect("a")
-            .urls;
+        let urls =
+            &open.lineages().standing(&id("a")).and_then(|standing| standing.resolved()).expect("a").urls;
         assert_eq!(urls[0][0], url);
-        assert!(matches!(
-            attach(&"ledger".parse().expect("name"), Some(&url)),
-            Err(WriteError::NotFound(_))
-        ));
+        assert!(matches!(attach(&"ledger".parse().expect("name"), Some(&url)), Err(WriteError::NotFound(_))));
         assert_eq!(attach(&web, None).expect("detach"), Outcome::Deleted);
         assert!(matches!(attach(&web, None), Err(WriteError::NotFound(_))));
     }
@@ -638,22 +483,13 @@ mod tests {
         let (_folder, store) = store();
         fs::write(
             store.path().join("many.yaml"),
-            format!(
-                "{}---\n{}",
-                overlay("a", "staging"),
-                overlay("b", "staging")
-            ),
+            format!("{}---\n{}", overlay("a", "staging"), overlay("b", "staging")),
         )
         .expect("file");
         let more = overlay("a", "staging") + "    expose: true\n";
+        assert!(matches!(put(&store, &more, &Put::default()), Err(WriteError::Shared(..))));
         assert!(matches!(
-            put(&store, &more, &Put::default()),
-            Err(WriteError::Shared(..))
-        ));
-        assert!(matches!(
-            OpenStore::write(&store)
-                .expect("open")
-                .delete(&id("a"), false),
+            OpenStore::write(&store).expect("open").delete(&id("a"), false),
             Err(WriteError::Shared(..))
         ));
     }
@@ -665,9 +501,7 @@ mod tests {
             &store,
             &overlay("a", "staging").replace(
                 "  - name: web\n",
-                &(0..16)
-                    .map(|n| format!("  - name: s{n}\n"))
-                    .collect::<String>(),
+                &(0..16).map(|n| format!("  - name: s{n}\n")).collect::<String>(),
             ),
             &Put::default(),
         )
@@ -677,9 +511,7 @@ mod tests {
                 let store = &store;
                 scope.spawn(move || {
                     let service: ServiceName = format!("s{n}").parse().expect("name");
-                    let url: Url = format!("http://127.0.0.1:{}", 1000 + n)
-                        .parse()
-                        .expect("url");
+                    let url: Url = format!("http://127.0.0.1:{}", 1000 + n).parse().expect("url");
                     OpenStore::write(store)
                         .expect("open")
                         .attach(&id("a"), &service, Some(&url), false)
