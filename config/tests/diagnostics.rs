@@ -1,6 +1,6 @@
 //! Every file in `tests/diagnostics` and the diagnostics that it gives: `NAME.yaml` and `NAME.txt`.
 //! `UPDATE_GOLDENS=1 cargo test -p overlane-config --test diagnostics` writes them anew.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
 
 use std::fs;
 use std::path::Path;

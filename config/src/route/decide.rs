@@ -1,0 +1,508 @@
+//! The decision: from a request's key and address to who serves it.
+
+use super::{
+    Decision, Listener, Problem, REQUIRE_HEADER, Reason, Refusal, Request, Role, Served, To, Trace, Tried,
+    Via,
+};
+use crate::blueprint::{OnUnavailable, OnUnknown};
+use crate::carrier::Keys;
+use crate::diagnostic::did_you_mean;
+use crate::name::{EnvironmentId, ServiceName, printable};
+use crate::table::{Baseline, Environment, Exposure, Overlay, Route, RoutingTable};
+use crate::time::UnixMillis;
+use crate::url::split_authority;
+
+/// Above this many environments, "did you mean" is not looked for: it would cost too much per request.
+const SUGGEST_AMONG: usize = 1000;
+
+/// Decides what happens to `request` at `listener`.
+pub fn decide<'t, U>(
+    table: &'t RoutingTable<U>,
+    listener: &'t Listener,
+    request: &Request<'_>,
+    now: UnixMillis,
+    tried: &Tried,
+    trace: &mut impl Trace,
+) -> Decision<'t, U> {
+    let Some(baseline) = table.baseline(listener.baseline.as_ref()) else {
+        return Decision::Refuse(no_baseline(table, listener));
+    };
+    trace.step(Some(&baseline.declared), || format!("the listener's baseline is `{}`", baseline.id));
+    let own = match &listener.role {
+        Role::Gateway => None,
+        Role::Outbound { environment } | Role::Inbound { environment, .. } => environment.as_ref(),
+    };
+    // A call from an overlay's service that lost its key, or never had one, is that overlay's.
+    let stamp =
+        own.filter(|own| request.keys.is_none() && !request.untrusted && **own != baseline.id).map(Keys::one);
+    let keys = request.keys.or(stamp.as_ref());
+    match (request.keys, &stamp) {
+        (Some(keys), _) => trace.step(None, || format!("the request carries the key `{}`", keys.as_str())),
+        (None, Some(keys)) => trace.step(None, || {
+            format!("no key: stamped with `{}`, the environment of this sidecar", keys.as_str())
+        }),
+        (None, None) if request.untrusted => {
+            trace.step(None, || "overlay headers were removed: the sender is not trusted".to_owned());
+        }
+        (None, None) => trace.step(None, || "the request carries no key".to_owned()),
+    }
+    let lookup = Lookup { table, baseline, keys, untrusted: request.untrusted, now, tried };
+    let decided = match &listener.role {
+        Role::Gateway => lookup.gateway(request, trace),
+        Role::Outbound { .. } => lookup.outbound(request, trace),
+        Role::Inbound { service, .. } => lookup.inbound(service, own.unwrap_or(&baseline.id), request, trace),
+    };
+    match decided {
+        Ok(Some(served)) => match lookup.require(request.require, &served) {
+            Ok(()) => Decision::Serve(served),
+            Err(refusal) => Decision::Refuse(refusal),
+        },
+        Ok(None) => Decision::PassThrough,
+        Err(refusal) => Decision::Refuse(refusal),
+    }
+}
+
+fn no_baseline<U>(table: &RoutingTable<U>, listener: &Listener) -> Refusal {
+    if let Some(told) = &listener.baseline {
+        let refusal = Refusal::new(Problem::NoBaseline, format!("the store has no baseline `{told}`"));
+        return match table.environment(told.as_str()) {
+            Some(Environment::Refused(diagnostics)) => broken(refusal, diagnostics),
+            _ => refusal.hint(format!("add its blueprint, or start with another `--baseline` than `{told}`")),
+        };
+    }
+    let known: Vec<_> = table.baselines().map(EnvironmentId::as_str).collect();
+    if known.is_empty() {
+        return Refusal::new(Problem::NoBaseline, "the store has no baseline".to_owned())
+            .hint("run `overlane baseline create --file baseline.yaml`");
+    }
+    Refusal::new(Problem::NoBaseline, format!("the store has several baselines ({})", known.join(", ")))
+        .hint("say which one this listener serves with `--baseline ID`")
+}
+
+fn broken(refusal: Refusal, diagnostics: &[crate::diagnostic::Diagnostic]) -> Refusal {
+    let Some(first) = diagnostics.first() else {
+        return refusal;
+    };
+    let refusal = Refusal { message: format!("{}: {}", refusal.message, first.message), ..refusal };
+    Refusal { hint: first.hint.clone(), declared: first.location.clone(), ..refusal }
+}
+
+/// What a key's id names, at this listener and this time.
+enum Named<'t, U> {
+    Baseline,
+    Overlay(&'t Overlay<U>),
+    Expired(&'t Overlay<U>),
+    Broken(&'t [crate::diagnostic::Diagnostic]),
+    Unknown,
+}
+
+struct Lookup<'t, 'r, U> {
+    table: &'t RoutingTable<U>,
+    baseline: &'t Baseline<U>,
+    keys: Option<&'r Keys>,
+    untrusted: bool,
+    now: UnixMillis,
+    tried: &'r Tried,
+}
+
+impl<'t, U> Lookup<'t, '_, U> {
+    fn named(&self, id: &str) -> Named<'t, U> {
+        if id == self.baseline.id.as_str() {
+            return Named::Baseline;
+        }
+        match self.table.environment(id) {
+            Some(Environment::Overlay(overlay)) if overlay.baseline == self.baseline.id => {
+                if overlay.expires_at.is_some_and(|at| at <= self.now) {
+                    Named::Expired(overlay)
+                } else {
+                    Named::Overlay(overlay)
+                }
+            }
+            Some(Environment::Refused(diagnostics)) => Named::Broken(diagnostics),
+            _ => Named::Unknown,
+        }
+    }
+
+    fn ids(&self) -> impl Iterator<Item = &str> {
+        self.keys.into_iter().flat_map(Keys::iter)
+    }
+
+    /// The live overlays that the key names, in order.
+    fn overlays(&self) -> impl Iterator<Item = &'t Overlay<U>> {
+        self.ids().filter_map(|id| match self.named(id) {
+            Named::Overlay(overlay) => Some(overlay),
+            _ => None,
+        })
+    }
+
+    fn gateway(
+        &self,
+        request: &Request<'_>,
+        trace: &mut impl Trace,
+    ) -> Result<Option<Served<'t, U>>, Refusal> {
+        let host = host_of(request.authority);
+        let Some(exposure) = self.exposed(host, request.path) else {
+            return Err(self.no_route(host, request.path));
+        };
+        trace.step(None, || {
+            let host = exposure.host.as_deref().unwrap_or("any host");
+            format!("host and path lead to `{}` ({host}, path {})", exposure.service, exposure.path)
+        });
+        self.upstream(exposure.service.as_str(), trace).map(Some)
+    }
+
+    /// The most specific exposure; where an overlay and the baseline are equal, the overlay's.
+    fn exposed(&self, host: &str, path: &str) -> Option<&'t Exposure> {
+        let overlays = self.overlays().flat_map(|overlay| overlay.exposures.iter());
+        let mut best: Option<((bool, usize), &'t Exposure)> = None;
+        for exposure in overlays.chain(self.baseline.exposures.iter()) {
+            if let Some(specificity) = exposure.specificity(host, path)
+                && best.is_none_or(|(known, _)| specificity > known)
+            {
+                best = Some((specificity, exposure));
+            }
+        }
+        best.map(|(_, exposure)| exposure)
+    }
+
+    fn no_route(&self, host: &str, path: &str) -> Refusal {
+        let exposed: Vec<_> = self
+            .baseline
+            .exposures
+            .iter()
+            .take(10)
+            .map(|e| format!("{}{}", e.host.as_deref().unwrap_or("*"), e.path))
+            .collect();
+        let hint = if exposed.is_empty() {
+            format!("give one service of `{}` `expose: true`, or several of them `hosts:`", self.baseline.id)
+        } else {
+            format!("exposed here: {}", exposed.join(", "))
+        };
+        let message =
+            format!("no exposed service for host `{}`, path `{}`", printable(host, 80), printable(path, 80));
+        Refusal::new(Problem::NoRoute, message).hint(hint).at(&self.baseline.declared)
+    }
+
+    fn outbound(
+        &self,
+        request: &Request<'_>,
+        trace: &mut impl Trace,
+    ) -> Result<Option<Served<'t, U>>, Refusal> {
+        let Some(service) = self.called(request.authority) else {
+            trace.step(None, || {
+                format!(
+                    "`{}` is no service of the key's lineage: passed through",
+                    printable(request.authority, 80)
+                )
+            });
+            return Ok(None);
+        };
+        trace.step(None, || format!("`{}` is the service `{service}`", printable(request.authority, 80)));
+        self.upstream(service.as_str(), trace).map(Some)
+    }
+
+    /// The service that an authority names: by its name (whatever the port), else by its own url.
+    fn called(&self, authority: &str) -> Option<&'t ServiceName> {
+        let (host, port) = split_authority(authority).ok()?;
+        let mut lower = [0; 256];
+        let host = lower_case(host.strip_suffix('.').unwrap_or(host), &mut lower)?;
+        let port = port.unwrap_or(80);
+        if let Some(route) = self.baseline.route(host) {
+            return Some(&route.service);
+        }
+        if let Some(route) = self.overlays().find_map(|overlay| overlay.owners(host).first()) {
+            return Some(&route.service);
+        }
+        self.baseline.service_at(host, port).or_else(|| {
+            let at = |route: &&'t std::sync::Arc<Route<U>>| {
+                route.urls.iter().any(|url| *url.host == *host && url.port == port)
+            };
+            self.overlays().find_map(|overlay| overlay.owned().iter().find(at)).map(|route| &route.service)
+        })
+    }
+
+    fn inbound(
+        &self,
+        service: &'t ServiceName,
+        own: &'t EnvironmentId,
+        request: &Request<'_>,
+        trace: &mut impl Trace,
+    ) -> Result<Option<Served<'t, U>>, Refusal> {
+        if let Some(hop) = request.hop.filter(|hop| *hop != own.as_str()) {
+            let message = format!(
+                "the request was sent to `{service}` of `{}`, and this is `{own}`",
+                printable(hop, 80)
+            );
+            return Err(Refusal::new(Problem::Misdirected, message)
+                .hint("the sidecars have different generations, or a url leads to the wrong sidecar"));
+        }
+        let found = match self.upstream(service.as_str(), trace) {
+            // The sidecar stands before the service whether a blueprint says so or not.
+            Err(Refusal { problem: Problem::NoRoute, .. }) => None,
+            found => Some(found?),
+        };
+        match found {
+            Some(found) if found.environment != own && request.hop.is_none() && request.keys.is_some() => {
+                trace.step(None, || {
+                    format!(
+                        "this sidecar stands before `{own}`: sent to `{}` once, marked",
+                        found.environment
+                    )
+                });
+                Ok(Some(found.marked()))
+            }
+            found => {
+                trace.step(None, || "delivered to the application".to_owned());
+                Ok(Some(self.delivered(service, own, found.as_ref())))
+            }
+        }
+    }
+
+    /// The application behind this sidecar serves; via and reason are still as seen from the key.
+    fn delivered(
+        &self,
+        service: &'t ServiceName,
+        own: &'t EnvironmentId,
+        found: Option<&Served<'t, U>>,
+    ) -> Served<'t, U> {
+        let key = self.overlays().next();
+        let (via, reason) = match found {
+            Some(found) if found.environment == own => (found.via, found.reason),
+            _ if *own == self.baseline.id => {
+                (Via::Baseline, if self.keys.is_some() { Reason::NotOwned } else { Reason::NoKey })
+            }
+            _ if self.ids().any(|id| id == own.as_str()) => (Via::Overlay, Reason::Owned),
+            _ => (Via::Ancestor, Reason::Inherited),
+        };
+        Served {
+            service,
+            environment: own,
+            via,
+            reason,
+            key: key.map(|overlay| &overlay.id),
+            policy: key.map_or(self.baseline.policy, |overlay| overlay.policy),
+            onward: self.onward(),
+            to: To::Application,
+        }
+    }
+
+    /// The nearest available owner of `service` over the keys in order, or the baseline's.
+    fn upstream(&self, service: &str, trace: &mut impl Trace) -> Result<Served<'t, U>, Refusal> {
+        let mut missed = None;
+        let mut first_known = None;
+        let mut fell_back = false;
+        for id in self.ids() {
+            let overlay = match self.named(id) {
+                Named::Baseline => {
+                    trace.step(Some(&self.baseline.declared), || format!("`{id}` is the baseline itself"));
+                    if let Some(route) = self.baseline.route(service) {
+                        return Ok(self.served(route, Via::Baseline, Reason::Owned, None));
+                    }
+                    continue;
+                }
+                Named::Overlay(overlay) => overlay,
+                Named::Expired(overlay) => {
+                    trace.step(Some(&overlay.declared), || format!("`{id}` has expired"));
+                    if self.baseline.on_unknown == OnUnknown::Reject {
+                        return Err(self.expired(overlay));
+                    }
+                    missed.get_or_insert(Reason::Expired);
+                    continue;
+                }
+                Named::Unknown => {
+                    trace.step(None, || format!("nobody knows `{id}`"));
+                    if self.baseline.on_unknown == OnUnknown::Reject {
+                        return Err(self.unknown(id));
+                    }
+                    missed.get_or_insert(Reason::Unknown);
+                    continue;
+                }
+                Named::Broken(diagnostics) => {
+                    let refusal = Refusal::new(
+                        Problem::BrokenBlueprint,
+                        format!("the blueprint of `{id}` was never good"),
+                    );
+                    return Err(broken(refusal, diagnostics));
+                }
+            };
+            first_known.get_or_insert(overlay);
+            let owners = overlay.owners(service);
+            if owners.is_empty() {
+                trace.step(Some(&overlay.declared), || {
+                    format!("nobody in the lineage {} owns `{service}`", lineage_of(overlay))
+                });
+                continue;
+            }
+            // Once a key's lineage owns the service, its policy alone decides; later ids are not tried.
+            first_known = Some(overlay);
+            match self.nearest_available(overlay, owners) {
+                Some((route, reason)) => {
+                    let own = route.environment == overlay.id;
+                    let (via, natural) =
+                        if own { (Via::Overlay, Reason::Owned) } else { (Via::Ancestor, Reason::Inherited) };
+                    trace.step(Some(&route.declared), || {
+                        format!(
+                            "`{service}` is owned by `{}`, nearest in the lineage {}",
+                            route.environment,
+                            lineage_of(overlay)
+                        )
+                    });
+                    return Ok(self.served(route, via, reason.unwrap_or(natural), Some(overlay)));
+                }
+                None => {
+                    fell_back = true;
+                    trace.step(Some(&overlay.declared), || {
+                        format!("no owner of `{service}` in the lineage is available: falls back")
+                    });
+                    break;
+                }
+            }
+        }
+        let Some(route) = self.baseline.route(service) else {
+            return Err(self.no_such_service(service));
+        };
+        let reason = match self.keys {
+            _ if fell_back => self.tried.because.unwrap_or(Reason::Unhealthy),
+            Some(_) => missed.unwrap_or(Reason::NotOwned),
+            None if self.untrusted => Reason::Untrusted,
+            None => Reason::NoKey,
+        };
+        trace.step(Some(&route.declared), || {
+            format!("the baseline `{}` serves `{service}` ({})", self.baseline.id, reason.as_str())
+        });
+        Ok(self.served(route, Via::Baseline, reason, first_known))
+    }
+
+    /// The first owner that was not yet found unavailable, and why an earlier one was passed over.
+    /// Without `onUnavailable: fallback` no owner is ever passed over.
+    fn nearest_available(
+        &self,
+        overlay: &Overlay<U>,
+        owners: &'t [std::sync::Arc<Route<U>>],
+    ) -> Option<(&'t Route<U>, Option<Reason>)> {
+        if overlay.policy.on_unavailable == OnUnavailable::Fail || self.tried.unavailable.is_empty() {
+            return owners.first().map(|route| (&**route, None));
+        }
+        let available =
+            |route: &std::sync::Arc<Route<U>>| !self.tried.unavailable.contains(&route.environment);
+        let at = owners.iter().position(available)?;
+        Some((&owners[at], if at > 0 { self.tried.because } else { None }))
+    }
+
+    fn served(
+        &self,
+        route: &'t Route<U>,
+        via: Via,
+        reason: Reason,
+        key: Option<&'t Overlay<U>>,
+    ) -> Served<'t, U> {
+        Served {
+            service: &route.service,
+            environment: &route.environment,
+            via,
+            reason,
+            key: key.map(|overlay| &overlay.id),
+            policy: key.map_or(self.baseline.policy, |overlay| overlay.policy),
+            onward: self.onward(),
+            to: To::Upstream { route, marked: false },
+        }
+    }
+
+    /// The keys that go upstream: all but those whose environment says `propagateHeader: false`.
+    fn onward(&self) -> Option<Keys> {
+        self.keys?.filtered(|id| match self.named(id) {
+            Named::Overlay(overlay) | Named::Expired(overlay) => overlay.propagate,
+            _ => self.baseline.propagate,
+        })
+    }
+
+    /// Holds `x-overlay-require` against who serves at this hop; it beats fallback.
+    fn require(&self, require: &str, served: &Served<'t, U>) -> Result<(), Refusal> {
+        for required in require.split(',').map(str::trim).filter(|required| !required.is_empty()) {
+            let everything = required == "*";
+            if !everything && required != served.service.as_str() {
+                continue;
+            }
+            let own = self.ids().any(|id| id == served.environment.as_str());
+            let owns = |overlay: &'t Overlay<U>| {
+                overlay.owners(served.service.as_str()).iter().any(|route| route.environment == overlay.id)
+            };
+            if everything
+                && (self.keys.is_none()
+                    || self.overlays().count()
+                        < self.ids().filter(|id| *id != self.baseline.id.as_str()).count())
+            {
+                let message = format!(
+                    "`{REQUIRE_HEADER}: *`, and what the key owns is not known here: {}",
+                    served.reason.as_str()
+                );
+                return Err(
+                    Refusal::new(Problem::Unverified, message).hint("send the key of an overlay that exists")
+                );
+            }
+            if !own && (!everything || self.overlays().any(owns)) {
+                let message = format!(
+                    "`{}` is required from the key's own environment, and would be served by `{}` ({})",
+                    served.service,
+                    served.environment,
+                    served.reason.as_str()
+                );
+                return Err(Refusal::new(Problem::WrongEnvironment, message)
+                    .hint(format!("declare `{}` in the key's overlay, or require less", served.service)));
+            }
+        }
+        Ok(())
+    }
+
+    fn unknown(&self, id: &str) -> Refusal {
+        let refusal = Refusal::new(
+            Problem::UnknownKey,
+            format!("no overlay `{id}` over the baseline `{}`", self.baseline.id),
+        );
+        let known = self.table.environments().map(|(known, _)| known.as_str());
+        match (self.table.len() <= SUGGEST_AMONG).then(|| did_you_mean(id, known)).flatten() {
+            Some(suggestion) => refusal.hint(format!("did you mean `{suggestion}`?")),
+            None => refusal.hint("`overlane overlay list` shows the overlays"),
+        }
+    }
+
+    fn expired(&self, overlay: &Overlay<U>) -> Refusal {
+        let when = overlay.expires_at.map_or_else(String::new, |at| format!(" at {at}"));
+        Refusal::new(Problem::ExpiredKey, format!("the overlay `{}` expired{when}", overlay.id))
+            .hint(format!(
+                "run `overlane overlay apply --file FILE --ttl 4h` to give `{}` more time",
+                overlay.id
+            ))
+            .at(&overlay.declared)
+    }
+
+    fn no_such_service(&self, service: &str) -> Refusal {
+        Refusal::new(
+            Problem::NoRoute,
+            format!(
+                "neither the key's lineage nor the baseline `{}` has the service `{service}`",
+                self.baseline.id
+            ),
+        )
+        .hint(format!("declare it in the blueprint of `{}`", self.baseline.id))
+        .at(&self.baseline.declared)
+    }
+}
+
+fn lineage_of<U>(overlay: &Overlay<U>) -> String {
+    let chain = std::iter::once(&overlay.id).chain(overlay.ancestors.iter());
+    chain.map(EnvironmentId::as_str).collect::<Vec<_>>().join(" → ")
+}
+
+/// The host of an authority, without port and trailing dot.
+fn host_of(authority: &str) -> &str {
+    let host = split_authority(authority).map_or(authority, |(host, _)| host);
+    host.strip_suffix('.').unwrap_or(host)
+}
+
+fn lower_case<'b>(text: &str, buffer: &'b mut [u8; 256]) -> Option<&'b str> {
+    let lower = buffer.get_mut(..text.len())?;
+    lower.copy_from_slice(text.as_bytes());
+    lower.make_ascii_lowercase();
+    std::str::from_utf8(lower).ok()
+}
