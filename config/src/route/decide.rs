@@ -96,6 +96,22 @@ enum Named<'t, U> {
     Unknown,
 }
 
+/// What one id of the key says about a service.
+enum Asked<'t, U> {
+    Found {
+        route: &'t Route<U>,
+        via: Via,
+        reason: Reason,
+        key: Option<&'t Overlay<U>>,
+    },
+    /// Owners there are, and none is available: the baseline, under this overlay's policy.
+    Unavailable(&'t Overlay<U>),
+    /// It is known here (an overlay, or the baseline itself) and has no such service.
+    NotOwned(Option<&'t Overlay<U>>),
+    /// It is not known here any more, or not at all.
+    Missed(Reason),
+}
+
 struct Lookup<'t, 'r, U> {
     table: &'t RoutingTable<U>,
     baseline: &'t Baseline<U>,
@@ -289,88 +305,98 @@ impl<'t, U> Lookup<'t, '_, U> {
     /// The nearest available owner of `service` over the keys in order, or the baseline's.
     fn upstream(&self, service: &str, trace: &mut impl Trace) -> Result<Served<'t, U>, Refusal> {
         let mut missed = None;
-        let mut first_known = None;
-        let mut fell_back = false;
+        let mut known = None;
         for id in self.ids() {
-            let overlay = match self.named(id) {
-                Named::Baseline => {
-                    trace.step(Some(&self.baseline.declared), || format!("`{id}` is the baseline itself"));
-                    if let Some(route) = self.baseline.route(service) {
-                        return Ok(self.served(route, Via::Baseline, Reason::Owned, None));
-                    }
-                    continue;
+            match self.ask(id, service, trace)? {
+                Asked::Found { route, via, reason, key } => return Ok(self.served(route, via, reason, key)),
+                Asked::Unavailable(overlay) => {
+                    let because = self.tried.because.unwrap_or(Reason::Unhealthy);
+                    return self.from_baseline(service, because, Some(overlay), trace);
                 }
-                Named::Overlay(overlay) => overlay,
-                Named::Expired(overlay) => {
-                    trace.step(Some(&overlay.declared), || format!("`{id}` has expired"));
-                    if self.baseline.on_unknown == OnUnknown::Reject {
-                        return Err(self.expired(overlay));
-                    }
-                    missed.get_or_insert(Reason::Expired);
-                    continue;
+                Asked::NotOwned(overlay) => {
+                    known = known.or(overlay);
                 }
-                Named::Unknown => {
-                    trace.step(None, || format!("nobody knows `{id}`"));
-                    if self.baseline.on_unknown == OnUnknown::Reject {
-                        return Err(self.unknown(id));
-                    }
-                    missed.get_or_insert(Reason::Unknown);
-                    continue;
-                }
-                Named::Broken(diagnostics) => {
-                    let refusal = Refusal::new(
-                        Problem::BrokenBlueprint,
-                        format!("the blueprint of `{id}` was never good"),
-                    );
-                    return Err(broken(refusal, diagnostics));
-                }
-            };
-            first_known.get_or_insert(overlay);
-            let owners = overlay.owners(service);
-            if owners.is_empty() {
-                trace.step(Some(&overlay.declared), || {
-                    format!("nobody in the lineage {} owns `{service}`", lineage_of(overlay))
-                });
-                continue;
-            }
-            // Once a key's lineage owns the service, its policy alone decides; later ids are not tried.
-            first_known = Some(overlay);
-            match self.nearest_available(overlay, owners) {
-                Some((route, reason)) => {
-                    let own = route.environment == overlay.id;
-                    let (via, natural) =
-                        if own { (Via::Overlay, Reason::Owned) } else { (Via::Ancestor, Reason::Inherited) };
-                    trace.step(Some(&route.declared), || {
-                        format!(
-                            "`{service}` is owned by `{}`, nearest in the lineage {}",
-                            route.environment,
-                            lineage_of(overlay)
-                        )
-                    });
-                    return Ok(self.served(route, via, reason.unwrap_or(natural), Some(overlay)));
-                }
-                None => {
-                    fell_back = true;
-                    trace.step(Some(&overlay.declared), || {
-                        format!("no owner of `{service}` in the lineage is available: falls back")
-                    });
-                    break;
+                Asked::Missed(reason) => {
+                    missed = missed.or(Some(reason));
                 }
             }
         }
-        let Some(route) = self.baseline.route(service) else {
-            return Err(self.no_such_service(service));
-        };
         let reason = match self.keys {
-            _ if fell_back => self.tried.because.unwrap_or(Reason::Unhealthy),
             Some(_) => missed.unwrap_or(Reason::NotOwned),
             None if self.untrusted => Reason::Untrusted,
             None => Reason::NoKey,
         };
+        self.from_baseline(service, reason, known, trace)
+    }
+
+    /// What one id of the key says about `service`.
+    fn ask(&self, id: &str, service: &str, trace: &mut impl Trace) -> Result<Asked<'t, U>, Refusal> {
+        let reject = self.baseline.on_unknown == OnUnknown::Reject;
+        match self.named(id) {
+            Named::Baseline => {
+                trace.step(Some(&self.baseline.declared), || format!("`{id}` is the baseline itself"));
+                Ok(match self.baseline.route(service) {
+                    Some(route) => {
+                        Asked::Found { route, via: Via::Baseline, reason: Reason::Owned, key: None }
+                    }
+                    None => Asked::NotOwned(None),
+                })
+            }
+            Named::Overlay(overlay) => Ok(self.ask_overlay(overlay, service, trace)),
+            Named::Expired(overlay) => {
+                trace.step(Some(&overlay.declared), || format!("`{id}` has expired"));
+                if reject { Err(self.expired(overlay)) } else { Ok(Asked::Missed(Reason::Expired)) }
+            }
+            Named::Unknown => {
+                trace.step(None, || format!("nobody knows `{id}`"));
+                if reject { Err(self.unknown(id)) } else { Ok(Asked::Missed(Reason::Unknown)) }
+            }
+            Named::Broken(diagnostics) => {
+                let message = format!("the blueprint of `{id}` was never good");
+                Err(broken(Refusal::new(Problem::BrokenBlueprint, message), diagnostics))
+            }
+        }
+    }
+
+    /// Once a key's lineage owns the service, its policy alone decides; later ids are not tried.
+    fn ask_overlay(&self, overlay: &'t Overlay<U>, service: &str, trace: &mut impl Trace) -> Asked<'t, U> {
+        let owners = overlay.owners(service);
+        if owners.is_empty() {
+            trace.step(Some(&overlay.declared), || {
+                format!("nobody in the lineage {} owns `{service}`", lineage_of(overlay))
+            });
+            return Asked::NotOwned(Some(overlay));
+        }
+        let Some((route, because)) = self.nearest_available(overlay, owners) else {
+            trace.step(Some(&overlay.declared), || {
+                format!("no owner of `{service}` in the lineage is available: falls back")
+            });
+            return Asked::Unavailable(overlay);
+        };
+        trace.step(Some(&route.declared), || {
+            let owner = &route.environment;
+            format!("`{service}` is owned by `{owner}`, nearest in the lineage {}", lineage_of(overlay))
+        });
+        let own = route.environment == overlay.id;
+        let (via, natural) =
+            if own { (Via::Overlay, Reason::Owned) } else { (Via::Ancestor, Reason::Inherited) };
+        Asked::Found { route, via, reason: because.unwrap_or(natural), key: Some(overlay) }
+    }
+
+    fn from_baseline(
+        &self,
+        service: &str,
+        reason: Reason,
+        key: Option<&'t Overlay<U>>,
+        trace: &mut impl Trace,
+    ) -> Result<Served<'t, U>, Refusal> {
+        let Some(route) = self.baseline.route(service) else {
+            return Err(self.no_such_service(service));
+        };
         trace.step(Some(&route.declared), || {
             format!("the baseline `{}` serves `{service}` ({})", self.baseline.id, reason.as_str())
         });
-        Ok(self.served(route, Via::Baseline, reason, first_known))
+        Ok(self.served(route, Via::Baseline, reason, key))
     }
 
     /// The first owner that was not yet found unavailable, and why an earlier one was passed over.
