@@ -21,6 +21,10 @@ pub use read::{API_VERSION, parse, with_expiry};
 pub const MAX_FILE_BYTES: usize = 48 * 1024 * 1024;
 /// The deepest nesting of lists and mappings that is read.
 pub const MAX_NESTING: usize = 64;
+/// The most values, keys included, that are read of one document: some fifty thousand services.
+pub const MAX_NODES: usize = 500_000;
+/// The most mistakes of one file that are told one by one; of the others, how many they are.
+pub const MAX_MISTAKES: usize = 200;
 
 /// One document of a file.
 #[derive(Debug, Clone)]
@@ -45,9 +49,9 @@ impl Document {
 /// What `parse` made of a file: the documents that are right, and every mistake in the others.
 #[derive(Debug, Clone, Default)]
 pub struct Parsed {
-    /// The good documents, in order.
+    /// The good documents, in order; those beside a bad one too.
     pub documents: Vec<Document>,
-    /// Every mistake; warnings too.
+    /// Every mistake, and warnings; beyond [`MAX_MISTAKES`] their number.
     pub diagnostics: Vec<Diagnostic>,
     /// The ids of documents that have errors, where the id itself could be read.
     pub broken: Vec<EnvironmentId>,

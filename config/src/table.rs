@@ -6,10 +6,11 @@
 //! its predecessor but the environments that changed.
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::Duration;
 
-use foldhash::fast::RandomState;
+use foldhash::fast::{FixedState, RandomState};
 
 use crate::blueprint::{OnUnavailable, OnUnknown};
 use crate::diagnostic::{Diagnostic, Location};
@@ -131,24 +132,65 @@ pub struct Overlay<U> {
     pub declared: Location,
     /// What it and its ancestors below the baseline add at the gateway.
     pub exposures: Box<[Exposure]>,
-    /// Every service owned below the baseline, by name and then nearest first.
-    owned: Box<[Arc<Route<U>>]>,
+    /// Every service owned below the baseline, by its name's hash and then nearest first.
+    owned: Box<[Owned<U>]>,
+}
+
+/// A route, and the hash of its service's name beside it: a search then touches only this list, and
+/// no name but that of what it found.
+#[derive(Debug)]
+pub struct Owned<U> {
+    hash: u64,
+    /// The route.
+    pub route: Arc<Route<U>>,
+}
+
+impl<U> Clone for Owned<U> {
+    fn clone(&self) -> Self {
+        Self { hash: self.hash, route: self.route.clone() }
+    }
+}
+
+/// The hash of a service's name; the same in every table, so that children can share what their
+/// parents sorted. Names in a table are the operator's: nobody gains by colliding.
+fn hash_of(service: &str) -> u64 {
+    FixedState::default().hash_one(service)
 }
 
 impl<U> Overlay<U> {
     /// The owners of `service` in this lineage below the baseline, nearest first.
     #[must_use]
-    pub fn owners(&self, service: &str) -> &[Arc<Route<U>>] {
-        let from = self.owned.partition_point(|route| route.service.as_str() < service);
-        let count = self.owned[from..].iter().take_while(|route| route.service.as_str() == service).count();
-        &self.owned[from..from + count]
+    pub fn owners(&self, service: &str) -> &[Owned<U>] {
+        let hash = hash_of(service);
+        let from = first_at_least(&self.owned, hash);
+        let same_hash = self.owned[from..].iter().take_while(|owned| owned.hash == hash);
+        // Two names with one hash stand one after the other, each whole.
+        let other = same_hash.clone().take_while(|owned| owned.route.service.as_str() != service).count();
+        let count = same_hash.skip(other).take_while(|owned| owned.route.service.as_str() == service).count();
+        &self.owned[from + other..from + other + count]
     }
 
-    /// Every service owned below the baseline, by name and then nearest first.
+    /// Every route owned below the baseline; of several owners of one service, the nearest first.
     #[must_use]
-    pub fn owned(&self) -> &[Arc<Route<U>>] {
+    pub fn owned(&self) -> &[Owned<U>] {
         &self.owned
     }
+}
+
+/// Where the first entry with at least this hash stands in a list sorted by hash.
+///
+/// Hashes are evenly spread, so the hash itself says about where: a search by halves would touch
+/// several cache lines of a deep lineage's list, this one touches one or two.
+fn first_at_least<U>(owned: &[Owned<U>], hash: u64) -> usize {
+    let guess = (u128::from(hash) * owned.len() as u128) >> u64::BITS;
+    let mut at = usize::try_from(guess).unwrap_or_default();
+    while at > 0 && owned[at - 1].hash >= hash {
+        at -= 1;
+    }
+    while at < owned.len() && owned[at].hash < hash {
+        at += 1;
+    }
+    at
 }
 
 /// What an id names.
@@ -167,9 +209,11 @@ impl<U> Environment<U> {
     fn own_route(&self, id: &EnvironmentId, service: &ServiceName) -> Option<&Arc<Route<U>>> {
         match self {
             Self::Baseline(baseline) => baseline.route(service.as_str()),
-            Self::Overlay(overlay) => {
-                overlay.owners(service.as_str()).first().filter(|route| route.environment == *id)
-            }
+            Self::Overlay(overlay) => overlay
+                .owners(service.as_str())
+                .first()
+                .map(|owned| &owned.route)
+                .filter(|route| route.environment == *id),
             Self::Refused(_) => None,
         }
     }
@@ -281,7 +325,8 @@ impl<U> RoutingTable<U> {
                     None => Environment::Baseline(compile_baseline(id, resolved, &mut attach)),
                     Some(parent) => {
                         let parent = next.environment(parent.as_str());
-                        Environment::Overlay(compile_overlay(id, resolved, parent, &mut attach))
+                        let baseline = next.baseline(Some(&resolved.baseline));
+                        Environment::Overlay(compile_overlay(id, resolved, parent, baseline, &mut attach))
                     }
                 },
             };
@@ -299,19 +344,24 @@ impl<U> RoutingTable<U> {
     }
 }
 
+/// The routes of an environment. A service that the baseline has too shares the baseline's copy of
+/// its name: one that every lookup keeps in the cache, and less memory.
 fn routes<U>(
     id: &EnvironmentId,
     resolved: &Resolved,
+    baseline: Option<&Baseline<U>>,
     attach: &mut impl FnMut(&EnvironmentId, &ServiceName, &[Url]) -> U,
 ) -> Vec<Arc<Route<U>>> {
     let services = resolved.blueprint.services.iter().zip(&resolved.urls);
     let route = |(service, urls): (&crate::blueprint::Service, &Arc<[Url]>)| {
+        let name = &service.name.value;
+        let shared = baseline.and_then(|baseline| baseline.route(name.as_str()));
         Arc::new(Route {
             environment: id.clone(),
-            service: service.name.value.clone(),
+            service: shared.map_or(name, |route| &route.service).clone(),
             urls: urls.clone(),
             declared: resolved.blueprint.location(service.name.span),
-            upstream: attach(id, &service.name.value, urls),
+            upstream: attach(id, name, urls),
         })
     };
     services.map(route).collect()
@@ -322,7 +372,7 @@ fn compile_baseline<U>(
     resolved: &Resolved,
     attach: &mut impl FnMut(&EnvironmentId, &ServiceName, &[Url]) -> U,
 ) -> Baseline<U> {
-    let routes = routes(id, resolved, attach);
+    let routes = routes(id, resolved, None, attach);
     let mut authorities: HashMap<Box<str>, Vec<(u16, ServiceName)>, RandomState> = HashMap::default();
     for route in &routes {
         for url in route.urls.iter().filter(|url| url.scheme != Scheme::Unix) {
@@ -355,9 +405,11 @@ fn compile_overlay<U>(
     id: &EnvironmentId,
     resolved: &Resolved,
     parent: Option<&Environment<U>>,
+    baseline: Option<&Baseline<U>>,
     attach: &mut impl FnMut(&EnvironmentId, &ServiceName, &[Url]) -> U,
 ) -> Overlay<U> {
-    let mut owned = routes(id, resolved, attach);
+    let with_hash = |route: Arc<Route<U>>| Owned { hash: hash_of(route.service.as_str()), route };
+    let mut owned: Vec<_> = routes(id, resolved, baseline, attach).into_iter().map(with_hash).collect();
     let mut ancestors: Vec<_> = resolved.parent.iter().cloned().collect();
     let mut gates = exposures(resolved, false).into_vec();
     if let Some(Environment::Overlay(parent)) = parent {
@@ -366,7 +418,7 @@ fn compile_overlay<U>(
         gates.extend(parent.exposures.iter().cloned());
     }
     // Stable: of several owners of one service, the nearest stays first.
-    owned.sort_by(|a, b| a.service.cmp(&b.service));
+    owned.sort_by(|a, b| (a.hash, &a.route.service).cmp(&(b.hash, &b.route.service)));
     Overlay {
         id: id.clone(),
         baseline: resolved.baseline.clone(),

@@ -256,7 +256,7 @@ fn environment_value(environment: &Environment<Arc<crate::upstream::Upstream>>) 
             "lineage": overlay.ancestors.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "expiresAt": overlay.expires_at.map(|at| at.to_string()),
             "declared": overlay.declared.to_string(),
-            "services": overlay.owned().iter().map(route).collect::<Vec<_>>(),
+            "services": overlay.owned().iter().map(|owned| route(&owned.route)).collect::<Vec<_>>(),
         }),
         Environment::Refused(diagnostics) => json!({
             "kind": "Refused",

@@ -1,451 +1,539 @@
 //! Trees to blueprints: the format, field by field.
 
+use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::fields::{ATTACHED, ATTACHMENT, ENVELOPE, Fields, METADATA, Problems, ROOT, ROUTING, SERVICE};
-use super::node::{Documents, Kind, Node};
+use super::node::{Documents, Kind, Node, Tree, line_start};
 use super::{
-    Attachment, Blueprint, Document, MAX_FILE_BYTES, Mode, OnUnavailable, OnUnknown, Parsed, Service,
+    Attachment, Blueprint, Document, MAX_FILE_BYTES, MAX_MISTAKES, Mode, OnUnavailable, OnUnknown, Parsed,
+    Service,
 };
-use crate::diagnostic::{Diagnostic, Location, Source, Span, Spanned};
-use crate::name::{EnvironmentId, ServiceName};
+use crate::diagnostic::{Diagnostic, Source, Span, Spanned};
+use crate::name::{EnvironmentId, MAX_LABEL, ServiceName, printable};
 use crate::time::{UnixMillis, parse_duration, parse_timestamp};
-use crate::url::{Url, split_authority};
+use crate::url::Url;
 
 /// The version of the envelope.
 pub const API_VERSION: &str = "overlane.dev/v1alpha1";
+
+/// The longest time that a request may be held.
+const MAX_HOLD: Duration = Duration::from_secs(60);
 
 const ID_HINT: &str =
     "lower-case letters, digits and single dashes, at most 63 bytes, such as `alice-payments`";
 const URL_HINT: &str = "such as `http://payments-api.staging.svc.cluster.local:8080`";
 const TEMPLATE_HINT: &str = "such as `http://{service}.{overlay}.svc.cluster.local:8080`";
 const DURATION_HINT: &str = "such as `4h`, `90s` or `1h30m`";
+const TIME_HINT: &str = "such as `2027-01-31T18:00:00Z`";
+const ENDPOINT_HINT: &str = "such as `10.0.0.1:8080` or `http://10.0.0.1:8080`";
+const HOST_HINT: &str = "such as `shop.staging.example.com`";
+const PATH_HINT: &str = "such as `/api`";
+const HOLD_HINT: &str = "such as `2s`; clients and proxies give up after a minute";
 const SERVICES_HINT: &str = "write `services:` and below it `- name: payments-api`";
-
-/// The longest time that a request may be held.
-const MAX_HOLD: Duration = Duration::from_secs(60);
 
 /// Reads every document of a source and reports every mistake in it.
 #[must_use]
 pub fn parse(source: &Arc<Source>) -> Parsed {
-    let mut parsed = Parsed::default();
     if source.text.len() > MAX_FILE_BYTES {
-        let mib = MAX_FILE_BYTES / 1024 / 1024;
-        parsed.diagnostics.push(
-            Diagnostic::file(&source.path, format!("larger than {mib} MiB"))
-                .hint("split it: one file per environment"),
-        );
-        return parsed;
+        let problem =
+            Diagnostic::file(&source.path, format!("larger than {} MiB", MAX_FILE_BYTES / 1024 / 1024));
+        let diagnostics = vec![problem.hint("split it: one file per environment")];
+        return Parsed { diagnostics, ..Parsed::default() };
     }
-    let mut documents = Documents::new(source);
-    let mut count = 0;
-    let stopped = loop {
-        match documents.next() {
-            Ok(Some(node)) => {
-                count += 1;
-                let duplicates = std::mem::take(&mut documents.problems);
-                read_document(source, &node, count == 1, duplicates, &mut parsed);
+    let mut file = File { source, parsed: Parsed::default(), fatal: false, unlisted: 0 };
+    for tree in Documents::new(source) {
+        match tree {
+            Ok(tree) => file.read(&tree),
+            Err(problem) => {
+                file.fatal = true;
+                file.list([*problem]);
             }
-            Ok(None) => break None,
-            Err(problem) => break Some(*problem),
         }
-    };
-    if count == 0 && stopped.is_none() {
-        parsed.diagnostics.push(
-            Diagnostic::file(&source.path, "empty: there is no blueprint in it")
-                .hint("a blueprint begins with `name:`; `docs/blueprint.md` shows one"),
-        );
     }
-    parsed.diagnostics.extend(stopped);
-    if let ([Document::Blueprint(only)], 1) = (&mut parsed.documents[..], count)
-        && let Some(only) = Arc::get_mut(only)
-    {
-        // Alone in its file, its comments before and after belong to it.
-        only.span.end = u32::try_from(source.text.len()).unwrap_or(u32::MAX);
-    }
-    parsed
+    file.finish()
 }
 
-fn read_document(
-    source: &Arc<Source>,
-    node: &Node,
-    first: bool,
-    duplicates: Vec<Diagnostic>,
-    parsed: &mut Parsed,
-) {
-    let mut problems = Problems { source, list: duplicates };
-    let (document, id) = match envelope(node, &mut problems) {
-        Wrapped::Attachment { name, spec } => attachment(name, spec, &mut problems),
-        Wrapped::Blueprint { kind, name, spec } => {
-            let start = if first { 0 } else { node.span.start };
-            blueprint(kind, name, spec, Span { start, end: node.span.end }, &mut problems)
+/// A file that is being read.
+struct File<'s> {
+    source: &'s Arc<Source>,
+    parsed: Parsed,
+    /// Whether there is any error.
+    fatal: bool,
+    /// How many mistakes are not listed.
+    unlisted: usize,
+}
+
+impl File<'_> {
+    fn read(&mut self, tree: &Tree<'_>) {
+        let mut problems = Problems::new(self.source);
+        for duplicate in &tree.duplicates {
+            let key = &duplicate.second;
+            problems.duplicate("key", &key.text, duplicate.first, key.span, "keep one of them");
         }
-    };
-    let good = !problems.list.iter().any(Diagnostic::is_error);
-    let of_id = |diagnostic: Diagnostic| match &id {
-        Some(id) => diagnostic.of(id),
-        None => diagnostic,
-    };
-    problems.list.sort_by_key(|problem| problem.location.as_ref().map(|location| location.span.start));
-    parsed.diagnostics.extend(problems.list.into_iter().map(of_id));
-    match document.filter(|_| good) {
-        Some(document) => parsed.documents.push(document),
-        None => parsed.broken.extend(id),
+        let (document, about) = match enveloped(&tree.root) {
+            true => envelope(tree, &mut problems),
+            false => bare(tree, &mut problems),
+        };
+        match document.filter(|_| !problems.fatal) {
+            Some(document) => self.parsed.documents.push(document),
+            None => self.parsed.broken.extend(about.broken().cloned()),
+        }
+        self.fatal |= problems.fatal;
+        self.unlisted += problems.unlisted;
+        problems.list.sort_by_key(|problem| problem.location.as_ref().map(|location| location.span.start));
+        self.list(problems.list.into_iter().map(|problem| match about.id() {
+            Some(id) => problem.of(id),
+            None => problem,
+        }));
+    }
+
+    /// Adds as many mistakes as there is room for.
+    fn list(&mut self, mistakes: impl IntoIterator<Item = Diagnostic>) {
+        let mut mistakes = mistakes.into_iter();
+        let room = MAX_MISTAKES.saturating_sub(self.parsed.diagnostics.len());
+        self.parsed.diagnostics.extend(mistakes.by_ref().take(room));
+        self.unlisted += mistakes.count();
+    }
+
+    fn finish(mut self) -> Parsed {
+        let Parsed { documents, diagnostics, .. } = &mut self.parsed;
+        if documents.is_empty() && diagnostics.is_empty() {
+            let empty = Diagnostic::file(&self.source.path, "empty: there is no blueprint in it");
+            diagnostics.push(empty.hint("a blueprint begins with `name:`; `docs/blueprint.md` shows one"));
+        }
+        if self.unlisted > 0 {
+            let more = format!("{} more mistakes are not listed", self.unlisted);
+            let more = Diagnostic::file(&self.source.path, more).hint("correct these first");
+            diagnostics.push(if self.fatal { more } else { more.warning() });
+        }
+        self.parsed
     }
 }
 
-/// What the envelope says about the document in it.
-enum Wrapped<'n> {
-    Blueprint { kind: Option<(&'n str, Span)>, name: Option<&'n Node>, spec: &'n Node },
-    Attachment { name: Option<&'n Node>, spec: &'n Node },
+/// Which environment a document is about, as far as that could be read.
+enum About {
+    /// Its blueprint.
+    Blueprint(Option<EnvironmentId>),
+    /// Only what is attached to it.
+    Attachment(Option<EnvironmentId>),
 }
 
-fn envelope<'n>(node: &'n Node, problems: &mut Problems<'_>) -> Wrapped<'n> {
-    if node.get("apiVersion").is_none() && node.get("kind").is_none() {
-        return Wrapped::Blueprint { kind: None, name: None, spec: node };
+impl About {
+    fn id(&self) -> Option<&EnvironmentId> {
+        match self {
+            Self::Blueprint(id) | Self::Attachment(id) => id.as_ref(),
+        }
     }
-    let fields = Fields::open(node, "the document", ENVELOPE, problems);
+
+    /// The environment that is broken when the document is; a bad attachment breaks none.
+    fn broken(&self) -> Option<&EnvironmentId> {
+        match self {
+            Self::Blueprint(id) => id.as_ref(),
+            Self::Attachment(_) => None,
+        }
+    }
+}
+
+/// What became of a document.
+type Read = (Option<Document>, About);
+
+/// Whether the document is one with `apiVersion`, `kind`, `metadata` and `spec`.
+fn enveloped(root: &Node<'_>) -> bool {
+    ["apiVersion", "kind", "spec"].iter().any(|field| root.get(field).is_some())
+}
+
+fn bare(tree: &Tree<'_>, problems: &mut Problems<'_>) -> Read {
+    let Some(root) = Fields::open(&tree.root, "the blueprint", ROOT, problems) else {
+        return (None, About::Blueprint(None));
+    };
+    let name = outer_name(&root, problems);
+    blueprint(None, name, &root, tree.span, problems)
+}
+
+fn envelope(tree: &Tree<'_>, problems: &mut Problems<'_>) -> Read {
+    let Some(fields) = Fields::open(&tree.root, "the document", ENVELOPE, problems) else {
+        return (None, About::Blueprint(None));
+    };
+    version(&fields, problems);
+    let kind = kind(&fields, problems);
+    let name = outer_name(&fields, problems);
+    let Some(spec) = fields.get("spec") else {
+        problems.error(fields.start, "`spec` is missing", "put `routing` and `services` under `spec:`");
+        return unreadable("metadata.name", name, problems);
+    };
+    let form = match kind {
+        Some((EnvelopeKind::Attachment, _)) => return attachment(name, spec, problems),
+        Some((EnvelopeKind::Form(form), span)) => Some((form, span)),
+        Some((EnvelopeKind::Blueprint, _)) | None => None,
+    };
+    match Fields::open(spec, "`spec`", ROOT, problems) {
+        Some(root) => blueprint(form, name, &root, tree.span, problems),
+        None => unreadable("metadata.name", name, problems),
+    }
+}
+
+/// A blueprint that says nothing but its name.
+fn unreadable(field: &str, name: Option<&Node<'_>>, problems: &mut Problems<'_>) -> Read {
+    let id: Option<Spanned<_>> = name.and_then(|node| problems.value(node, field, ID_HINT));
+    (None, About::Blueprint(id.map(|id| id.value)))
+}
+
+/// `metadata.name`.
+fn outer_name<'n>(fields: &Fields<'n>, problems: &mut Problems<'_>) -> Option<&'n Node<'n>> {
+    fields.within("metadata", METADATA, problems)?.get("name")
+}
+
+fn version(fields: &Fields<'_>, problems: &mut Problems<'_>) {
     match fields.get("apiVersion") {
-        Some(version) => {
-            let _ = problems.word(version, "apiVersion", &[(API_VERSION, ())]);
-        }
-        None => problems.error(
-            node.span,
-            "`kind` without `apiVersion`",
-            format!("add `apiVersion: {API_VERSION}`"),
-        ),
-    }
-    let name = fields
-        .get("metadata")
-        .and_then(|metadata| Fields::open(metadata, "`metadata`", METADATA, problems).get("name"));
-    let spec = fields.get("spec").unwrap_or_else(|| {
-        problems.error(node.span, "`spec` is missing", "put `routing` and `services` under `spec:`");
-        node
-    });
-    let kinds = [
-        ("Baseline", "Baseline"),
-        ("Overlay", "Overlay"),
-        ("Blueprint", "Blueprint"),
-        ("Attachment", "Attachment"),
-    ];
-    let kind = match fields.get("kind") {
-        Some(kind) => problems.word(kind, "kind", &kinds).map(|word| (word, kind.span)),
+        // Only one version is known: that it is this one says all.
+        Some(version) => drop(problems.word(version, "apiVersion", &[(API_VERSION, ())])),
         None => {
-            problems.error(
-                node.span,
-                "`apiVersion` without `kind`",
-                "add `kind: Baseline` or `kind: Overlay`",
-            );
-            None
+            let hint = format!("add `apiVersion: {API_VERSION}`");
+            problems.error(fields.start, "`apiVersion` is missing", hint);
         }
-    };
-    match kind {
-        Some(("Attachment", _)) => Wrapped::Attachment { name, spec },
-        Some(("Blueprint", _)) => Wrapped::Blueprint { kind: None, name, spec },
-        kind => Wrapped::Blueprint { kind, name, spec },
     }
 }
 
-fn attachment(
-    name: Option<&Node>,
-    spec: &Node,
-    problems: &mut Problems<'_>,
-) -> (Option<Document>, Option<EnvironmentId>) {
-    let fields = Fields::open(spec, "`spec`", ATTACHMENT, problems);
+/// What `kind` can say.
+#[derive(Clone, Copy)]
+enum EnvelopeKind {
+    Form(Form),
+    Blueprint,
+    Attachment,
+}
+
+fn kind(fields: &Fields<'_>, problems: &mut Problems<'_>) -> Option<(EnvelopeKind, Span)> {
+    const KINDS: &[(&str, EnvelopeKind)] = &[
+        ("Baseline", EnvelopeKind::Form(Form::Baseline)),
+        ("Overlay", EnvelopeKind::Form(Form::Overlay)),
+        ("Blueprint", EnvelopeKind::Blueprint),
+        ("Attachment", EnvelopeKind::Attachment),
+    ];
+    let Some(node) = fields.get("kind") else {
+        problems.error(fields.start, "`kind` is missing", "add `kind: Baseline` or `kind: Overlay`");
+        return None;
+    };
+    Some((problems.word(node, "kind", KINDS)?, node.span))
+}
+
+fn attachment(name: Option<&Node<'_>>, spec: &Node<'_>, problems: &mut Problems<'_>) -> Read {
     let environment: Option<Spanned<EnvironmentId>> = match name {
         Some(name) => problems.value(name, "metadata.name", ID_HINT),
         None => {
+            let start = Span { end: spec.span.start, ..spec.span };
             problems.error(
-                spec.span,
+                start,
                 "the attachment names no environment",
-                "add `metadata: {name: OVERLAY}`",
+                "add `metadata: {name: alice-payments}`",
             );
             None
         }
     };
-    let mut services = Vec::new();
-    for item in fields.get("services").map_or(&[][..], |list| problems.items(list, "services", SERVICES_HINT))
-    {
-        let fields = Fields::open(item, "the attached service", ATTACHED, problems);
-        match (fields.get("name"), fields.get("url")) {
-            (Some(name), Some(url)) => {
-                let name = problems.value(name, "name", ID_HINT);
-                let url = problems.value(url, "url", URL_HINT);
-                services.extend(name.zip(url));
-            }
-            _ => problems.error(
-                item.span,
-                "an attached service needs `name` and `url`",
-                "such as `{name: payments-api, url: \"http://127.0.0.1:4001\"}`",
-            ),
-        }
-    }
-    let Some(environment) = environment else {
-        return (None, None);
-    };
-    // A broken attachment makes no environment unavailable: its id is not reported as broken.
-    (
-        Some(Document::Attachment(Arc::new(Attachment {
-            source: problems.source.clone(),
-            environment,
-            services,
-        }))),
-        None,
-    )
+    let about = About::Attachment(environment.as_ref().map(|id| id.value.clone()));
+    let Some(fields) = Fields::open(spec, "`spec`", ATTACHMENT, problems) else { return (None, about) };
+    let items = listed(fields.get("services"), "services", SERVICES_HINT, problems);
+    let services = distinct(items, attached, |(name, _)| name, "keep one of them", problems);
+    let source = problems.source.clone();
+    let document = environment
+        .map(|environment| Document::Attachment(Arc::new(Attachment { source, environment, services })));
+    (document, about)
 }
 
+fn attached(node: &Node<'_>, problems: &mut Problems<'_>) -> Option<(Spanned<ServiceName>, Spanned<Url>)> {
+    let fields = Fields::open(node, "the attached service", ATTACHED, problems)?;
+    let (Some(name), Some(url)) = (fields.get("name"), fields.get("url")) else {
+        let hint = "such as `{name: payments-api, url: \"http://127.0.0.1:4001\"}`";
+        problems.error(fields.start, "an attached service needs `name` and `url`", hint);
+        return None;
+    };
+    let name = problems.value(name, "name", ID_HINT);
+    let url = problems.value(url, "url", URL_HINT);
+    name.zip(url)
+}
+
+/// The two forms of environment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Baseline,
+    Overlay,
+}
+
+impl Form {
+    /// The word for it in `routing.mode`.
+    fn mode(self) -> &'static str {
+        match self {
+            Self::Baseline => "baseline",
+            Self::Overlay => "overlay",
+        }
+    }
+
+    fn with_article(self) -> &'static str {
+        match self {
+            Self::Baseline => "a baseline",
+            Self::Overlay => "an overlay",
+        }
+    }
+
+    /// The fields of `routing` that belong to the other form, and why.
+    fn foreign(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Baseline => &[
+                ("overlayId", "the id of a baseline is its `baselineId`"),
+                ("ttl", "a baseline does not expire"),
+                ("expiresAt", "a baseline does not expire"),
+            ],
+            Self::Overlay => &[
+                ("serviceUrl", "it is the baseline's, and holds for all its overlays"),
+                ("onUnknown", "it is the baseline's, and holds for all its overlays"),
+            ],
+        }
+    }
+}
+
+/// Reads a blueprint whose envelope, if it has one, says `kind` and `outer_name`.
 fn blueprint(
-    kind: Option<(&str, Span)>,
-    outer: Option<&Node>,
-    node: &Node,
+    kind: Option<(Form, Span)>,
+    outer_name: Option<&Node<'_>>,
+    root: &Fields<'_>,
     span: Span,
     problems: &mut Problems<'_>,
-) -> (Option<Document>, Option<EnvironmentId>) {
-    let root = Fields::open(node, "the blueprint", ROOT, problems);
-    let routing = root.get("routing").map(|routing| Fields::open(routing, "`routing`", ROUTING, problems));
-    let field = |name: &str| routing.as_ref().and_then(|routing| routing.get(name));
-    let baseline = is_baseline(kind, field("mode"), node, problems);
-    let own_key = if baseline { "baselineId" } else { "overlayId" };
-    let Some(id) = identity(own_key, field(own_key), root.get("name"), outer, node, problems) else {
-        return (None, None);
+) -> Read {
+    let services = services(root.get("services"), problems);
+    let Some(routing) = root.within("routing", ROUTING, problems) else {
+        return unreadable("name", root.get("name"), problems);
     };
-    let mode = if baseline {
-        only(field("overlayId"), "overlayId", "it is an overlay's; a baseline has `baselineId`", problems);
-        for name in ["ttl", "expiresAt"] {
-            only(field(name), name, "a baseline does not expire", problems);
-        }
-        Some(Mode::Baseline)
-    } else {
-        for name in ["serviceUrl", "onUnknown"] {
-            only(field(name), name, "it is the baseline's, and holds for all its overlays", problems);
-        }
-        parent(field("baselineId"), &id, node, problems)
-    };
-    let on_unknown = [("baseline", OnUnknown::Baseline), ("reject", OnUnknown::Reject)];
-    let on_unavailable = [("fail", OnUnavailable::Fail), ("fallback", OnUnavailable::Fallback)];
-    let read = Blueprint {
-        source: problems.source.clone(),
-        span,
-        mode: mode.clone().unwrap_or(Mode::Baseline),
-        header: field("headerName")
-            .and_then(|node| problems.value(node, "headerName", "such as `x-overlay-id`")),
-        propagate: field("propagateHeader").and_then(|node| problems.boolean(node, "propagateHeader")),
-        service_url: field("serviceUrl")
-            .filter(|_| baseline)
-            .and_then(|node| problems.value(node, "serviceUrl", TEMPLATE_HINT)),
-        overlay_url: field("overlayUrl").and_then(|node| problems.value(node, "overlayUrl", TEMPLATE_HINT)),
-        ttl: field("ttl").and_then(|node| duration(node, "ttl", problems)),
-        expires_at: field("expiresAt").and_then(|node| timestamp(node, problems)),
-        on_unavailable: field("onUnavailable")
-            .and_then(|node| problems.word(node, "onUnavailable", &on_unavailable)),
-        on_unknown: field("onUnknown").and_then(|node| {
-            Some(Spanned { value: problems.word(node, "onUnknown", &on_unknown)?, span: node.span })
-        }),
-        hold_for: field("holdFor").and_then(|node| hold(node, problems)),
-        services: services(root.get("services"), problems),
-        id: id.clone(),
-    };
-    if read.services.is_empty() && !problems.list.iter().any(Diagnostic::is_error) {
+    let form = form(kind, &routing, problems);
+    let id = identity(form, root, &routing, outer_name, problems);
+    let mode = mode(form, id.as_ref(), &routing, problems);
+    let header = routing
+        .get("headerName")
+        .and_then(|node| problems.value(node, "headerName", "such as `x-overlay-id`"));
+    let propagate = routing.get("propagateHeader").and_then(|node| problems.boolean(node, "propagateHeader"));
+    let service_url =
+        routing.get("serviceUrl").and_then(|node| problems.value(node, "serviceUrl", TEMPLATE_HINT));
+    let overlay_url =
+        routing.get("overlayUrl").and_then(|node| problems.value(node, "overlayUrl", TEMPLATE_HINT));
+    let ttl = routing.get("ttl").and_then(|node| problems.value_with(node, "ttl", DURATION_HINT, ttl));
+    let expires_at = routing
+        .get("expiresAt")
+        .and_then(|node| problems.value_with(node, "expiresAt", TIME_HINT, timestamp));
+    let on_unavailable =
+        routing.get("onUnavailable").and_then(|node| problems.word(node, "onUnavailable", ON_UNAVAILABLE));
+    let on_unknown = routing.get("onUnknown").and_then(|node| {
+        Some(Spanned { value: problems.word(node, "onUnknown", ON_UNKNOWN)?, span: node.span })
+    });
+    let hold_for =
+        routing.get("holdFor").and_then(|node| problems.value_with(node, "holdFor", HOLD_HINT, hold));
+    let about = About::Blueprint(id.as_ref().map(|id| id.value.clone()));
+    let (Some(id), Some(mode)) = (id, mode) else { return (None, about) };
+    if services.is_empty() && !problems.fatal {
         problems.warning(id.span, format!("`{}` owns no service", id.value), SERVICES_HINT);
     }
-    (mode.map(|_| Document::Blueprint(Arc::new(read))), Some(id.value))
+    let blueprint = Blueprint {
+        source: problems.source.clone(),
+        span,
+        id,
+        mode,
+        header,
+        propagate,
+        service_url,
+        overlay_url,
+        ttl,
+        expires_at,
+        on_unavailable,
+        on_unknown,
+        hold_for: hold_for.map(|hold| hold.value),
+        services,
+    };
+    (Some(Document::Blueprint(Arc::new(blueprint))), about)
 }
 
-/// Whether the document is a baseline: `routing.mode` says so, or the envelope's kind.
-fn is_baseline(
-    kind: Option<(&str, Span)>,
-    mode: Option<&Node>,
-    node: &Node,
-    problems: &mut Problems<'_>,
-) -> bool {
-    let by_kind = kind.map(|(kind, _)| kind == "Baseline");
-    let Some(mode) = mode else {
+/// What `routing.mode` says, or else the envelope's kind.
+fn form(kind: Option<(Form, Span)>, routing: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Form> {
+    let by_kind = kind.map(|(form, _)| form);
+    let Some(mode) = routing.get("mode") else {
         if by_kind.is_none() {
-            problems.error(
-                node.span_of_start(),
-                "`routing.mode` is missing",
-                "write `mode: baseline`, or `mode: overlay` with the `baselineId` that it overlays",
-            );
+            let hint = "under `routing:` write `mode: baseline`, or `mode: overlay` and the `baselineId` that it overlays";
+            problems.error(routing.start, "`routing.mode` is missing", hint);
         }
-        return by_kind.unwrap_or(true);
+        return by_kind;
     };
     if matches!(&mode.kind, Kind::Scalar { text, .. } if text == "isolated") {
-        problems.error(mode.span, "`mode: isolated` is not served here", "an isolated environment shares nothing, so it needs no overlay routing; write `baseline` or `overlay`");
-        return true;
+        let hint = "an isolated environment shares nothing, so it needs no overlay routing; write `baseline` or `overlay`";
+        problems.error(mode.span, "`mode: isolated` is not served here", hint);
+        return None;
     }
-    let by_mode = problems.word(mode, "mode", &[("baseline", true), ("overlay", false)]);
-    if let (Some(by_mode), Some(by_kind), Some((kind, span))) = (by_mode, by_kind, kind)
-        && by_mode != by_kind
-    {
-        let shown = if by_mode { "baseline" } else { "overlay" };
-        problems.error(
-            span,
-            format!("`kind: {kind}` contradicts `mode: {shown}`"),
-            "make them agree, or leave `mode` out",
-        );
+    let form =
+        problems.word(mode, "mode", &[Form::Baseline, Form::Overlay].map(|form| (form.mode(), form)))?;
+    if let Some((other, span)) = kind.filter(|(other, _)| *other != form) {
+        let message = format!("`kind: {other:?}` contradicts `mode: {}`", form.mode());
+        problems.error(span, message, "make them agree, or leave `mode` out");
     }
-    by_mode.or(by_kind).unwrap_or(true)
+    Some(form)
 }
 
-/// The id: the mode's own key, else `name`; `metadata.name` must agree.
+/// The id: the form's own key, else `name`; `metadata.name` must agree.
 fn identity(
-    key: &str,
-    own: Option<&Node>,
-    name: Option<&Node>,
-    outer: Option<&Node>,
-    node: &Node,
+    form: Option<Form>,
+    root: &Fields<'_>,
+    routing: &Fields<'_>,
+    outer: Option<&Node<'_>>,
     problems: &mut Problems<'_>,
 ) -> Option<Spanned<EnvironmentId>> {
-    let (source, written) = match (own, name, outer) {
-        (Some(own), ..) => (key, own),
-        (None, Some(name), _) => ("name", name),
-        (None, None, Some(outer)) => ("metadata.name", outer),
-        (None, None, None) => {
-            problems.error(
-                node.span_of_start(),
-                "the environment has no id",
-                format!("add `routing.{key}` or `name`"),
-            );
-            return None;
+    // While the form is unknown, `baselineId` may be the parent's, which is not to blame.
+    let key = if form == Some(Form::Baseline) { "baselineId" } else { "overlayId" };
+    let by_key = routing.get(key).map(|node| (key, node));
+    let by_name = || root.get("name").map(|node| ("name", node));
+    let Some((key, node)) = by_key.or_else(by_name).or(outer.map(|node| ("metadata.name", node))) else {
+        if form.is_some() {
+            problems.error(root.start, "the environment has no id", format!("add `routing.{key}` or `name`"));
         }
+        return None;
     };
-    let id: Spanned<EnvironmentId> = problems.value(written, source, ID_HINT)?;
+    let id: Spanned<EnvironmentId> = problems.value(node, key, ID_HINT)?;
     if let Some(outer) = outer
-        && let Some((text, _)) = problems.scalar(outer, "metadata.name")
-        && text != id.value.as_str()
+        && let Some((name, _)) = problems.scalar(outer, "metadata.name")
+        && name != id.value.as_str()
     {
-        let message = format!(
-            "`metadata.name` is `{}` and `{source}` is `{}`",
-            crate::name::printable(text, 80),
-            id.value
-        );
+        let message = format!("`metadata.name` is `{}` and `{key}` is `{}`", printable(name, 80), id.value);
         problems.error(outer.span, message, "an environment has one id: make them agree");
     }
     Some(id)
 }
 
-fn only(node: Option<&Node>, name: &str, why: &str, problems: &mut Problems<'_>) {
-    if let Some(node) = node {
-        problems.error(node.span, format!("`{name}` does not belong here"), why);
+/// The mode with the overlay's parent; reports the fields that belong to the other form.
+fn mode(
+    form: Option<Form>,
+    id: Option<&Spanned<EnvironmentId>>,
+    routing: &Fields<'_>,
+    problems: &mut Problems<'_>,
+) -> Option<Mode> {
+    let form = form?;
+    for (field, why) in form.foreign() {
+        if let Some(node) = routing.get(field) {
+            problems.error(node.span, format!("`{field}` does not belong in {}", form.with_article()), *why);
+        }
+    }
+    match form {
+        Form::Baseline => Some(Mode::Baseline),
+        Form::Overlay => Some(Mode::Overlay { parent: parent(id, routing, problems)? }),
     }
 }
 
 fn parent(
-    node: Option<&Node>,
-    id: &Spanned<EnvironmentId>,
-    whole: &Node,
+    id: Option<&Spanned<EnvironmentId>>,
+    routing: &Fields<'_>,
     problems: &mut Problems<'_>,
-) -> Option<Mode> {
-    let Some(node) = node else {
+) -> Option<Spanned<EnvironmentId>> {
+    let Some(node) = routing.get("baselineId") else {
         problems.error(
-            whole.span_of_start(),
-            format!("the overlay `{}` has no `baselineId`", id.value),
-            "name its parent: a baseline, or another overlay",
+            routing.start,
+            "the overlay has no `baselineId`",
+            "under `routing:` name its parent: a baseline, or another overlay",
         );
         return None;
     };
     let parent: Spanned<EnvironmentId> = problems.value(node, "baselineId", ID_HINT)?;
-    if parent.value == id.value {
+    if id.is_some_and(|id| id.value == parent.value) {
         problems.error(
             parent.span,
-            format!("`{}` names itself as parent", id.value),
+            format!("`{}` names itself as parent", parent.value),
             "name a baseline, or another overlay",
         );
         return None;
     }
-    Some(Mode::Overlay { parent })
+    Some(parent)
 }
 
-fn duration(node: &Node, name: &str, problems: &mut Problems<'_>) -> Option<Spanned<Duration>> {
-    let (text, _) = problems.scalar(node, name)?;
-    let shown = crate::name::printable(text, 40);
-    match parse_duration(text) {
-        Ok(value) if value.is_zero() && name == "ttl" => {
-            problems.error(node.span, "`ttl` is zero", DURATION_HINT);
-        }
-        Ok(value) => {
-            return Some(Spanned { value, span: node.span });
-        }
-        Err(why) => problems.error(node.span, format!("`{name}: {shown}`: {why}"), DURATION_HINT),
-    }
-    None
+const ON_UNAVAILABLE: &[(&str, OnUnavailable)] =
+    &[("fail", OnUnavailable::Fail), ("fallback", OnUnavailable::Fallback)];
+const ON_UNKNOWN: &[(&str, OnUnknown)] = &[("baseline", OnUnknown::Baseline), ("reject", OnUnknown::Reject)];
+
+fn duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text).map_err(|why| format!("`{}` is {why}", printable(text, 40)))
 }
 
-fn hold(node: &Node, problems: &mut Problems<'_>) -> Option<Duration> {
-    let hold = duration(node, "holdFor", problems)?;
-    if hold.value > MAX_HOLD {
-        problems.error(
-            node.span,
-            "`holdFor` is longer than a minute",
-            "clients and proxies give up earlier; hold for some seconds",
-        );
-        return None;
-    }
-    Some(hold.value)
-}
-
-fn timestamp(node: &Node, problems: &mut Problems<'_>) -> Option<Spanned<UnixMillis>> {
-    let (text, _) = problems.scalar(node, "expiresAt")?;
-    match parse_timestamp(text) {
-        Ok(value) => Some(Spanned { value, span: node.span }),
-        Err(why) => {
-            problems.error(
-                node.span,
-                format!("`expiresAt: {}`: {why}", crate::name::printable(text, 40)),
-                "such as `2027-01-31T18:00:00Z`",
-            );
-            None
-        }
+fn ttl(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("a lifetime of zero".to_owned()),
+        ttl => Ok(ttl),
     }
 }
 
-fn services(node: Option<&Node>, problems: &mut Problems<'_>) -> Vec<Service> {
-    let items = node.map_or(&[][..], |node| problems.items(node, "services", SERVICES_HINT));
-    let mut services: Vec<Service> = Vec::with_capacity(items.len());
+fn hold(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        hold if hold > MAX_HOLD => Err("longer than a minute".to_owned()),
+        hold => Ok(hold),
+    }
+}
+
+fn timestamp(text: &str) -> Result<UnixMillis, String> {
+    parse_timestamp(text).map_err(|why| format!("`{}` is {why}", printable(text, 40)))
+}
+
+fn services(node: Option<&Node<'_>>, problems: &mut Problems<'_>) -> Vec<Service> {
+    let items = listed(node, "services", SERVICES_HINT, problems);
+    distinct(
+        items,
+        service,
+        |service| &service.name,
+        "several addresses of one service go under `endpoints:`",
+        problems,
+    )
+}
+
+/// The items of a list, which may be absent.
+fn listed<'n>(
+    node: Option<&'n Node<'n>>,
+    name: &str,
+    hint: &str,
+    problems: &mut Problems<'_>,
+) -> &'n [Node<'n>] {
+    node.map_or(&[][..], |node| problems.items(node, name, hint))
+}
+
+/// What `read` makes of the items; the second of the same name is an error.
+fn distinct<T>(
+    items: &[Node<'_>],
+    read: impl Fn(&Node<'_>, &mut Problems<'_>) -> Option<T>,
+    name: impl Fn(&T) -> &Spanned<ServiceName>,
+    advice: &str,
+    problems: &mut Problems<'_>,
+) -> Vec<T> {
+    let mut first_of: HashMap<ServiceName, Span> = HashMap::with_capacity(items.len());
+    let mut all = Vec::with_capacity(items.len());
     for item in items {
-        let Some(service) = service(item, problems) else {
-            continue;
-        };
-        match services.iter().find(|known| known.name.value == service.name.value) {
-            None => services.push(service),
-            Some(first) => {
-                let line = Location { source: problems.source.clone(), span: first.name.span }.line();
-                problems.error(
-                    service.name.span,
-                    format!("duplicate service `{}`", service.name.value),
-                    format!(
-                        "it is already on line {line}; several addresses of one service go under `endpoints:`"
-                    ),
-                );
+        let Some(one) = read(item, problems) else { continue };
+        let Spanned { value, span } = name(&one);
+        match first_of.get(value) {
+            Some(first) => problems.duplicate("service", value.as_str(), *first, *span, advice),
+            None => {
+                first_of.insert(value.clone(), *span);
+                all.push(one);
             }
         }
     }
-    services
+    all
 }
 
-fn service(node: &Node, problems: &mut Problems<'_>) -> Option<Service> {
-    let fields = Fields::open(node, "the service", SERVICE, problems);
-    let name: Option<Spanned<ServiceName>> = match fields.get("name") {
-        Some(name) => problems.value(name, "name", ID_HINT),
-        None => {
-            if matches!(node.kind, Kind::Mapping(_)) {
-                problems.error(node.span_of_start(), "the service has no `name`", "add `name: payments-api`");
-            }
-            None
-        }
-    };
-    let expose = fields.get("expose").and_then(|node| problems.boolean(node, "expose"));
+fn service(node: &Node<'_>, problems: &mut Problems<'_>) -> Option<Service> {
+    let fields = Fields::open(node, "the service", SERVICE, problems)?;
+    let name = fields.get("name");
+    if name.is_none() {
+        problems.error(fields.start, "the service has no `name`", "add `name: payments-api`");
+    }
+    let name = name.and_then(|node| problems.value(node, "name", ID_HINT));
     let urls = urls(fields.get("url"), fields.get("endpoints"), problems);
-    let hosts_list = fields.get("hosts");
-    let hosts: Vec<_> = hosts_list
-        .map_or(&[][..], |list| problems.items(list, "hosts", "write `hosts: [shop.example.com]`"))
-        .iter()
-        .filter_map(|item| host(item, problems))
-        .collect();
-    let path = fields.get("path").and_then(|node| path(node, problems));
+    let expose = fields.get("expose").and_then(|node| problems.boolean(node, "expose"));
+    let hosts = listed(fields.get("hosts"), "hosts", "write `hosts: [shop.staging.example.com]`", problems);
+    let hosts: Vec<_> =
+        hosts.iter().filter_map(|node| problems.value_with(node, "hosts", HOST_HINT, host)).collect();
+    let path = fields.get("path").and_then(|node| problems.value_with(node, "path", PATH_HINT, path));
     if expose == Some(false)
-        && let Some(unused) = hosts_list.or(fields.get("path"))
+        && let Some(unused) = fields.get("hosts").or(fields.get("path"))
     {
         problems.warning(
             unused.span,
@@ -460,132 +548,123 @@ fn service(node: &Node, problems: &mut Problems<'_>) -> Option<Service> {
     Some(Service { name: name?, urls, expose, hosts, path, image })
 }
 
-fn urls(url: Option<&Node>, endpoints: Option<&Node>, problems: &mut Problems<'_>) -> Vec<Spanned<Url>> {
-    match (url, endpoints) {
-        (Some(_), Some(endpoints)) => {
-            problems.error(
-                endpoints.span,
-                "both `url` and `endpoints`",
-                "write `url` for one address, `endpoints` for several",
-            );
-            Vec::new()
-        }
-        (Some(url), None) => problems.value(url, "url", URL_HINT).into_iter().collect(),
-        (None, Some(list)) => problems
-            .items(list, "endpoints", "write `endpoints: [10.0.0.1:8080, 10.0.0.2:8080]`")
-            .iter()
-            .filter_map(|item| endpoint(item, problems))
-            .collect(),
-        (None, None) => Vec::new(),
+fn urls(
+    url: Option<&Node<'_>>,
+    endpoints: Option<&Node<'_>>,
+    problems: &mut Problems<'_>,
+) -> Vec<Spanned<Url>> {
+    if let (Some(_), Some(endpoints)) = (url, endpoints) {
+        problems.error(
+            endpoints.span,
+            "both `url` and `endpoints`",
+            "write `url` for one address, `endpoints` for several",
+        );
     }
+    let url = url.and_then(|node| problems.value(node, "url", URL_HINT));
+    let items = listed(endpoints, "endpoints", "write `endpoints: [10.0.0.1:8080, 10.0.0.2:8080]`", problems);
+    let endpoints =
+        items.iter().filter_map(|node| problems.value_with(node, "endpoints", ENDPOINT_HINT, endpoint));
+    url.into_iter().chain(endpoints).collect()
 }
 
 /// A url, or `host:port` for plain HTTP.
-fn endpoint(node: &Node, problems: &mut Problems<'_>) -> Option<Spanned<Url>> {
-    let (text, _) = problems.scalar(node, "endpoints")?;
-    let whole = if text.contains("://") || text.starts_with("unix:") {
-        text.to_owned()
-    } else {
-        format!("http://{text}")
-    };
-    match whole.parse() {
-        Ok(value) => Some(Spanned { value, span: node.span }),
-        Err(why) => {
-            problems.error(
-                node.span,
-                format!("`endpoints`: {why}"),
-                "such as `10.0.0.1:8080` or `http://10.0.0.1:8080`",
-            );
-            None
+fn endpoint(text: &str) -> Result<Url, String> {
+    match text.contains("://") || text.starts_with("unix:") {
+        true => text.parse(),
+        false => format!("http://{text}").parse(),
+    }
+}
+
+/// A DNS name in lower case, without the dot at its end.
+fn host(text: &str) -> Result<Box<str>, String> {
+    let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
+    let shown = printable(text, 80);
+    if name.contains('*') {
+        return Err(format!("`{shown}` has a wildcard, which is not supported; write each host out"));
+    }
+    if name.contains(':') {
+        return Err(format!("`{shown}` has a port or a scheme; the gateway matches the name alone"));
+    }
+    match name.len() <= 253 && name.split('.').all(is_host_label) {
+        true => Ok(name.into()),
+        false => Err(format!("`{shown}` is not a DNS name")),
+    }
+}
+
+/// A label as DNS has it: unlike one of ours it may have `--` (`xn--…`, preview hosts) and `_`.
+fn is_host_label(label: &str) -> bool {
+    let fine = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    (1..=MAX_LABEL).contains(&label.len())
+        && label.bytes().all(fine)
+        && !label.starts_with('-')
+        && !label.ends_with('-')
+}
+
+/// A prefix of paths.
+fn path(text: &str) -> Result<Box<str>, String> {
+    let shown = printable(text, 80);
+    if !text.starts_with('/') {
+        return Err(format!("`{shown}` does not begin with `/`"));
+    }
+    match text.bytes().find(|byte| !byte.is_ascii_graphic() || b"?#*".contains(byte)) {
+        None => Ok(text.into()),
+        Some(_) => {
+            Err(format!("`{shown}` has `?`, `#`, `*`, a space or another character that no prefix has"))
         }
     }
 }
 
-fn host(node: &Node, problems: &mut Problems<'_>) -> Option<Spanned<Box<str>>> {
-    let (text, _) = problems.scalar(node, "hosts")?;
-    let shown = crate::name::printable(text, 80);
-    if text.contains('*') {
-        problems.error(node.span, format!("the host `{shown}` has a wildcard"), "write each host out");
-        return None;
-    }
-    match split_authority(text) {
-        Ok((host, None)) => {
-            Some(Spanned { value: host.trim_end_matches('.').to_ascii_lowercase().into(), span: node.span })
-        }
-        Ok((_, Some(_))) => {
-            problems.error(
-                node.span,
-                format!("the host `{shown}` has a port"),
-                "leave the port out: the gateway matches the name",
-            );
-            None
-        }
-        Err(why) => {
-            problems.error(node.span, format!("`hosts`: {why}"), "such as `shop.staging.example.com`");
-            None
-        }
-    }
-}
-
-fn path(node: &Node, problems: &mut Problems<'_>) -> Option<Spanned<Box<str>>> {
-    let (text, _) = problems.scalar(node, "path")?;
-    if text.starts_with('/') && !text.contains(['?', '#', '*']) && text.bytes().all(|b| b.is_ascii_graphic())
-    {
-        return Some(Spanned { value: text.into(), span: node.span });
-    }
-    problems.error(
-        node.span,
-        format!("the path `{}` is no prefix", crate::name::printable(text, 80)),
-        "it begins with `/` and has no `?`, `#`, `*` or spaces, such as `/api`",
-    );
-    None
-}
-
-impl Node {
-    /// The first character, for mistakes about a whole mapping.
-    fn span_of_start(&self) -> Span {
-        Span { end: self.span.start, ..self.span }
-    }
-}
-
-/// The text of a blueprint's document with `routing.expiresAt` set, by the smallest edit: comments
+/// The text of an overlay's document with `routing.expiresAt` set, by the smallest edit: comments
 /// and everything else stay as they are.
 #[must_use]
 pub fn with_expiry(source: &Arc<Source>, blueprint: &Blueprint, at: UnixMillis) -> String {
-    let within =
-        |node: &Node| node.span.start <= blueprint.id.span.start && blueprint.id.span.end <= node.span.end;
-    let mut documents = Documents::new(source);
-    let node = loop {
-        match documents.next() {
-            Ok(Some(node)) if within(&node) => break Some(node),
-            Ok(Some(_)) => {}
-            _ => break None,
-        }
-    };
-    let spec = node.as_ref().map(|node| node.get("spec").unwrap_or(node));
-    let edit = spec.and_then(|spec| expiry_edit(source, spec, at));
-    let document = blueprint.span.start as usize..(blueprint.span.end as usize).min(source.text.len());
-    let mut text = source.text[document.clone()].to_owned();
-    if let Some((range, replacement)) = edit {
-        text.replace_range(range.start - document.start..range.end - document.start, &replacement);
+    let whole = blueprint.span.start as usize..blueprint.span.end as usize;
+    let mut text = source.text.get(whole.clone()).unwrap_or_default().to_owned();
+    let tree = Documents::new(source).flatten().find(|tree| tree.span == blueprint.span);
+    if let Some((place, replacement)) = tree.and_then(|tree| expiry_edit(&source.text, &tree.root, at)) {
+        text.replace_range(place.start - whole.start..place.end - whole.start, &replacement);
     }
     text
 }
 
 /// What to replace, and by what.
-fn expiry_edit(source: &Source, spec: &Node, at: UnixMillis) -> Option<(std::ops::Range<usize>, String)> {
-    let routing = spec.get("routing")?;
-    if let Some(known) = routing.get("expiresAt").filter(|known| known.span.end > known.span.start) {
-        return Some((known.span.start as usize..known.span.end as usize, format!("\"{at}\"")));
+fn expiry_edit(text: &str, root: &Node<'_>, at: UnixMillis) -> Option<(Range<usize>, String)> {
+    let routing = root.get("spec").unwrap_or(root).get("routing")?;
+    match routing.entry("expiresAt") {
+        Some((_, value)) if value.span.start < value.span.end => {
+            Some((value.span.start as usize..value.span.end as usize, format!("\"{at}\"")))
+        }
+        Some((key, _)) => Some(empty_value_edit(text, key.span.end as usize, at)),
+        None => new_field_edit(text, routing, at),
     }
+}
+
+/// Fills in the value that is missing behind the key that ends at `key_end`.
+fn empty_value_edit(text: &str, key_end: usize, at: UnixMillis) -> (Range<usize>, String) {
+    let rest = text[key_end..].trim_start();
+    match rest.strip_prefix(':') {
+        Some(behind) => {
+            let place = text.len() - behind.len();
+            (place..place, format!(" \"{at}\""))
+        }
+        // In `{expiresAt}` there is not even a colon.
+        None => (key_end..key_end, format!(": \"{at}\"")),
+    }
+}
+
+/// Adds the field in front of the others.
+fn new_field_edit(text: &str, routing: &Node<'_>, at: UnixMillis) -> Option<(Range<usize>, String)> {
+    let Kind::Mapping(entries) = &routing.kind else { return None };
     let start = routing.span.start as usize;
-    if source.text[start..].starts_with('{') {
-        return Some((start + 1..start + 1, format!("\"expiresAt\": \"{at}\", ")));
+    if let Some(inside) = text[start..].strip_prefix('{') {
+        let comma = match (entries.is_empty(), inside.starts_with(char::is_whitespace)) {
+            (true, _) => "",
+            (false, true) => ",",
+            (false, false) => ", ",
+        };
+        return Some((start + 1..start + 1, format!("\"expiresAt\": \"{at}\"{comma}")));
     }
-    let Kind::Mapping(entries) = &routing.kind else {
-        return None;
-    };
-    let key = entries.first()?.0.span.start as usize;
-    let line = source.text[..key].rfind('\n').map_or(0, |newline| newline + 1);
-    Some((key..key, format!("expiresAt: \"{at}\"\n{}", " ".repeat(key - line))))
+    let line = line_start(text, start);
+    let newline = if text[..line].ends_with("\r\n") { "\r\n" } else { "\n" };
+    Some((start..start, format!("expiresAt: \"{at}\"{newline}{}", " ".repeat(start - line))))
 }

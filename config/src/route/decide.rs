@@ -8,7 +8,7 @@ use crate::blueprint::{OnUnavailable, OnUnknown};
 use crate::carrier::Keys;
 use crate::diagnostic::did_you_mean;
 use crate::name::{EnvironmentId, ServiceName, printable};
-use crate::table::{Baseline, Environment, Exposure, Overlay, Route, RoutingTable};
+use crate::table::{Baseline, Environment, Exposure, Overlay, Owned, Route, RoutingTable};
 use crate::time::UnixMillis;
 use crate::url::split_authority;
 
@@ -226,14 +226,16 @@ impl<'t, U> Lookup<'t, '_, U> {
         if let Some(route) = self.baseline.route(host) {
             return Some(&route.service);
         }
-        if let Some(route) = self.overlays().find_map(|overlay| overlay.owners(host).first()) {
-            return Some(&route.service);
+        if let Some(owned) = self.overlays().find_map(|overlay| overlay.owners(host).first()) {
+            return Some(&owned.route.service);
         }
         self.baseline.service_at(host, port).or_else(|| {
-            let at = |route: &&'t std::sync::Arc<Route<U>>| {
-                route.urls.iter().any(|url| *url.host == *host && url.port == port)
+            let at = |owned: &&'t Owned<U>| {
+                owned.route.urls.iter().any(|url| *url.host == *host && url.port == port)
             };
-            self.overlays().find_map(|overlay| overlay.owned().iter().find(at)).map(|route| &route.service)
+            self.overlays()
+                .find_map(|overlay| overlay.owned().iter().find(at))
+                .map(|owned| &owned.route.service)
         })
     }
 
@@ -311,7 +313,7 @@ impl<'t, U> Lookup<'t, '_, U> {
                 Asked::Found { route, via, reason, key } => return Ok(self.served(route, via, reason, key)),
                 Asked::Unavailable(overlay) => {
                     let because = self.tried.because.unwrap_or(Reason::Unhealthy);
-                    return self.from_baseline(service, because, Some(overlay), trace);
+                    return self.baseline_serves(service, because, Some(overlay), trace);
                 }
                 Asked::NotOwned(overlay) => {
                     known = known.or(overlay);
@@ -326,7 +328,7 @@ impl<'t, U> Lookup<'t, '_, U> {
             None if self.untrusted => Reason::Untrusted,
             None => Reason::NoKey,
         };
-        self.from_baseline(service, reason, known, trace)
+        self.baseline_serves(service, reason, known, trace)
     }
 
     /// What one id of the key says about `service`.
@@ -383,7 +385,7 @@ impl<'t, U> Lookup<'t, '_, U> {
         Asked::Found { route, via, reason: because.unwrap_or(natural), key: Some(overlay) }
     }
 
-    fn from_baseline(
+    fn baseline_serves(
         &self,
         service: &str,
         reason: Reason,
@@ -404,15 +406,14 @@ impl<'t, U> Lookup<'t, '_, U> {
     fn nearest_available(
         &self,
         overlay: &Overlay<U>,
-        owners: &'t [std::sync::Arc<Route<U>>],
+        owners: &'t [Owned<U>],
     ) -> Option<(&'t Route<U>, Option<Reason>)> {
         if overlay.policy.on_unavailable == OnUnavailable::Fail || self.tried.unavailable.is_empty() {
-            return owners.first().map(|route| (&**route, None));
+            return owners.first().map(|owned| (&*owned.route, None));
         }
-        let available =
-            |route: &std::sync::Arc<Route<U>>| !self.tried.unavailable.contains(&route.environment);
+        let available = |owned: &Owned<U>| !self.tried.unavailable.contains(&owned.route.environment);
         let at = owners.iter().position(available)?;
-        Some((&owners[at], if at > 0 { self.tried.because } else { None }))
+        Some((&*owners[at].route, if at > 0 { self.tried.because } else { None }))
     }
 
     fn served(
@@ -451,7 +452,10 @@ impl<'t, U> Lookup<'t, '_, U> {
             }
             let own = self.ids().any(|id| id == served.environment.as_str());
             let owns = |overlay: &'t Overlay<U>| {
-                overlay.owners(served.service.as_str()).iter().any(|route| route.environment == overlay.id)
+                overlay
+                    .owners(served.service.as_str())
+                    .iter()
+                    .any(|owned| owned.route.environment == overlay.id)
             };
             if everything
                 && (self.keys.is_none()

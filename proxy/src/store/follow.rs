@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::StoreAddress;
-use super::read::{DirReader, Scan, Settled};
+use super::read::{DirReader, QUIET, Scan, Settled};
 use super::watch::{Bell, DirWatch};
 use crate::admin::ReloadRequest;
 use crate::control::{Control, Report, Trigger};
@@ -37,7 +37,7 @@ impl Follower {
 
     /// Reads the whole store at once, as at the start.
     pub fn read_everything(&mut self) -> (Vec<FileChange>, Option<String>) {
-        let scan = self.scan(&Settled { all: true, ..Settled::default() });
+        let scan = self.scan(&Settled::all());
         (scan.changes, scan.problem)
     }
 
@@ -61,13 +61,23 @@ pub async fn follow(
     let mut next = Instant::now() + follower.resync;
     loop {
         let (settled, request) = tokio::select! {
-            () = bell.rung() => (bell.take(), None),
-            () = sleep_until(next) => (bell.take(), None),
+            () = bell.rung() => {
+                let told = bell.take();
+                if told.unsettled {
+                    next = next.min(Instant::now() + QUIET);
+                }
+                if told.settled == Settled::default() {
+                    continue;
+                }
+                (told.settled, None)
+            }
+            () = sleep_until(next) => (Settled::default(), None),
             request = requests.recv() => match request {
-                Some(request) => (Settled { all: true, ..bell.take() }, Some(request)),
+                Some(request) => (Settled::all(), Some(request)),
                 None => return,
             },
         };
+        let everything = !settled.names_files();
         let control = control.clone();
         let look = move || {
             let scan = follower.scan(&settled);
@@ -84,7 +94,9 @@ pub async fn follow(
         match tokio::task::spawn_blocking(look).await {
             Ok((back, again_in)) => {
                 follower = back;
-                next = Instant::now() + again_in;
+                if everything {
+                    next = Instant::now() + again_in;
+                }
             }
             Err(error) => return tracing::error!(%error, "the store is not followed any more"),
         }
@@ -95,4 +107,82 @@ fn take_in(scan: Scan, trigger: Trigger, control: &Control, asked: bool) -> Opti
     control.published().collect();
     control.store_problem(scan.problem);
     (asked || !scan.changes.is_empty()).then(|| control.apply(scan.changes, trigger))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::names::Names;
+    use crate::snapshot::Published;
+    use overlane_config::lineage::Rules;
+    use overlane_config::name::EnvironmentId;
+    use std::fs;
+    use std::path::Path;
+    use tokio::sync::oneshot;
+
+    const NEVER: Duration = Duration::from_secs(3600);
+
+    struct Followed {
+        folder: tempfile::TempDir,
+        control: Arc<Control>,
+        requests: mpsc::Sender<ReloadRequest>,
+    }
+
+    /// Follows an empty directory; without events where `deaf`.
+    fn followed(resync: Duration, deaf: bool) -> Followed {
+        let folder = tempfile::tempdir().expect("folder");
+        let mut follower = Follower::new(&StoreAddress::directory(folder.path()), resync);
+        if deaf {
+            follower.watch = None;
+        }
+        let control = Arc::new(Control::new(Rules::default(), Arc::default(), Names::none()));
+        let (changes, _) = follower.read_everything();
+        control.apply(changes, Trigger::Start);
+        let (requests, receiver) = mpsc::channel(1);
+        tokio::spawn(follow(follower, receiver, control.clone()));
+        Followed { folder, control, requests }
+    }
+
+    fn write(folder: &Path, id: &str) {
+        let text = format!(
+            "name: {id}\nrouting: {{mode: baseline}}\nservices: [{{name: web, url: \"http://127.0.0.1:1\"}}]\n"
+        );
+        fs::write(folder.join(format!("{id}.yaml")), text).expect("write");
+    }
+
+    /// Waits until `id` is there, or is not.
+    async fn until(published: &Published, id: &str, there: bool) {
+        let mut generations = published.generations();
+        let id: EnvironmentId = id.parse().expect("id");
+        let stands =
+            generations.wait_for(|_| published.load().table.environment(id.as_str()).is_some() == there);
+        tokio::time::timeout(Duration::from_secs(10), stands).await.expect("in time").expect("published");
+    }
+
+    #[tokio::test]
+    async fn a_finished_write_and_a_delete_are_seen_without_the_periodic_check() {
+        let Followed { folder, control, requests: _open } = followed(NEVER, false);
+        write(folder.path(), "staging");
+        until(control.published(), "staging", true).await;
+        fs::remove_file(folder.path().join("staging.yaml")).expect("delete");
+        until(control.published(), "staging", false).await;
+    }
+
+    #[tokio::test]
+    async fn without_file_events_the_periodic_check_sees_changes() {
+        let Followed { folder, control, requests: _open } = followed(Duration::from_millis(10), true);
+        write(folder.path(), "staging");
+        until(control.published(), "staging", true).await;
+    }
+
+    #[tokio::test]
+    async fn a_reload_reads_at_once_and_answers_with_what_changed() {
+        let Followed { folder, control, requests } = followed(NEVER, true);
+        write(folder.path(), "staging");
+        let (reply, report) = oneshot::channel();
+        requests.send((Trigger::Request, reply)).await.expect("follows");
+        let report = report.await.expect("answers");
+        assert!(report.generation >= 2 && report.changes.len() == 1, "{report:?}");
+        assert!(control.published().load().table.environment("staging").is_some());
+    }
 }

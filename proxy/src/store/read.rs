@@ -20,13 +20,27 @@ pub const QUIET: Duration = Duration::from_millis(150);
 /// `O_NONBLOCK`: opening a FIFO or a device must not wait for its other end.
 const NONBLOCK: i32 = 0o4000;
 
-/// What the watcher said about files since the last scan.
+/// What is known to be whole, and so is read without waiting for quiet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Settled {
-    /// Files that were closed after writing, or renamed to their name: they are whole.
+    /// Files that were closed after writing, or renamed to their name.
     pub files: BTreeSet<OsString>,
-    /// Everything counts as whole: at the start, on request, after a swap of the directory's link.
+    /// Everything: at the start, on request, after a swap of the directory or of its link.
     pub all: bool,
+}
+
+impl Settled {
+    /// Everything is.
+    #[must_use]
+    pub fn all() -> Self {
+        Self { files: BTreeSet::new(), all: true }
+    }
+
+    /// Whether only some files are, so that nothing else needs a look.
+    #[must_use]
+    pub fn names_files(&self) -> bool {
+        !self.all && !self.files.is_empty()
+    }
 }
 
 /// What a scan found.
@@ -38,6 +52,12 @@ pub struct Scan {
     pub again_in: Option<Duration>,
     /// Why the directory as a whole cannot be read; everything read before stays.
     pub problem: Option<String>,
+}
+
+impl Scan {
+    fn come_again_in(&mut self, wait: Duration) {
+        self.again_in = Some(self.again_in.map_or(wait, |before| before.min(wait)));
+    }
 }
 
 /// What tells two versions of a file apart without reading them.
@@ -65,11 +85,15 @@ impl From<&Metadata> for Stamp {
 /// A file as it was last read.
 #[derive(Debug)]
 struct Known {
+    /// `None` where the same stamp may be another content: it was read soon after it was written,
+    /// and the clock of a file system ticks in milliseconds.
     stamp: Option<Stamp>,
     /// The text, shared with the blueprints made from it; `None` where it could not be read.
     source: Option<Arc<Source>>,
     /// Why it could not be read.
     problem: Option<String>,
+    /// Since when it is not listed any more.
+    absent_since: Option<SystemTime>,
 }
 
 /// A directory and what was last read from it.
@@ -78,6 +102,7 @@ pub struct DirReader {
     path: PathBuf,
     files: BTreeMap<OsString, Known>,
     seen: bool,
+    problem: Option<String>,
 }
 
 /// Whether a file of this name is a blueprint. Dot files are not: editors, Kubernetes and our own
@@ -93,7 +118,7 @@ impl DirReader {
     /// A directory of which nothing was read yet.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), files: BTreeMap::new(), seen: false }
+        Self { path: path.into(), files: BTreeMap::new(), seen: false, problem: None }
     }
 
     /// The directory.
@@ -102,30 +127,61 @@ impl DirReader {
         &self.path
     }
 
-    /// Looks at every file and reads those that changed. `now` decides what is quiet.
+    /// Looks at the files that `settled` names, or at every file where it names none, and reads
+    /// those that changed. `now` decides what is quiet.
     pub fn scan(&mut self, settled: &Settled, now: SystemTime) -> Scan {
-        let names = match self.names() {
-            Ok(names) => names,
-            // It may well be created later; until then it is an empty store.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !self.seen => {
-                return Scan::default();
-            }
-            Err(error) => {
-                let problem = Some(format!("cannot read the directory {}: {error}", self.path.display()));
-                return Scan { problem, ..Scan::default() };
-            }
-        };
-        self.seen = true;
         let mut scan = Scan::default();
-        let gone: Vec<_> = self.files.keys().filter(|known| !names.contains(*known)).cloned().collect();
-        for name in gone {
-            self.files.remove(&name);
-            scan.changes.push(FileChange { path: self.shown(&name), content: Content::Gone });
+        if settled.names_files() {
+            for name in &settled.files {
+                self.look_at(name, true, now, &mut scan);
+            }
+        } else {
+            match self.names() {
+                Ok(names) => self.look_at_all(names, settled.all, now, &mut scan),
+                // It may well be created later; until then it is an empty store.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && !self.seen => {}
+                Err(error) => {
+                    let shown = self.path.display();
+                    self.problem = Some(format!("cannot read the directory {shown}: {error}"));
+                }
+            }
         }
-        for name in names {
-            self.look_at(&name, settled, now, &mut scan);
-        }
+        scan.problem.clone_from(&self.problem);
         scan
+    }
+
+    fn look_at_all(&mut self, names: BTreeSet<OsString>, whole: bool, now: SystemTime, scan: &mut Scan) {
+        self.seen = true;
+        self.problem = None;
+        self.take_away_absent(&names, whole, now, scan);
+        for name in names {
+            self.look_at(&name, whole, now, scan);
+        }
+    }
+
+    /// Takes away what is not listed any more. Editors rename a file away before they write it
+    /// anew, so that only what stays away is gone.
+    fn take_away_absent(
+        &mut self,
+        listed: &BTreeSet<OsString>,
+        at_once: bool,
+        now: SystemTime,
+        scan: &mut Scan,
+    ) {
+        let Self { path, files, .. } = self;
+        files.retain(|name, known| {
+            if listed.contains(name) {
+                known.absent_since = None;
+                return true;
+            }
+            let since = *known.absent_since.get_or_insert(now);
+            if let Some(wait) = remaining_quiet(since, now).filter(|_| !at_once) {
+                scan.come_again_in(wait);
+                return true;
+            }
+            scan.changes.push(FileChange { path: shown(path, name), content: Content::Gone });
+            false
+        });
     }
 
     fn names(&self) -> io::Result<BTreeSet<OsString>> {
@@ -139,32 +195,26 @@ impl DirReader {
         Ok(names)
     }
 
-    fn shown(&self, name: &OsStr) -> Arc<str> {
-        self.path.join(name).display().to_string().into()
-    }
-
-    fn look_at(&mut self, name: &OsStr, settled: &Settled, now: SystemTime, scan: &mut Scan) {
+    /// Reads one file, if it changed and is `whole` or quiet.
+    fn look_at(&mut self, name: &OsStr, whole: bool, now: SystemTime, scan: &mut Scan) {
         let path = self.path.join(name);
         let known = self.files.get(name);
-        let stamp = match fs::metadata(&path) {
-            Ok(metadata) => {
-                let stamp = Stamp::from(&metadata);
-                if known.is_some_and(|known| known.stamp == Some(stamp) && known.problem.is_none()) {
-                    return;
-                }
-                let whole = settled.all || settled.files.contains(name);
-                if let Some(wait) = remaining_quiet(&metadata, now).filter(|_| !whole) {
-                    scan.again_in = Some(scan.again_in.map_or(wait, |before| before.min(wait)));
-                    return;
-                }
-                Some(stamp)
+        let mut stamp = None;
+        if let Ok(metadata) = fs::metadata(&path) {
+            let found = Stamp::from(&metadata);
+            if known.is_some_and(|known| known.stamp == Some(found) && known.problem.is_none()) {
+                return;
             }
-            Err(_) => None,
-        };
-        let read = read(&path, &self.shown(name));
-        let (source, problem) = match read {
+            match metadata.modified().ok().and_then(|modified| remaining_quiet(modified, now)) {
+                Some(wait) if !whole => return scan.come_again_in(wait),
+                Some(_) => {}
+                None => stamp = Some(found),
+            }
+        }
+        let shown = shown(&self.path, name);
+        let (source, problem) = match read(&path, &shown) {
             Ok(source) => (Some(Arc::new(source)), None),
-            // Gone between listing and reading: the next scan sees it gone.
+            // Gone between listing and reading: a later scan does not find it listed.
             Err(error) if error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(&path).is_err() => {
                 return;
             }
@@ -178,10 +228,14 @@ impl DirReader {
                 (Some(source), _) => Content::Text(source.clone()),
                 (None, problem) => Content::Unreadable(problem.clone().unwrap_or_default()),
             };
-            scan.changes.push(FileChange { path: self.shown(name), content });
+            scan.changes.push(FileChange { path: shown, content });
         }
-        self.files.insert(name.to_owned(), Known { stamp, source, problem });
+        self.files.insert(name.to_owned(), Known { stamp, source, problem, absent_since: None });
     }
+}
+
+fn shown(directory: &Path, name: &OsStr) -> Arc<str> {
+    directory.join(name).display().to_string().into()
 }
 
 /// A ttl counts from the modification, so the same text written again is a change where it has one.
@@ -195,10 +249,10 @@ fn same_text(before: Option<&Arc<Source>>, after: Option<&Arc<Source>>) -> bool 
     }
 }
 
-/// How long until a file has been quiet for long enough; `None` where it has. A time in the future
-/// (a clock that was set, a file from elsewhere) says nothing.
-fn remaining_quiet(metadata: &Metadata, now: SystemTime) -> Option<Duration> {
-    let age = now.duration_since(metadata.modified().ok()?).ok()?;
+/// How long until what happened at `since` is quiet; `None` where it is. A time in the future (a
+/// clock that was set, a file from elsewhere) says nothing.
+fn remaining_quiet(since: SystemTime, now: SystemTime) -> Option<Duration> {
+    let age = now.duration_since(since).ok()?;
     QUIET.checked_sub(age).filter(|wait| !wait.is_zero())
 }
 
@@ -207,35 +261,47 @@ fn remaining_quiet(metadata: &Metadata, now: SystemTime) -> Option<Duration> {
 /// # Errors
 /// It is no regular file, too large, not UTF-8, or what the system says.
 pub fn read(path: &Path, shown: &Arc<str>) -> io::Result<Source> {
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(NONBLOCK)
-        .open(path)
-        .map_err(|error| io::Error::new(error.kind(), format!("cannot be read: {error}")))?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "is not a regular file"));
+    let irregular = || io::Error::new(io::ErrorKind::InvalidInput, "is not a regular file");
+    // Before it is opened: opening a FIFO would wake its writer.
+    if !fs::metadata(path).map_err(cannot_be_read)?.is_file() {
+        return Err(irregular());
     }
-    let limit = MAX_FILE_BYTES as u64;
-    let mib = MAX_FILE_BYTES / 1024 / 1024;
-    let too_large = || io::Error::new(io::ErrorKind::InvalidData, format!("is larger than {mib} MiB"));
-    if metadata.len() > limit {
+    let file = OpenOptions::new().read(true).custom_flags(NONBLOCK).open(path).map_err(cannot_be_read)?;
+    let metadata = file.metadata().map_err(cannot_be_read)?;
+    if !metadata.is_file() {
+        return Err(irregular());
+    }
+    if metadata.len() > MAX_FILE_BYTES as u64 {
         return Err(too_large());
     }
-    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or_default());
-    file.take(limit + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| io::Error::new(error.kind(), format!("cannot be read: {error}")))?;
+    let modified = metadata.modified().ok().and_then(|modified| modified.duration_since(UNIX_EPOCH).ok());
+    let modified = modified.map(|since| UnixMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX)));
+    Ok(Source { path: shown.clone(), text: read_text(file)?, modified })
+}
+
+/// Reads a stream whole, as a file's text.
+///
+/// # Errors
+/// It is too large, not UTF-8, or what the system says.
+pub fn read_text(stream: impl Read) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    stream.take(MAX_FILE_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(cannot_be_read)?;
     if bytes.len() > MAX_FILE_BYTES {
         return Err(too_large());
     }
-    let text = String::from_utf8(bytes).map_err(|error| {
+    String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         io::Error::new(io::ErrorKind::InvalidData, format!("is not UTF-8: byte {at} cannot be read as text"))
-    })?;
-    let since = metadata.modified().ok().and_then(|modified| modified.duration_since(UNIX_EPOCH).ok());
-    let modified = since.map(|since| UnixMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX)));
-    Ok(Source { path: shown.clone(), text, modified })
+    })
+}
+
+fn cannot_be_read(error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot be read: {error}"))
+}
+
+fn too_large() -> io::Error {
+    let mib = MAX_FILE_BYTES / 1024 / 1024;
+    io::Error::new(io::ErrorKind::InvalidData, format!("is larger than {mib} MiB"))
 }
 
 #[cfg(test)]
@@ -243,8 +309,6 @@ mod tests {
     use super::*;
     use std::fs::File;
     use tempfile::TempDir;
-
-    const ALL: Settled = Settled { files: BTreeSet::new(), all: true };
 
     fn store(files: &[(&str, &str)]) -> TempDir {
         let folder = tempfile::tempdir().expect("folder");
@@ -279,14 +343,14 @@ mod tests {
         let mut reader = DirReader::new(folder.path());
         let now = SystemTime::now();
         assert_eq!(
-            shown(&reader.scan(&ALL, now)),
+            shown(&reader.scan(&Settled::all(), now)),
             [pair("a.yaml", "1"), pair("b.yml", "2"), pair("c.json", "3")]
         );
-        assert!(reader.scan(&ALL, now).changes.is_empty());
+        assert!(reader.scan(&Settled::all(), now).changes.is_empty());
         fs::write(folder.path().join("a.yaml"), "1").expect("touch");
         fs::write(folder.path().join("b.yml"), "22").expect("change");
         fs::remove_file(folder.path().join("c.json")).expect("delete");
-        assert_eq!(shown(&reader.scan(&ALL, now)), [pair("c.json", "-"), pair("b.yml", "22")]);
+        assert_eq!(shown(&reader.scan(&Settled::all(), now)), [pair("c.json", "-"), pair("b.yml", "22")]);
     }
 
     #[test]
@@ -294,7 +358,7 @@ mod tests {
         let folder = store(&[]);
         let mut reader = DirReader::new(folder.path());
         let now = SystemTime::now();
-        reader.scan(&ALL, now);
+        reader.scan(&Settled::all(), now);
         let path = folder.path().join("a.yaml");
         fs::write(&path, "half").expect("write");
         File::options().write(true).open(&path).expect("open").set_modified(now).expect("time");
@@ -309,6 +373,51 @@ mod tests {
     }
 
     #[test]
+    fn only_what_stays_away_is_gone() {
+        let folder = store(&[("a.yaml", "1")]);
+        let path = folder.path().join("a.yaml");
+        let mut reader = DirReader::new(folder.path());
+        let now = SystemTime::now();
+        reader.scan(&Settled::all(), now);
+        fs::rename(&path, folder.path().join("a.yaml~")).expect("as editors do");
+        let scan = reader.scan(&Settled::default(), now);
+        assert!(scan.changes.is_empty());
+        assert_eq!(scan.again_in, Some(QUIET));
+        fs::write(&path, "2").expect("anew");
+        let scan = reader.scan(&Settled::default(), now + 2 * QUIET);
+        assert_eq!(shown(&scan), [pair("a.yaml", "2")]);
+        fs::remove_file(&path).expect("delete");
+        reader.scan(&Settled::default(), now + 3 * QUIET);
+        assert_eq!(shown(&reader.scan(&Settled::default(), now + 4 * QUIET)), [pair("a.yaml", "-")]);
+    }
+
+    #[test]
+    fn a_stamp_is_trusted_only_when_the_file_was_quiet_as_it_was_read() {
+        let folder = store(&[("a.yaml", "1")]);
+        let name = OsString::from("a.yaml");
+        let mut reader = DirReader::new(folder.path());
+        let now = SystemTime::now();
+        reader.scan(&Settled::all(), now);
+        assert!(reader.files[&name].stamp.is_none());
+        reader.scan(&Settled::all(), now + QUIET);
+        assert!(reader.files[&name].stamp.is_some());
+    }
+
+    #[test]
+    fn files_that_settled_are_read_without_a_look_at_the_others() {
+        let folder = store(&[]);
+        let mut reader = DirReader::new(folder.path());
+        let now = SystemTime::now();
+        reader.scan(&Settled::all(), now);
+        for name in ["a.yaml", "b.yaml"] {
+            fs::write(folder.path().join(name), name).expect("file");
+        }
+        let closed =
+            Settled { files: [OsString::from("b.yaml"), OsString::from("c.yaml")].into(), all: false };
+        assert_eq!(shown(&reader.scan(&closed, now)), [pair("b.yaml", "b.yaml")]);
+    }
+
+    #[test]
     fn what_is_no_readable_text_freezes_with_the_reason() {
         let folder = store(&[]);
         fs::write(folder.path().join("a.yaml"), b"\xff").expect("file");
@@ -318,7 +427,7 @@ mod tests {
             .expect("file")
             .set_len(MAX_FILE_BYTES as u64 + 1)
             .expect("sparse");
-        let scan = DirReader::new(folder.path()).scan(&ALL, SystemTime::now());
+        let scan = DirReader::new(folder.path()).scan(&Settled::all(), SystemTime::now());
         let reasons: Vec<_> = shown(&scan).into_iter().map(|(_, content)| content).collect();
         assert!(
             reasons[0].contains("not UTF-8: byte 0") && reasons[1].contains("not a regular file"),
@@ -334,19 +443,19 @@ mod tests {
     fn a_directory_that_cannot_be_read_any_more_takes_nothing_away() {
         let folder = store(&[("a.yaml", "1")]);
         let mut reader = DirReader::new(folder.path());
-        reader.scan(&ALL, SystemTime::now());
+        reader.scan(&Settled::all(), SystemTime::now());
         let moved = folder.path().with_extension("moved");
         fs::rename(folder.path(), &moved).expect("move");
-        let scan = reader.scan(&ALL, SystemTime::now());
+        let scan = reader.scan(&Settled::all(), SystemTime::now());
         assert!(scan.changes.is_empty() && scan.problem.is_some());
         fs::rename(&moved, folder.path()).expect("move back");
-        let scan = reader.scan(&ALL, SystemTime::now());
+        let scan = reader.scan(&Settled::all(), SystemTime::now());
         assert!(scan.changes.is_empty() && scan.problem.is_none());
     }
 
     #[test]
     fn a_directory_that_never_was_is_an_empty_store() {
-        let scan = DirReader::new("/nonexistent/overlane").scan(&ALL, SystemTime::now());
+        let scan = DirReader::new("/nonexistent/overlane").scan(&Settled::all(), SystemTime::now());
         assert!(scan.changes.is_empty() && scan.problem.is_none());
     }
 
@@ -366,9 +475,9 @@ mod tests {
         point("..1");
         std::os::unix::fs::symlink("..data/a.yaml", folder.path().join("a.yaml")).expect("link");
         let mut reader = DirReader::new(folder.path());
-        assert_eq!(shown(&reader.scan(&ALL, SystemTime::now())), [pair("a.yaml", "one")]);
+        assert_eq!(shown(&reader.scan(&Settled::all(), SystemTime::now())), [pair("a.yaml", "one")]);
         data("..2", "two");
         point("..2");
-        assert_eq!(shown(&reader.scan(&ALL, SystemTime::now())), [pair("a.yaml", "two")]);
+        assert_eq!(shown(&reader.scan(&Settled::all(), SystemTime::now())), [pair("a.yaml", "two")]);
     }
 }

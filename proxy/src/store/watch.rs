@@ -1,10 +1,8 @@
 //! Watching a directory: what the kernel tells about it becomes nudges to look.
 
-use std::collections::BTreeSet;
-use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind, RenameMode};
 use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
@@ -13,11 +11,12 @@ use tokio::sync::Notify;
 use super::read::{Settled, is_blueprint};
 
 /// What was told since it was last taken; bounded by the number of files, however many events come.
-#[derive(Debug, Default)]
-struct Told {
-    settled: BTreeSet<OsString>,
-    all: bool,
-    anything: bool,
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Told {
+    /// What is whole, and can be read at once.
+    pub settled: Settled,
+    /// Something else happened: it is worth a look at everything when that is quiet.
+    pub unsettled: bool,
 }
 
 /// The bell that events ring.
@@ -32,7 +31,7 @@ impl Bell {
     pub async fn rung(&self) {
         loop {
             let next = self.rung.notified();
-            if self.told.lock().unwrap_or_else(PoisonError::into_inner).anything {
+            if *self.told() != Told::default() {
                 return;
             }
             next.await;
@@ -41,17 +40,17 @@ impl Bell {
 
     /// Takes what was told.
     #[must_use]
-    pub fn take(&self) -> Settled {
-        let told = std::mem::take(&mut *self.told.lock().unwrap_or_else(PoisonError::into_inner));
-        Settled { files: told.settled, all: told.all }
+    pub fn take(&self) -> Told {
+        std::mem::take(&mut *self.told())
     }
 
-    fn ring(&self, hear: impl FnOnce(&mut Told)) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        hear(&mut told);
-        told.anything = true;
-        drop(told);
+    fn ring(&self, tell: impl FnOnce(&mut Told)) {
+        tell(&mut self.told());
         self.rung.notify_one();
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -73,7 +72,7 @@ impl DirWatch {
         let bell = bell.clone();
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| match event {
             Ok(event) => hear(&event, &directory, &bell),
-            Err(_) => bell.ring(|_| {}),
+            Err(_) => bell.ring(|told| told.unsettled = true),
         })?;
         if let Some(parent) = parent(path) {
             watcher.watch(parent, RecursiveMode::NonRecursive)?;
@@ -112,28 +111,108 @@ fn parent(path: &Path) -> Option<&Path> {
 
 fn hear(event: &Event, directory: &Path, bell: &Bell) {
     if event.need_rescan() {
-        return bell.ring(|_| {});
+        return bell.ring(|told| told.unsettled = true);
     }
-    let whole = matches!(
-        event.kind,
+    // Of a rename that is told as one event, only the second path names a whole file: an editor
+    // may be writing to the first one anew.
+    let whole = match event.kind {
         EventKind::Access(AccessKind::Close(AccessMode::Write))
-            | EventKind::Modify(ModifyKind::Name(RenameMode::To | RenameMode::Both))
-    );
-    if !whole && matches!(event.kind, EventKind::Access(_)) {
-        return;
-    }
+        | EventKind::Modify(ModifyKind::Name(RenameMode::To | RenameMode::Both)) => event.paths.last(),
+        EventKind::Access(_) => return,
+        _ => None,
+    };
     for path in &event.paths {
-        let Some(name) = path.file_name() else {
-            continue;
-        };
+        let is_whole = Some(path) == whole;
+        let name = path.file_name().unwrap_or_default();
+        let inside = path.parent() == Some(directory);
         if path == directory || name == "..data" {
-            bell.ring(|told| told.all |= whole);
-        } else if is_blueprint(name) && path.parent() == Some(directory) {
-            bell.ring(|told| {
-                if whole {
-                    told.settled.insert(name.to_owned());
-                }
+            bell.ring(|told| if is_whole { told.settled.all = true } else { told.unsettled = true });
+        } else if inside && is_blueprint(name) {
+            bell.ring(|told| match is_whole {
+                true => drop(told.settled.files.insert(name.to_owned())),
+                false => told.unsettled = true,
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::OsStr;
+    use std::fs;
+    use std::time::Duration;
+
+    /// Waits until what is told so far, taken together, satisfies `enough`.
+    async fn told(bell: &Bell, enough: impl Fn(&Told) -> bool) -> Told {
+        let mut all = Told::default();
+        let gather = async {
+            while !enough(&all) {
+                bell.rung().await;
+                let Told { settled, unsettled } = bell.take();
+                all.settled.files.extend(settled.files);
+                all.settled.all |= settled.all;
+                all.unsettled |= unsettled;
+            }
+        };
+        let gathered = tokio::time::timeout(Duration::from_secs(10), gather).await;
+        assert!(gathered.is_ok(), "told only {all:?}");
+        all
+    }
+
+    fn watched(path: &Path) -> (Arc<Bell>, DirWatch) {
+        let bell = Arc::new(Bell::default());
+        let watch = DirWatch::new(path, &bell).expect("watch");
+        (bell, watch)
+    }
+
+    #[tokio::test]
+    async fn a_file_that_was_closed_or_renamed_to_its_name_is_settled() {
+        let folder = tempfile::tempdir().expect("folder");
+        let (bell, _watch) = watched(folder.path());
+        fs::write(folder.path().join("a.yaml"), "1").expect("write");
+        fs::write(folder.path().join(".b.tmp"), "2").expect("write");
+        fs::rename(folder.path().join(".b.tmp"), folder.path().join("b.yaml")).expect("rename");
+        let told = told(&bell, |told| told.settled.files.contains(OsStr::new("b.yaml"))).await;
+        assert_eq!(told.settled.files, ["a.yaml".into(), "b.yaml".into()].into());
+        assert!(!told.settled.all);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_renamed_away_is_not_settled() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("a.yaml");
+        fs::write(&path, "1").expect("write");
+        let (bell, _watch) = watched(folder.path());
+        fs::rename(&path, folder.path().join("a.yaml~")).expect("as vim does");
+        let _half_written = fs::File::create(&path).expect("anew");
+        fs::write(folder.path().join("z.yaml"), "last").expect("write");
+        let told = told(&bell, |told| told.settled.files.contains(OsStr::new("z.yaml"))).await;
+        assert_eq!(told.settled.files, ["z.yaml".into()].into());
+        assert!(told.unsettled);
+    }
+
+    #[tokio::test]
+    async fn the_swap_of_the_data_link_settles_everything() {
+        let folder = tempfile::tempdir().expect("folder");
+        let (bell, _watch) = watched(folder.path());
+        std::os::unix::fs::symlink("..1", folder.path().join("..data_tmp")).expect("link");
+        fs::rename(folder.path().join("..data_tmp"), folder.path().join("..data")).expect("swap");
+        told(&bell, |told| told.settled.all).await;
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_takes_the_place_of_the_watched_one_is_watched() {
+        let folder = tempfile::tempdir().expect("folder");
+        let store = folder.path().join("environments");
+        fs::create_dir(&store).expect("store");
+        let (bell, mut watch) = watched(&store);
+        fs::create_dir(folder.path().join("next")).expect("next");
+        fs::rename(&store, folder.path().join("old")).expect("away");
+        fs::rename(folder.path().join("next"), &store).expect("in its place");
+        told(&bell, |told| told.settled.all).await;
+        watch.follow_replacement().expect("watch");
+        fs::write(store.join("a.yaml"), "1").expect("write");
+        told(&bell, |told| told.settled.files.contains(OsStr::new("a.yaml"))).await;
     }
 }

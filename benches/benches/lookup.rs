@@ -1,0 +1,81 @@
+//! One routing decision: time and allocations, by the number of overlays and the depth of the lineage.
+#![allow(missing_docs)]
+
+use std::hint::black_box;
+
+use divan::{AllocProfiler, Bencher};
+use overlane_benches::{compiled, id, store};
+use overlane_config::carrier::{self, Keys};
+use overlane_config::lineage::Lineages;
+use overlane_config::route::{Listener, Request, Role, Tried, Untraced, decide};
+use overlane_config::table::{Environment, RoutingTable};
+use overlane_config::time::UnixMillis;
+
+#[global_allocator]
+static ALLOCATIONS: AllocProfiler = AllocProfiler::system();
+
+/// Overlays in the store, and ancestors of each leaf.
+const STORES: [(usize, usize); 6] = [(1, 1), (16, 16), (1_000, 1), (1_000, 16), (100_000, 1), (100_000, 16)];
+
+fn main() {
+    divan::main();
+}
+
+struct Case {
+    table: RoutingTable<()>,
+    /// Leaf overlays in an order that no cache can guess, and a service that the lineage owns.
+    asked: Vec<(String, String)>,
+}
+
+fn case((overlays, depth): (usize, usize)) -> Case {
+    let mut lineages = Lineages::default();
+    let applied = lineages.apply(store(overlays, depth));
+    assert!(applied.diagnostics.iter().all(|diagnostic| !diagnostic.is_error()));
+    let leaves = overlays / depth;
+    let leaf = |n: usize| ((n.wrapping_mul(2_654_435_761)) % leaves) * depth + depth - 1;
+    // Owned by the root of the lineage: the farthest ancestor.
+    let service =
+        |leaf: usize| format!("service-{}", ((leaf - (depth - 1)) * 7) % overlane_benches::SERVICES);
+    let asked = (0..4096).map(|n| (id(leaf(n)), service(leaf(n)))).collect();
+    Case { table: compiled(&lineages, &applied.changed), asked }
+}
+
+/// The table alone: an id and a service to a route.
+#[divan::bench(args = STORES, sample_size = 4096)]
+fn table_lookup(bencher: Bencher, store: (usize, usize)) {
+    let case = case(store);
+    let mut next = 0;
+    bencher.bench_local(|| {
+        let (id, service) = &case.asked[next % case.asked.len()];
+        next += 1;
+        match case.table.environment(black_box(id)) {
+            Some(Environment::Overlay(overlay)) => {
+                overlay.owners(black_box(service)).first().map(|owned| &owned.route.environment)
+            }
+            _ => None,
+        }
+    });
+}
+
+/// The whole decision of an outbound listener: header to keys to who serves.
+#[divan::bench(args = STORES, sample_size = 4096)]
+fn whole_decision(bencher: Bencher, store: (usize, usize)) {
+    let case = case(store);
+    let listener = Listener { role: Role::Outbound { environment: None }, baseline: None };
+    let (now, tried) = (UnixMillis(0), Tried::default());
+    let mut next = 0;
+    bencher.bench_local(|| {
+        let (id, service) = &case.asked[next % case.asked.len()];
+        next += 1;
+        let keys: Option<Keys> = carrier::read([id.as_bytes()], []).ok().and_then(|arrived| arrived.keys);
+        let request = Request {
+            authority: service,
+            path: "/",
+            keys: keys.as_ref(),
+            untrusted: false,
+            hop: None,
+            require: "",
+        };
+        black_box(decide(&case.table, &listener, &request, now, &tried, &mut Untraced));
+    });
+}
