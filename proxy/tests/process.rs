@@ -1,0 +1,327 @@
+//! The binary as a process: signals, ports, settings, exit codes.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// The longest that anything here may take.
+const LIMIT: Duration = Duration::from_secs(30);
+
+fn overlane(arguments: &[&str], folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_overlane"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("OVERLANE_") || name == "RUST_LOG")
+    {
+        command.env_remove(name);
+    }
+    command.args(arguments).current_dir(folder).env("NO_COLOR", "1").stdin(Stdio::null());
+    command
+}
+
+/// A running proxy and the lines that it logs; it is killed when the test is over.
+struct Proxy {
+    child: Child,
+    lines: Receiver<String>,
+    /// Role and address of every listener so far.
+    listening: Vec<(String, SocketAddr)>,
+}
+
+impl Proxy {
+    fn start(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let stderr = child.stderr.take().unwrap();
+        let (sender, lines) = channel();
+        thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { child, lines, listening: Vec::new() }
+    }
+
+    /// `run` with the arguments, on free ports and the store `environments` of `folder`.
+    fn run(arguments: &[&str], folder: &Path) -> Self {
+        let ports = ["run", "--gateway", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--workers", "1"];
+        let mut proxy = Self::start(&mut overlane(&[&ports[..], arguments].concat(), folder));
+        proxy.ready();
+        proxy
+    }
+
+    /// Reads the log until a line is as `wanted` says; fails with everything read.
+    fn log(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
+        let until = Instant::now() + LIMIT;
+        let mut seen = String::new();
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let Ok(line) = self.lines.recv_timeout(left) else {
+                panic!("the line did not come; the log is:\n{seen}");
+            };
+            let value: Value = serde_json::from_str(&line).unwrap_or(Value::String(line.clone()));
+            if value["message"] == "listening" {
+                let address = value["address"].as_str().unwrap().parse().unwrap();
+                self.listening.push((value["role"].as_str().unwrap().to_owned(), address));
+            }
+            if wanted(&value) {
+                return value;
+            }
+            seen.push_str(&line);
+            seen.push('\n');
+        }
+    }
+
+    /// Waits until it serves and its signal handlers are in place: the admin listener's line is the
+    /// last of the start, and the kernel tells which signals are caught.
+    fn ready(&mut self) {
+        self.log(|line| line["message"] == "listening" && line["role"] == "admin");
+        let until = Instant::now() + LIMIT;
+        while !self.catches_signals() {
+            assert!(Instant::now() < until, "signals are not caught");
+            thread::yield_now();
+        }
+    }
+
+    fn catches_signals(&self) -> bool {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+        let caught = u64::from_str_radix(caught.trim(), 16).unwrap();
+        // SIGHUP, SIGINT, SIGTERM.
+        [1, 2, 15].into_iter().all(|signal| caught & (1 << (signal - 1)) != 0)
+    }
+
+    fn address(&self, role: &str) -> SocketAddr {
+        self.listening.iter().find(|(known, _)| known == role).unwrap().1
+    }
+
+    fn signal(&self, name: &str) {
+        let done =
+            Command::new("sh").args(["-c", &format!("kill -{name} {}", self.child.id())]).status().unwrap();
+        assert!(done.success());
+    }
+
+    fn exit(&mut self) -> ExitStatus {
+        exit(&mut self.child)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Waits for a child's end, and kills it where that takes too long.
+fn exit(child: &mut Child) -> ExitStatus {
+    let until = Instant::now() + LIMIT;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        if Instant::now() > until {
+            let _ = child.kill();
+            panic!("it did not end");
+        }
+        thread::yield_now();
+    }
+}
+
+/// A service that answers each connection's first request with its name, when `go` says so.
+struct Service {
+    address: SocketAddr,
+    /// A request arrived.
+    arrived: Receiver<()>,
+}
+
+fn service(name: &'static str, go: Option<Receiver<()>>) -> Service {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let (sender, arrived) = channel();
+    thread::spawn(move || {
+        for stream in socket.incoming() {
+            let mut stream = stream.unwrap();
+            read_head(&mut stream);
+            let _ = sender.send(());
+            if let Some(go) = &go {
+                let _ = go.recv_timeout(LIMIT);
+            }
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{name}",
+                name.len()
+            );
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    Service { address, arrived }
+}
+
+fn read_head(stream: &mut TcpStream) -> String {
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|read| read == 1) {
+        head.push(byte[0]);
+    }
+    String::from_utf8(head).unwrap()
+}
+
+fn ask(address: SocketAddr, key: Option<&str>) -> TcpStream {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    let key = key.map_or_else(String::new, |key| format!("x-overlay-id: {key}\r\n"));
+    write!(stream, "GET / HTTP/1.1\r\nHost: {address}\r\n{key}Connection: close\r\n\r\n").unwrap();
+    stream
+}
+
+fn answer(mut stream: TcpStream) -> String {
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+fn baseline(url: SocketAddr) -> String {
+    format!(
+        "name: staging\nrouting: {{mode: baseline}}\nservices: [{{name: web, url: 'http://{url}', expose: true}}]\n"
+    )
+}
+
+/// A folder with a store that holds one baseline.
+fn folder(url: SocketAddr) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("environments")).unwrap();
+    fs::write(folder.path().join("environments/staging.yaml"), baseline(url)).unwrap();
+    folder
+}
+
+#[test]
+fn sigterm_finishes_what_is_in_flight_and_exits_with_0() {
+    let (go, told) = channel();
+    let web = service("slow", Some(told));
+    let folder = folder(web.address);
+    let mut proxy = Proxy::run(&[], folder.path());
+    let stream = ask(proxy.address("gateway"), None);
+    web.arrived.recv_timeout(LIMIT).unwrap();
+    proxy.signal("TERM");
+    proxy.log(|line| line["message"].as_str().is_some_and(|message| message.starts_with("stopping")));
+    go.send(()).unwrap();
+    let answer = answer(stream);
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("slow"), "{answer}");
+    assert!(proxy.exit().success());
+}
+
+#[test]
+fn sigint_ends_a_proxy_with_0_as_well() {
+    let folder = folder(service("web", None).address);
+    let mut proxy = Proxy::run(&[], folder.path());
+    proxy.signal("INT");
+    assert!(proxy.exit().success());
+}
+
+#[test]
+fn sighup_reads_the_store_again() {
+    let (web, alice) = (service("web", None), service("alice", None));
+    let folder = folder(web.address);
+    let mut proxy = Proxy::run(&[], folder.path());
+    let gateway = proxy.address("gateway");
+    assert!(answer(ask(gateway, Some("alice"))).ends_with("web"));
+    let overlay = format!(
+        "name: alice\nrouting: {{mode: overlay, baselineId: staging}}\nservices: [{{name: web, url: 'http://{}'}}]\n",
+        alice.address
+    );
+    fs::write(folder.path().join("environments/alice.yaml"), overlay).unwrap();
+    proxy.signal("HUP");
+    // The watcher may have been faster; what is in force after the signal is what counts.
+    proxy.log(|line| line["message"] == "reloaded" && line["trigger"] == "signal");
+    let answer = answer(ask(gateway, Some("alice")));
+    assert!(answer.ends_with("alice") && answer.contains("reason=owned"), "{answer}");
+}
+
+#[test]
+fn a_port_that_is_taken_is_an_error_that_names_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for flags in
+        [["--gateway", &address, "--admin", "127.0.0.1:0"], ["--gateway", "127.0.0.1:0", "--admin", &address]]
+    {
+        let done = overlane(&[&["run"][..], &flags].concat(), folder.path()).output().unwrap();
+        let errors = String::from_utf8(done.stderr).unwrap();
+        assert_eq!(done.status.code(), Some(1), "{errors}");
+        assert!(errors.contains(&format!("cannot listen on {address}")), "{errors}");
+    }
+}
+
+#[test]
+fn flags_win_over_the_environment_and_that_over_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(
+        folder.path().join("settings.yaml"),
+        "gateway: 127.0.0.2:0\noutbound: 127.0.0.2:0\nadmin: 127.0.0.2:0\nworkers: 1\n",
+    )
+    .unwrap();
+    let mut command =
+        overlane(&["run", "--config", "settings.yaml", "--admin", "127.0.0.4:0"], folder.path());
+    let mut proxy =
+        Proxy::start(command.env("OVERLANE_OUTBOUND", "127.0.0.3:0").env("OVERLANE_ADMIN", "127.0.0.3:0"));
+    proxy.ready();
+    let hosts: Vec<_> =
+        proxy.listening.iter().map(|(role, address)| (role.as_str(), address.ip().to_string())).collect();
+    let expected = [("gateway", "127.0.0.2"), ("outbound", "127.0.0.3"), ("admin", "127.0.0.4")];
+    assert_eq!(hosts, expected.map(|(role, host)| (role, host.to_owned())));
+}
+
+#[test]
+fn an_empty_store_prints_the_command_to_type_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut proxy = Proxy::run(&[], folder.path());
+    let line =
+        proxy.log(|line| line["message"].as_str().is_some_and(|message| message.contains("type next")));
+    let message = line["message"].as_str().unwrap();
+    assert!(
+        message.ends_with("overlane baseline create --file baseline.yaml --store ./environments"),
+        "{message}"
+    );
+}
+
+#[test]
+fn the_command_printed_for_an_empty_store_gives_it_a_baseline() {
+    let web = service("web", None);
+    let folder = tempfile::tempdir().unwrap();
+    let mut proxy = Proxy::run(&[], folder.path());
+    let gateway = proxy.address("gateway");
+    let before = answer(ask(gateway, None));
+    assert!(before.starts_with("HTTP/1.1 503") && before.contains("baseline create"), "{before}");
+    fs::write(folder.path().join("baseline.yaml"), baseline(web.address)).unwrap();
+    let create = ["baseline", "create", "--file", "baseline.yaml", "--store", "./environments"];
+    assert!(overlane(&create, folder.path()).output().unwrap().status.success());
+    proxy.log(|line| line["changes"].as_str().is_some_and(|changes| changes.contains("+staging")));
+    assert!(answer(ask(gateway, None)).ends_with("web"));
+}
+
+#[test]
+fn the_demo_checks_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let done = overlane(&["demo", "--once"], folder.path()).output().unwrap();
+    let report = String::from_utf8(done.stdout).unwrap();
+    assert!(done.status.success(), "{report}");
+    assert_eq!(report.lines().filter(|line| line.starts_with("ok ")).count(), 4, "{report}");
+}
+
+#[test]
+fn a_completion_script_is_printed() {
+    let folder = tempfile::tempdir().unwrap();
+    for (shell, beginning) in [("bash", "_overlane() {"), ("zsh", "#compdef overlane"), ("fish", "# Print")] {
+        let done = overlane(&["completion", shell], folder.path()).output().unwrap();
+        let script = String::from_utf8(done.stdout).unwrap();
+        assert!(done.status.success() && script.starts_with(beginning), "{}", &script[..200]);
+    }
+}

@@ -1,0 +1,188 @@
+//! The command line's transcripts: what `transcripts/*.md` shows is what the binary prints.
+//!
+//! Each file is a session in a fresh folder. A block ```` ```yaml staging.yaml ```` writes a file; a
+//! block ```` ```console ```` holds commands (`$ overlane …`, or `$ cat FILE`) and what follows them:
+//! `? 1` where the exit code is not 0, then standard output, then standard error. `[..]` in an
+//! expected line matches anything. `UPDATE_TRANSCRIPTS=1` rewrites the expectations that differ.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_overlane");
+
+/// Whether `line` is what `pattern` says; `[..]` stands for anything.
+fn matches(pattern: &str, line: &str) -> bool {
+    let Some((start, rest)) = pattern.split_once("[..]") else {
+        return pattern == line;
+    };
+    let Some(after) = line.strip_prefix(start) else {
+        return false;
+    };
+    let mut ends = after.char_indices().map(|(at, _)| at).chain([after.len()]);
+    ends.any(|at| matches(rest, &after[at..]))
+}
+
+/// The words of a command line; single quotes keep spaces.
+fn words(line: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut quoted = false;
+    for c in line.chars() {
+        match c {
+            '\'' => quoted = !quoted,
+            ' ' if !quoted => words.push(String::new()),
+            _ => words.last_mut().unwrap().push(c),
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+/// Runs a command in `folder`: its exit code where it is not 0, its output, its errors.
+fn run(line: &str, folder: &Path) -> String {
+    let words = words(line);
+    let (program, arguments) = words.split_first().unwrap();
+    if program == "cat" {
+        let text = |file: &String| {
+            fs::read_to_string(folder.join(file)).unwrap_or_else(|e| format!("{file}: {e}\n"))
+        };
+        return arguments.iter().map(text).collect();
+    }
+    assert_eq!(program, "overlane", "a transcript runs overlane and cat, not `{line}`");
+    let mut command = Command::new(BINARY);
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("OVERLANE_") || name == "RUST_LOG")
+    {
+        command.env_remove(name);
+    }
+    let done = command.args(arguments).current_dir(folder).env("NO_COLOR", "1").output().unwrap();
+    let mut shown = String::new();
+    match done.status.code() {
+        Some(0) => {}
+        Some(code) => writeln!(shown, "? {code}").unwrap(),
+        None => writeln!(shown, "? {}", done.status).unwrap(),
+    }
+    for stream in [&done.stdout, &done.stderr] {
+        shown.push_str(&String::from_utf8_lossy(stream));
+        if !shown.is_empty() && !shown.ends_with('\n') {
+            shown.push('\n');
+        }
+    }
+    shown
+}
+
+/// Plays a transcript and returns it as it should read.
+fn play(text: &str, folder: &Path) -> String {
+    let mut out = String::new();
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
+        out.push_str(line);
+        out.push('\n');
+        let Some(block) = line.strip_prefix("```").filter(|block| !block.is_empty()) else {
+            continue;
+        };
+        let mut body = Vec::new();
+        while let Some(line) = lines.next_if(|line| *line != "```") {
+            body.push(line);
+        }
+        match block.split_once(' ') {
+            Some((_, file)) => {
+                let path = folder.join(file);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, body.join("\n") + "\n").unwrap();
+                body.iter().for_each(|line| writeln!(out, "{line}").unwrap());
+            }
+            None if block == "console" => out.push_str(&replay(&body, folder)),
+            None => body.iter().for_each(|line| writeln!(out, "{line}").unwrap()),
+        }
+    }
+    out
+}
+
+/// The commands of a block and their output; an expectation that matches stays as it is written.
+fn replay(body: &[&str], folder: &Path) -> String {
+    let mut out = String::new();
+    let mut at = 0;
+    while at < body.len() {
+        let command = body[at].strip_prefix("$ ").unwrap_or_else(|| panic!("no command: `{}`", body[at]));
+        let end =
+            body[at + 1..].iter().position(|line| line.starts_with("$ ")).map_or(body.len(), |n| at + 1 + n);
+        let expected = &body[at + 1..end];
+        let actual = run(command, folder);
+        let actual: Vec<_> = actual.lines().collect();
+        let same = expected.len() == actual.len()
+            && expected.iter().zip(&actual).all(|(e, a)| matches(e, a.trim_end()));
+        writeln!(out, "{}", body[at]).unwrap();
+        for line in if same { expected } else { &actual[..] } {
+            writeln!(out, "{}", line.trim_end()).unwrap();
+        }
+        at = end;
+    }
+    out
+}
+
+fn transcript(name: &str) {
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts").join(name).with_extension("md");
+    let text = fs::read_to_string(&path).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let played = play(&text, folder.path());
+    if std::env::var_os("UPDATE_TRANSCRIPTS").is_some() {
+        fs::write(&path, played).unwrap();
+        return;
+    }
+    let differs = text.lines().zip(played.lines()).position(|(expected, actual)| expected != actual);
+    if let Some(line) = differs.or_else(|| (text.lines().count() != played.lines().count()).then_some(0)) {
+        panic!(
+            "{}:{} differs from what overlane prints (UPDATE_TRANSCRIPTS=1 rewrites it); it should read:\n\n{played}",
+            path.display(),
+            line + 1,
+        );
+    }
+}
+
+macro_rules! transcripts {
+    ($($(#[$doc:meta])* $name:ident)*) => {
+        $($(#[$doc])* #[test]
+        fn $name() {
+            transcript(stringify!($name));
+        })*
+
+        #[test]
+        fn every_transcript_is_played() {
+            let mut files: Vec<_> = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts"))
+                .unwrap()
+                .map(|entry| entry.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned())
+                .collect();
+            files.sort();
+            let mut played = [$(stringify!($name)),*];
+            played.sort_unstable();
+            assert_eq!(files, played);
+        }
+    };
+}
+
+transcripts! {
+    baselines_and_overlays
+    attachments
+    deleting
+    explaining
+    mistakes
+    quick_apply
+    starting
+}
+
+#[test]
+fn a_placeholder_matches_anything() {
+    for (pattern, line, matching) in [
+        ("a", "a", true),
+        ("a", "b", false),
+        ("[..]", "", true),
+        ("a[..]c", "abbc", true),
+        ("a[..]c", "abb", false),
+        ("[..]b[..]d", "abcd", true),
+    ] {
+        assert_eq!(matches(pattern, line), matching, "{pattern} {line}");
+    }
+}
