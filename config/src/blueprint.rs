@@ -53,6 +53,8 @@ pub struct Parsed {
     pub documents: Vec<Document>,
     /// Every mistake, and warnings; beyond [`MAX_MISTAKES`] their number.
     pub diagnostics: Vec<Diagnostic>,
+    /// Blueprints that have errors of their own: good only to look for more mistakes in.
+    pub doubtful: Vec<Arc<Blueprint>>,
     /// The ids of documents that have errors, where the id itself could be read.
     pub broken: Vec<EnvironmentId>,
 }

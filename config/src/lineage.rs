@@ -239,8 +239,9 @@ impl Lineages {
     pub fn apply(&mut self, changes: Vec<FileChange>) -> Applied {
         let mut applied = Applied::default();
         let mut touched = BTreeSet::new();
+        let mut doubtful = Vec::new();
         for change in changes {
-            self.replace_file(change, &mut touched, &mut applied.diagnostics);
+            doubtful.extend(self.replace_file(change, &mut touched, &mut applied.diagnostics));
         }
         applied.changed = self.with_descendants(touched);
         let mut before = HashMap::new();
@@ -260,34 +261,46 @@ impl Lineages {
                 .extend(self.entries.get(id).into_iter().flat_map(|entry| &entry.problems).cloned());
             applied.changes.extend(difference(id, before.get(id), self.standing(id)));
         }
+        for blueprint in doubtful {
+            self.look_further(&blueprint, &mut applied.diagnostics);
+        }
         applied
     }
 
+    /// Looks for mistakes of meaning in a blueprint that has others already, so that all are told at once.
+    fn look_further(&mut self, blueprint: &Arc<Blueprint>, diagnostics: &mut Vec<Diagnostic>) {
+        let mut found = Vec::new();
+        self.resolve(blueprint, &mut found);
+        diagnostics.extend(found.iter().cloned());
+        if let Some(file) = self.files.get_mut(&blueprint.source.path) {
+            file.diagnostics.extend(found);
+        }
+    }
+
+    /// Returns the blueprints of the file in which only more mistakes are to be looked for.
     fn replace_file(
         &mut self,
         change: FileChange,
         touched: &mut BTreeSet<EnvironmentId>,
         diagnostics: &mut Vec<Diagnostic>,
-    ) {
+    ) -> Vec<Arc<Blueprint>> {
         let before = self.files.remove(&change.path);
         self.withdraw(before.as_ref(), touched);
         let before = before.unwrap_or_default();
-        let after = match change.content {
-            Content::Gone => return,
+        let (after, doubtful) = match change.content {
+            Content::Gone => return Vec::new(),
             Content::Unreadable(why) => {
                 let error =
                     Diagnostic::file(&change.path, why).hint("what was last read from it stays in force");
-                File {
-                    diagnostics: vec![error],
-                    broken: never_good(&change.path, &before.documents, before.broken),
-                    documents: before.documents,
-                }
+                let broken = never_good(&change.path, &before.documents, before.broken);
+                (File { diagnostics: vec![error], broken, documents: before.documents }, Vec::new())
             }
             Content::Text(source) => read(&change.path, &source, &before),
         };
         diagnostics.extend(after.diagnostics.iter().cloned());
         self.enter(&after, touched);
         self.files.insert(change.path, after);
+        doubtful
     }
 
     /// Takes the claims of a file back.
@@ -469,17 +482,19 @@ impl Lineages {
     }
 }
 
-/// What is in force after `source` was read. A file with errors keeps what was last good of it.
-fn read(path: &Arc<str>, source: &Arc<Source>, before: &File) -> File {
+/// What is in force after `source` was read, and what only more mistakes are to be looked for in. A file
+/// with errors keeps what was last good of it.
+fn read(path: &Arc<str>, source: &Arc<Source>, before: &File) -> (File, Vec<Arc<Blueprint>>) {
     let parsed = blueprint::parse(source);
     if !parsed.diagnostics.iter().any(Diagnostic::is_error) {
-        return File { documents: parsed.documents, broken: Vec::new(), diagnostics: parsed.diagnostics };
+        let good = File { documents: parsed.documents, broken: Vec::new(), diagnostics: parsed.diagnostics };
+        return (good, Vec::new());
     }
     let known = |id: &EnvironmentId| before.documents.iter().any(|document| document.environment() == id);
     let new = parsed.documents.into_iter().filter(|document| !known(document.environment()));
     let documents: Vec<_> = before.documents.iter().cloned().chain(new).collect();
     let broken = never_good(path, &documents, parsed.broken);
-    File { documents, broken, diagnostics: parsed.diagnostics }
+    (File { documents, broken, diagnostics: parsed.diagnostics }, parsed.doubtful)
 }
 
 /// The ids that a bad file makes unavailable: those it names, or the one that its name promises.

@@ -21,7 +21,7 @@ use output::{CliError, Output};
     name = "overlane",
     version,
     propagate_version = true,
-    after_help = "Exit codes: 0 ok, 1 failure, 2 usage, 4 not found, 130 interrupted.\nLogs go to standard error; OVERLANE_LOG sets their level (error, warn, info, debug)."
+    after_help = "Exit codes: 0 ok, 1 failure, 2 usage, 4 not found.\nLogs go to standard error; OVERLANE_LOG sets their level (error, warn, info, debug)."
 )]
 struct Cli {
     /// The store: a directory of blueprints, as a path or dir:PATH

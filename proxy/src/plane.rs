@@ -116,7 +116,7 @@ pub struct Plane {
     pub published: Arc<Published>,
     /// The listeners.
     pub gates: Vec<Arc<Gate>>,
-    /// Addresses that no request may be sent to: our own outbound and admin listeners.
+    /// Addresses that no request may be sent to: our own gateway, outbound and admin listeners.
     pub own: Vec<SocketAddr>,
     /// Deadlines and limits.
     pub limits: Limits,

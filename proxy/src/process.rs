@@ -54,6 +54,12 @@ impl Prepared {
         self.bound.gates()
     }
 
+    /// The control runtime, for what must be in place before anybody is served.
+    #[must_use]
+    pub fn runtime(&self) -> &tokio::runtime::Runtime {
+        &self.runtime
+    }
+
     /// Reads blueprints from `store`, which may only be known once the ports are.
     #[must_use]
     pub fn with_store(mut self, store: StoreAddress) -> Self {
@@ -78,8 +84,9 @@ impl Prepared {
             control.store_problem(problem);
         }
         control.apply(changes, Trigger::Start);
-        let outbound = bound.gates().iter().filter(|gate| gate.role() == "outbound").map(|gate| gate.address);
-        let own = outbound.chain([admin.0]).chain(probes.as_ref().map(|probes| probes.0)).collect();
+        // Sidecars call each other's inbound listeners; nobody calls the others from here.
+        let edges = bound.gates().iter().filter(|gate| gate.role() != "inbound").map(|gate| gate.address);
+        let own = edges.chain([admin.0]).chain(probes.as_ref().map(|probes| probes.0)).collect();
         let access = if settings.access_log { AccessLog::to(io::stdout()) } else { AccessLog::off() };
         let gates = bound.gates().to_vec();
         let plane =
@@ -101,11 +108,22 @@ impl Prepared {
             draining: told,
             token,
         };
+        let probes_at = probes.as_ref().map(|probes| probes.0);
         if let Some((_, socket)) = probes {
             runtime.spawn(admin::serve(socket, state.clone().probes(), over.clone()));
         }
         runtime.spawn(admin::serve(admin.1, state.router(), over));
-        Ok(Running { control, workers, gates, admin: admin.0, reload, draining, stopped, runtime })
+        Ok(Running {
+            control,
+            workers,
+            gates,
+            admin: admin.0,
+            probes: probes_at,
+            reload,
+            draining,
+            stopped,
+            runtime,
+        })
     }
 }
 
@@ -121,6 +139,7 @@ pub struct Running {
     workers: Workers,
     gates: Vec<Arc<Gate>>,
     admin: SocketAddr,
+    probes: Option<SocketAddr>,
     reload: mpsc::Sender<ReloadRequest>,
     draining: watch::Sender<bool>,
     stopped: watch::Sender<bool>,
@@ -144,6 +163,12 @@ impl Running {
     #[must_use]
     pub fn admin(&self) -> SocketAddr {
         self.admin
+    }
+
+    /// Where the listener with only probes and metrics is.
+    #[must_use]
+    pub fn probes(&self) -> Option<SocketAddr> {
+        self.probes
     }
 
     /// The control runtime, for what belongs to neither workers nor store.

@@ -67,8 +67,15 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", env = "OVERLANE_WORKERS")]
     pub workers: Option<usize>,
     /// Write one JSON line per request to standard output
-    #[arg(long, env = "OVERLANE_ACCESS_LOG")]
-    pub access_log: bool,
+    #[arg(
+        long,
+        env = "OVERLANE_ACCESS_LOG",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_parser = clap::builder::FalseyValueParser::new()
+    )]
+    pub access_log: Option<bool>,
     /// Allow unix: urls below this directory in blueprints (repeatable)
     #[arg(long, value_name = "DIR", env = "OVERLANE_ALLOW_UNIX")]
     pub allow_unix: Vec<PathBuf>,
@@ -214,7 +221,7 @@ impl Settings {
             probes: flags.probes.or(file.probes),
             admin_token,
             workers,
-            access_log: flags.access_log || file.access_log.unwrap_or(false),
+            access_log: flags.access_log.or(file.access_log).unwrap_or(false),
             allow_unix: allow_unix.into_iter().map(absolute).collect::<Result<_, _>>()?,
             resync,
             limits,

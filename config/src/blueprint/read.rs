@@ -77,9 +77,14 @@ impl File<'_> {
             true => envelope(tree, &mut problems),
             false => bare(tree, &mut problems),
         };
-        match document.filter(|_| !problems.fatal) {
-            Some(document) => self.parsed.documents.push(document),
-            None => self.parsed.broken.extend(about.broken().cloned()),
+        match document {
+            Some(document) if !problems.fatal => self.parsed.documents.push(document),
+            document => {
+                self.parsed.broken.extend(about.broken().cloned());
+                if let Some(Document::Blueprint(blueprint)) = document {
+                    self.parsed.doubtful.push(blueprint);
+                }
+            }
         }
         self.fatal |= problems.fatal;
         self.unlisted += problems.unlisted;

@@ -1,6 +1,6 @@
 //! The answers that the proxy gives itself, as plain data.
 
-use super::Reason;
+use super::{Reason, Via};
 use crate::blueprint::OnUnavailable;
 use crate::diagnostic::Location;
 use crate::table::{Policy, Route};
@@ -114,7 +114,7 @@ impl Refusal {
 
     /// The refusal when the upstream of `route` stays unavailable for `reason`, under `policy`.
     #[must_use]
-    pub fn unavailable<U>(route: &Route<U>, reason: Reason, policy: Policy, detail: &str) -> Self {
+    pub fn unavailable<U>(route: &Route<U>, reason: Reason, via: Via, policy: Policy, detail: &str) -> Self {
         let Route { service, environment, .. } = route;
         let what = match reason {
             Reason::Pending => "has no address yet",
@@ -125,6 +125,9 @@ impl Refusal {
         let waited = policy.hold_for.as_secs_f32();
         let message = format!("`{service}` of `{environment}` {what}{detail} (waited {waited} s)");
         let hint = match (reason, policy.on_unavailable) {
+            _ if via == Via::Baseline && reason != Reason::Pending => {
+                "start it, or correct its url".to_owned()
+            }
             (Reason::Pending, _) => format!(
                 "run `overlane attach {environment} {service} --url URL`, or give the service a `url:`"
             ),

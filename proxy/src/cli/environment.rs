@@ -25,8 +25,8 @@ use crate::store::write::{OpenStore, Outcome, Put};
 pub enum Verb {
     /// Create from files; fails where one exists
     Create(FromFiles),
-    /// Create or change from files
-    Apply(FromFiles),
+    /// Create or change, from files or, for an overlay, from flags alone
+    Apply(QuickApply),
     /// Show one or all, as they are written
     Get {
         /// The id; all where it is left out
@@ -173,6 +173,13 @@ impl Kind {
         }
     }
 
+    fn with_article(self) -> &'static str {
+        match self {
+            Self::Baseline => "a baseline",
+            Self::Overlay => "an overlay",
+        }
+    }
+
     fn of(blueprint: &Blueprint) -> Self {
         match blueprint.mode {
             Mode::Baseline => Self::Baseline,
@@ -200,7 +207,7 @@ pub fn overlay(verb: Verb, store: &StoreAddress, out: &mut Output<'_>) -> Result
 fn run(verb: Verb, kind: Kind, store: &StoreAddress, out: &mut Output<'_>) -> Result<(), CliError> {
     match verb {
         Verb::Create(from) => write_files(&from.files, &from.how, true, Some(kind), store, out),
-        Verb::Apply(from) => write_files(&from.files, &from.how, false, Some(kind), store, out),
+        Verb::Apply(apply) => apply_as(&apply, Some(kind), store, out),
         Verb::Get { id, format } => get(id.as_ref(), kind, format.output, &OpenStore::read(store)?, out),
         Verb::List { baseline, format } => {
             list(baseline.as_ref(), kind, format.output, &OpenStore::read(store)?, out)
@@ -221,12 +228,21 @@ fn run(verb: Verb, kind: Kind, store: &StoreAddress, out: &mut Output<'_>) -> Re
 /// # Errors
 /// See [`CliError`].
 pub fn quick_apply(apply: &QuickApply, store: &StoreAddress, out: &mut Output<'_>) -> Result<(), CliError> {
+    apply_as(apply, None, store, out)
+}
+
+fn apply_as(
+    apply: &QuickApply,
+    kind: Option<Kind>,
+    store: &StoreAddress,
+    out: &mut Output<'_>,
+) -> Result<(), CliError> {
     let (Some(id), Some(parent)) = (&apply.id, &apply.how.baseline) else {
         if apply.files.is_empty() {
             return Err(CliError::usage("nothing to apply")
                 .hint("give `--file FILE`, or `--id pr-12 --baseline staging --url payments-api=http://…`"));
         }
-        return write_files(&apply.files, &apply.how, false, None, store, out);
+        return write_files(&apply.files, &apply.how, false, kind, store, out);
     };
     let mut text = format!(
         "name: {id}\nrouting:\n  mode: overlay\n  baselineId: {parent}\n  overlayId: {id}\nservices:\n"
@@ -239,7 +255,7 @@ pub fn quick_apply(apply: &QuickApply, store: &StoreAddress, out: &mut Output<'_
             .hint("add `--url payments-api=http://127.0.0.1:4001`"));
     }
     let source = Arc::new(Source { path: "(flags)".into(), text, modified: None });
-    write_sources(&[source], &apply.how, false, Some(Kind::Overlay), store, out)
+    write_sources(&[source], &apply.how, false, kind, store, out)
 }
 
 fn write_files(
@@ -305,8 +321,12 @@ fn refuse_other_kind(source: &Arc<Source>, kind: Kind) -> Result<(), CliError> {
             && Kind::of(&blueprint) != kind
         {
             let (id, is) = (&blueprint.id.value, Kind::of(&blueprint).as_str());
-            return Err(CliError::failure(format!("{}: `{id}` is a {is}", source.path))
-                .hint(format!("use `overlane {is} …`, or `overlane apply` for files of any kind")));
+            return Err(CliError::failure(format!(
+                "{}: `{id}` is {}",
+                source.path,
+                Kind::of(&blueprint).with_article()
+            ))
+            .hint(format!("use `overlane {is} …`, or `overlane apply` for files of any kind")));
         }
     }
     Ok(())
@@ -317,7 +337,7 @@ fn report(blueprint: &Blueprint, outcome: Outcome, how: &How, out: &mut Output<'
     match how.format.output {
         Format::Name => out.line(id),
         Format::Table | Format::Wide => {
-            let dry = if how.dry_run { " (dry run)" } else { "" };
+            let dry = dry(how.dry_run);
             out.line(format_args!("{} {id} {}{dry}", Kind::of(blueprint).as_str(), outcome.as_str()))
         }
         format => out.value(
@@ -353,14 +373,18 @@ fn delete(
         None if ignore => return Ok(()),
         None => return Err(not_found(id, kind, open.lineages())),
         Some(is) if is != kind => {
-            return Err(CliError::failure(format!("`{id}` is a {}", is.as_str()))
+            return Err(CliError::failure(format!("`{id}` is {}", is.with_article()))
                 .hint(format!("use `overlane {} delete {id}`", is.as_str())));
         }
         Some(_) => {}
     }
     let outcome = open.delete(id, dry_run)?;
-    let dry = if dry_run { " (dry run)" } else { "" };
+    let dry = dry(dry_run);
     out.line(format_args!("{} {id} {}{dry}", kind.as_str(), outcome.as_str()))
+}
+
+fn dry(run: bool) -> &'static str {
+    if run { " (dry run)" } else { "" }
 }
 
 fn not_found(id: &EnvironmentId, kind: Kind, lineages: &Lineages) -> CliError {
@@ -379,7 +403,13 @@ fn not_found(id: &EnvironmentId, kind: Kind, lineages: &Lineages) -> CliError {
 pub fn attach(attach: &Attach, store: &StoreAddress, out: &mut Output<'_>) -> Result<(), CliError> {
     let outcome =
         OpenStore::write(store)?.attach(&attach.id, &attach.service, Some(&attach.url), attach.dry_run)?;
-    out.line(format_args!("attachment {}/{} {}", attach.id, attach.service, outcome.as_str()))
+    out.line(format_args!(
+        "attachment {}/{} {}{}",
+        attach.id,
+        attach.service,
+        outcome.as_str(),
+        dry(attach.dry_run)
+    ))
 }
 
 /// `overlane detach`.
@@ -388,14 +418,21 @@ pub fn attach(attach: &Attach, store: &StoreAddress, out: &mut Output<'_>) -> Re
 /// See [`CliError`].
 pub fn detach(detach: &Detach, store: &StoreAddress, out: &mut Output<'_>) -> Result<(), CliError> {
     let outcome = OpenStore::write(store)?.attach(&detach.id, &detach.service, None, detach.dry_run)?;
-    out.line(format_args!("attachment {}/{} {}", detach.id, detach.service, outcome.as_str()))
+    out.line(format_args!(
+        "attachment {}/{} {}{}",
+        detach.id,
+        detach.service,
+        outcome.as_str(),
+        dry(detach.dry_run)
+    ))
 }
 
 /// The environments of a kind, in order; refused ones by what their blueprint says.
 fn of_kind(kind: Kind, lineages: &Lineages) -> impl Iterator<Item = (&EnvironmentId, &Standing)> {
     lineages.standings().filter(move |(id, standing)| match standing.resolved() {
         Some(resolved) => Kind::of(&resolved.blueprint) == kind,
-        None => lineages.claims(id).next().map_or(Kind::Overlay, |claim| Kind::of(claim)) == kind,
+        // What was never read could be either.
+        None => lineages.claims(id).next().is_none_or(|claim| Kind::of(claim) == kind),
     })
 }
 

@@ -9,7 +9,7 @@ use overlane_config::diagnostic::Source;
 use overlane_config::lineage::{Content, FileChange};
 use overlane_config::name::{EnvironmentId, ServiceName};
 use overlane_config::url::Url;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::output::{CliError, Output};
@@ -19,9 +19,6 @@ use crate::process::{Prepared, Running};
 use crate::settings::{DEFAULT_ADMIN, DEFAULT_GATEWAY, RunArgs, Settings};
 use crate::stack::{Instance, Stack};
 use crate::store::StoreAddress;
-
-/// The exit code after Ctrl-C, where something was cut short.
-const INTERRUPTED: u8 = 130;
 
 /// Logs go to standard error: as text on a terminal, else as JSON lines.
 fn start_logs() {
@@ -47,11 +44,16 @@ pub fn run(args: RunArgs, store: Option<StoreAddress>) -> Result<(), CliError> {
     let settings = Settings::merge(args, store)?;
     start_logs();
     let store = settings.store.clone();
-    let running = Prepared::bind(settings).and_then(|prepared| prepared.start(Vec::new()))?;
+    let prepared = Prepared::bind(settings)?;
+    let signals = Signals::install(prepared.runtime())?;
+    let running = prepared.start(Vec::new())?;
     for gate in running.gates() {
         tracing::info!(role = gate.role(), address = %gate.address, trust = %gate.trust, "listening");
     }
     tracing::info!(role = "admin", address = %running.admin(), "listening");
+    if let Some(address) = running.probes() {
+        tracing::info!(role = "probes", %address, "listening");
+    }
     if let Some(store) =
         store.filter(|_| running.control().lineages(overlane_config::lineage::Lineages::is_empty))
     {
@@ -59,31 +61,47 @@ pub fn run(args: RunArgs, store: Option<StoreAddress>) -> Result<(), CliError> {
             "the store {store} is empty; type next: overlane baseline create --file baseline.yaml --store {store}"
         );
     }
-    wait(&running)?;
+    signals.wait(&running);
     tracing::info!("stopping: finishing what is in flight");
     running.stop();
     Ok(())
 }
 
-/// Waits for SIGTERM or SIGINT; reloads on SIGHUP.
-fn wait(running: &Running) -> Result<(), CliError> {
-    let reload = running.reload_door();
-    running.runtime().block_on(async {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut hangup = signal(SignalKind::hangup())?;
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => return Ok(()),
-                _ = interrupt.recv() => return Ok(()),
-                _ = hangup.recv() => {
-                    let (reply, _) = tokio::sync::oneshot::channel();
-                    // Without a store there is nothing to read again.
-                    let _ = reload.send((Trigger::Signal, reply)).await;
+/// The signals that end a process or make it read its store again.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    /// Catches them from now on: before anybody is served, so that none is too early.
+    fn install(runtime: &tokio::runtime::Runtime) -> std::io::Result<Self> {
+        let _inside = runtime.enter();
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for SIGTERM or SIGINT; reloads on SIGHUP.
+    fn wait(mut self, running: &Running) {
+        let reload = running.reload_door();
+        running.runtime().block_on(async {
+            loop {
+                tokio::select! {
+                    _ = self.terminate.recv() => return,
+                    _ = self.interrupt.recv() => return,
+                    _ = self.hangup.recv() => {
+                        let (reply, _) = tokio::sync::oneshot::channel();
+                        // Without a store there is nothing to read again.
+                        let _ = reload.send((Trigger::Signal, reply)).await;
+                    }
                 }
             }
-        }
-    })
+        });
+    }
 }
 
 /// `overlane try`.
@@ -157,7 +175,9 @@ pub fn try_it(args: &Try, out: &mut Output<'_>) -> Result<(), CliError> {
     let documents: Vec<_> =
         environments.iter().map(|environment| given(environment, stack.blueprint(environment))).collect();
     let lines = instructions(&stack, &environments);
-    let running = stack.into_prepared().start(documents)?;
+    let prepared = stack.into_prepared();
+    let signals = Signals::install(prepared.runtime())?;
+    let running = prepared.start(documents)?;
     let problems = running.control().problems();
     if !problems.is_empty() {
         let refused = running
@@ -169,7 +189,7 @@ pub fn try_it(args: &Try, out: &mut Output<'_>) -> Result<(), CliError> {
         }
     }
     out.line(lines)?;
-    wait(&running)?;
+    signals.wait(&running);
     running.stop();
     Ok(())
 }
@@ -218,10 +238,11 @@ pub fn demo(args: &DemoArgs, out: &mut Output<'_>) -> Result<(), CliError> {
     }
     let demo = Demo::start()?;
     if !args.once {
+        let signals = Signals::install(demo.running().runtime())?;
         out.line(demo.welcome())?;
-        wait(demo.running())?;
+        signals.wait(demo.running());
         demo.stop();
-        return Err(CliError { message: String::new(), hint: None, exit: INTERRUPTED });
+        return Ok(());
     }
     let (report, right) = demo.check();
     demo.stop();

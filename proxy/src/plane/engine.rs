@@ -190,6 +190,10 @@ impl ProxyHttp for Engine {
                 .map(str::to_owned)
                 .collect(),
         };
+        if session.req_header().version == http::Version::HTTP_11 {
+            // An upstream's HTTP/1.0 is its own affair: this connection speaks 1.1.
+            response.set_version(http::Version::HTTP_11);
+        }
         response.remove_header(ROUTE_HEADER);
         if let Some(receipt) = exchange.receipt_to_send() {
             // As in Proxy-Status: what is nearer to the origin comes first.

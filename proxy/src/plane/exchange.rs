@@ -155,6 +155,8 @@ pub struct Exchange {
     endpoint: Option<Arc<Endpoint>>,
     /// Whether bytes may have gone upstream.
     sent: bool,
+    /// Why no upstream could be had, where none could.
+    failed: Option<&'static str>,
     started: Instant,
 }
 
@@ -182,6 +184,7 @@ impl Exchange {
             held_since: None,
             endpoint: None,
             sent: false,
+            failed: None,
             started: Instant::now(),
         };
         if exchange
@@ -268,6 +271,14 @@ impl Exchange {
     /// # Errors
     /// The answer to give.
     pub async fn endpoint(&mut self) -> Result<Arc<Endpoint>, Refused> {
+        let found = self.find_endpoint().await;
+        if let Err(Refused(answer)) = &found {
+            self.failed = Some(answer.reason);
+        }
+        found
+    }
+
+    async fn find_endpoint(&mut self) -> Result<Arc<Endpoint>, Refused> {
         loop {
             let target = match &self.target {
                 Ok(target) => target,
@@ -282,8 +293,12 @@ impl Exchange {
     }
 
     fn chosen(&mut self, endpoint: Arc<Endpoint>) -> Result<Arc<Endpoint>, Refused> {
+        let itself = |address| {
+            let application = self.target.as_ref().is_ok_and(|target| target.application);
+            self.plane.is_own(address) || (application && address == self.gate.address)
+        };
         if let Address::Tcp(address) = endpoint.address
-            && self.plane.is_own(address)
+            && itself(address)
         {
             let message = format!("`{address}` is a listener of this proxy itself");
             let hint = "an upstream must lead to the service, not back to its proxy".to_owned();
@@ -397,8 +412,8 @@ impl Exchange {
             &mut Untraced,
         );
         match decision {
-            Decision::Serve(Served { to: To::Upstream { route, .. }, policy, .. }) => {
-                Answer::from(&Refusal::unavailable(route, reason, policy, &detail))
+            Decision::Serve(Served { to: To::Upstream { route, .. }, policy, via, .. }) => {
+                Answer::from(&Refusal::unavailable(route, reason, via, policy, &detail))
             }
             Decision::Refuse(refusal) => Answer::from(&refusal),
             _ => {
@@ -442,8 +457,9 @@ impl Exchange {
             overlay: self.inquiry.keys.as_ref().map(|keys| keys.as_str().to_owned()),
             environment: receipt.map(|receipt| receipt.environment.to_string()),
             via: receipt.map(|receipt| receipt.via.as_str()),
-            reason: receipt
-                .map(|receipt| receipt.reason.as_str())
+            reason: self
+                .failed
+                .or_else(|| receipt.map(|receipt| receipt.reason.as_str()))
                 .or_else(|| self.refusal().map(|answer| answer.reason)),
             generation: self.snapshot.generation,
         }

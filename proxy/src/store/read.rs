@@ -263,11 +263,15 @@ fn remaining_quiet(since: SystemTime, now: SystemTime) -> Option<Duration> {
 pub fn read(path: &Path, shown: &Arc<str>) -> io::Result<Source> {
     let irregular = || io::Error::new(io::ErrorKind::InvalidInput, "is not a regular file");
     // Before it is opened: opening a FIFO would wake its writer.
-    if !fs::metadata(path).map_err(cannot_be_read)?.is_file() {
+    if !fs::metadata(path).map_err(|error| cannot_be_read(&error))?.is_file() {
         return Err(irregular());
     }
-    let file = OpenOptions::new().read(true).custom_flags(NONBLOCK).open(path).map_err(cannot_be_read)?;
-    let metadata = file.metadata().map_err(cannot_be_read)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(NONBLOCK)
+        .open(path)
+        .map_err(|error| cannot_be_read(&error))?;
+    let metadata = file.metadata().map_err(|error| cannot_be_read(&error))?;
     if !metadata.is_file() {
         return Err(irregular());
     }
@@ -285,7 +289,7 @@ pub fn read(path: &Path, shown: &Arc<str>) -> io::Result<Source> {
 /// It is too large, not UTF-8, or what the system says.
 pub fn read_text(stream: impl Read) -> io::Result<String> {
     let mut bytes = Vec::new();
-    stream.take(MAX_FILE_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(cannot_be_read)?;
+    stream.take(MAX_FILE_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(|error| cannot_be_read(&error))?;
     if bytes.len() > MAX_FILE_BYTES {
         return Err(too_large());
     }
@@ -295,7 +299,7 @@ pub fn read_text(stream: impl Read) -> io::Result<String> {
     })
 }
 
-fn cannot_be_read(error: io::Error) -> io::Error {
+fn cannot_be_read(error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot be read: {error}"))
 }
 
