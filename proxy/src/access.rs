@@ -4,11 +4,13 @@
 //! counted. Keys are OpenTelemetry's semantic conventions; header values are never logged.
 
 use std::io::Write;
+use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::clock;
 use crate::metrics::{Event, count};
 
 /// How many lines may wait for the writer.
@@ -60,6 +62,30 @@ pub struct Line {
     /// The generation of the table that decided.
     #[serde(rename = "overlane.generation")]
     pub generation: u64,
+}
+
+impl Line {
+    /// The line of a request whose head was refused: nothing of it is known for sure.
+    #[must_use]
+    pub fn refused(role: &'static str, status: u16, reason: &'static str, client: IpAddr) -> Self {
+        Self {
+            timestamp: clock::now().to_string(),
+            role,
+            method: String::new(),
+            authority: String::new(),
+            path: String::new(),
+            status,
+            client: client.to_string(),
+            duration_s: 0.0,
+            upstream: None,
+            service: None,
+            overlay: None,
+            environment: None,
+            via: None,
+            reason: Some(reason),
+            generation: 0,
+        }
+    }
 }
 
 /// Where workers hand in lines; cheap to clone.

@@ -1,7 +1,7 @@
 //! Name resolution on the control side: in the background, refreshed, and kept when it fails.
 //!
 //! Upstreams with names register once; from then on they are resolved every [`REFRESH`] while
-//! requests ask for them. No request waits for a resolution but the very first of an upstream,
+//! requests ask for them, and every [`RETRY`] where that fails. No request waits for a resolution but the very first of an upstream,
 //! and that one waits as for any unavailable upstream: at most `holdFor`.
 
 use std::net::SocketAddr;
@@ -17,6 +17,8 @@ use crate::upstream::{Address, Upstream, literal_address};
 
 /// How often names that are in use are resolved again.
 pub const REFRESH: Duration = Duration::from_secs(10);
+/// How often names that do not resolve are tried again.
+pub const RETRY: Duration = Duration::from_secs(1);
 /// How long one resolution may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// How many run at once.
@@ -50,7 +52,8 @@ impl Names {
 
 async fn run(mut registrations: mpsc::UnboundedReceiver<Weak<Upstream>>) {
     let mut followed: Vec<Weak<Upstream>> = Vec::new();
-    let mut refresh = tokio::time::interval(REFRESH);
+    let mut tick = tokio::time::interval(RETRY);
+    let mut ticks: u64 = 0;
     let mut running = JoinSet::new();
     let limit = Arc::new(Semaphore::new(AT_ONCE));
     let start = |weak: &Weak<Upstream>, running: &mut JoinSet<()>| {
@@ -67,10 +70,14 @@ async fn run(mut registrations: mpsc::UnboundedReceiver<Weak<Upstream>>) {
                 }
                 None => return,
             },
-            _ = refresh.tick() => {
+            _ = tick.tick() => {
+                ticks += 1;
+                let refresh = ticks.is_multiple_of(REFRESH.as_secs() / RETRY.as_secs());
                 followed.retain(|weak| weak.strong_count() > 0);
-                let asked = |weak: &&Weak<Upstream>| weak.upgrade().is_some_and(|upstream| upstream.take_asked());
-                followed.iter().filter(asked).for_each(|weak| start(weak, &mut running));
+                let due = |weak: &&Weak<Upstream>| {
+                    weak.upgrade().is_some_and(|upstream| (refresh || upstream.unresolved()) && upstream.take_asked())
+                };
+                followed.iter().filter(due).for_each(|weak| start(weak, &mut running));
             }
             Some(_) = running.join_next(), if !running.is_empty() => {}
         }

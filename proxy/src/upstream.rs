@@ -175,6 +175,11 @@ impl Upstream {
         self.changed.notified()
     }
 
+    /// Whether its names were looked for and no address is known.
+    pub(crate) fn unresolved(&self) -> bool {
+        self.endpoints.load().as_ref().is_some_and(|endpoints| endpoints.list.is_empty())
+    }
+
     /// Whether a request asked since this was last called.
     pub(crate) fn take_asked(&self) -> bool {
         self.asked.swap(false, Relaxed)

@@ -424,7 +424,6 @@ impl Exchange {
 
     /// Counts and logs the request; `status` is 0 where no answer was sent. Called once, at its end.
     pub fn ended(&self, status: u16) {
-        count(Event::RequestEnded);
         let target = self.target.as_ref().ok();
         let receipt = self.receipt();
         let labels = Labels {
@@ -463,6 +462,13 @@ impl Exchange {
                 .or_else(|| self.refusal().map(|answer| answer.reason)),
             generation: self.snapshot.generation,
         }
+    }
+}
+
+/// However a request ends, also where its task is cut short or the engine gives it back unread.
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        count(Event::RequestEnded);
     }
 }
 

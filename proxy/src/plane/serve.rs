@@ -19,6 +19,7 @@ use super::engine::Engine;
 use super::exchange::Exchange;
 use super::head::{self, Body};
 use super::{Gate, Plane};
+use crate::access::Line;
 use crate::metrics::{Event, count};
 
 /// How much a client may still send after it was refused, so that it reads the answer before a reset.
@@ -70,16 +71,16 @@ pub async fn serve<S: IO + 'static>(mut conn: Conn<S>, gate: Arc<Gate>, client: 
         let head = match next_head(&mut conn, &mut worker, first).await {
             Awaited::Head(head) => head,
             Awaited::Over => return,
-            Awaited::Refused(answer) => return refuse(conn, &answer, &worker).await,
+            Awaited::Refused(answer) => return refuse(conn, &answer, &gate, client, &worker).await,
         };
         first = false;
         let lending = match head::parse(&head, |parsed| lend(&worker.plane, &gate, client, &head, parsed)) {
             Ok(Ok(lending)) => lending,
-            Ok(Err(answer)) => return refuse(conn, &answer, &worker).await,
+            Ok(Err(answer)) => return refuse(conn, &answer, &gate, client, &worker).await,
             Err(malformed) => {
                 let answer =
                     Answer::plain(malformed.status, "http_request_error", "malformed", malformed.what);
-                return refuse(conn, &answer, &worker).await;
+                return refuse(conn, &answer, &gate, client, &worker).await;
             }
         };
         match run(conn, lending, &worker).await {
@@ -207,8 +208,18 @@ fn too_large(limit: usize) -> Answer {
 
 /// Answers a request that no engine may see, and closes: with a grace in which the client can
 /// finish sending, since a reset would take the answer from it.
-async fn refuse<S: IO + 'static>(mut conn: Conn<S>, answer: &Answer, worker: &Worker) {
+async fn refuse<S: IO + 'static>(
+    mut conn: Conn<S>,
+    answer: &Answer,
+    gate: &Gate,
+    client: IpAddr,
+    worker: &Worker,
+) {
     count(Event::HeadRefused);
+    let access = &worker.plane.access;
+    if access.is_on() {
+        access.log(Line::refused(gate.role(), answer.status, answer.reason, client));
+    }
     let until = Instant::now() + worker.plane.limits.head;
     let sent = async {
         conn.write_all(&answer.closing_bytes()).await?;
