@@ -1,0 +1,603 @@
+//! What reading and embedding Pingora taught, each as a rule that holds here: through real sockets, with
+//! upstreams that record what arrived.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use overlane::plane::trust::Trust;
+use overlane::plane::{Limits, ListenerSettings};
+use overlane::process::{Prepared, Running};
+use overlane::settings::Settings;
+use overlane_config::diagnostic::Source;
+use overlane_config::lineage::{Content, FileChange};
+use overlane_config::route::{Listener, Role};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// An upstream that records heads and bodies, and answers what it is told.
+struct Upstream {
+    address: SocketAddr,
+    seen: Receiver<(String, Vec<u8>)>,
+    connections: Arc<AtomicUsize>,
+}
+
+impl Upstream {
+    /// Answers every request with a body of `name`.
+    fn echo(name: &'static str) -> Self {
+        Self::with(move |stream, _| {
+            write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}", name.len()).is_ok()
+        })
+    }
+
+    /// Answers with `answer`, which says whether the connection stays open.
+    fn with(answer: impl Fn(&mut TcpStream, &str) -> bool + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (tell, seen) = channel();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let (answer, count) = (Arc::new(answer), connections.clone());
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                count.fetch_add(1, SeqCst);
+                let (answer, tell) = (answer.clone(), tell.clone());
+                std::thread::spawn(move || Self::serve(stream, &*answer, &tell));
+            }
+        });
+        Self { address, seen, connections }
+    }
+
+    fn serve(
+        mut stream: TcpStream,
+        answer: &dyn Fn(&mut TcpStream, &str) -> bool,
+        tell: &Sender<(String, Vec<u8>)>,
+    ) {
+        stream.set_nodelay(true).unwrap();
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        while let Some(head) = read_head(&mut reader) {
+            let body = read_body(&mut reader, &head);
+            let _ = tell.send((head.clone(), body));
+            if !answer(&mut stream, &head) {
+                return;
+            }
+        }
+    }
+
+    fn next(&self) -> (String, Vec<u8>) {
+        self.seen.recv_timeout(PATIENCE).expect("a request reaches the upstream")
+    }
+
+    fn nothing_arrived(&self) {
+        assert!(self.seen.try_recv().is_err(), "something reached the upstream");
+    }
+}
+
+fn read_head(reader: &mut impl BufRead) -> Option<String> {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if reader.read_line(&mut head).ok()? == 0 {
+            return None;
+        }
+    }
+    Some(head)
+}
+
+fn field<'h>(head: &'h str, name: &str) -> Option<&'h str> {
+    head.lines()
+        .filter_map(|line| line.split_once(": "))
+        .find(|(own, _)| own.eq_ignore_ascii_case(name))
+        .map(|(_, value)| value)
+}
+
+fn read_body(reader: &mut impl BufRead, head: &str) -> Vec<u8> {
+    if field(head, "transfer-encoding").is_some() {
+        let mut body = Vec::new();
+        loop {
+            let chunk = read_chunk(reader);
+            if chunk.is_empty() {
+                return body;
+            }
+            body.extend(chunk);
+        }
+    }
+    let length = field(head, "content-length").map_or(0, |length| length.parse().unwrap());
+    let mut body = vec![0; length];
+    let _ = reader.read_exact(&mut body);
+    body
+}
+
+fn read_chunk(reader: &mut impl BufRead) -> Vec<u8> {
+    let mut line = String::new();
+    reader.read_line(&mut line).unwrap();
+    let mut chunk = vec![0; usize::from_str_radix(line.trim(), 16).unwrap() + 2];
+    reader.read_exact(&mut chunk).unwrap();
+    chunk.truncate(chunk.len() - 2);
+    chunk
+}
+
+struct Client {
+    stream: TcpStream,
+    reader: BufReader<TcpStream>,
+}
+
+impl Client {
+    fn new(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self { reader: BufReader::new(stream.try_clone().unwrap()), stream }
+    }
+
+    fn send(&mut self, bytes: &str) -> &mut Self {
+        self.stream.write_all(bytes.as_bytes()).unwrap();
+        self
+    }
+
+    fn answer(&mut self) -> (String, String) {
+        let head = read_head(&mut self.reader).expect("an answer");
+        let body = read_body(&mut self.reader, &head);
+        (head, String::from_utf8(body).unwrap())
+    }
+
+    fn is_closed(&mut self) -> bool {
+        matches!(self.reader.fill_buf(), Ok([]) | Err(_))
+    }
+}
+
+fn get(address: SocketAddr, headers: &str) -> (String, String) {
+    Client::new(address).send(&format!("GET / HTTP/1.1\r\nHost: web\r\n{headers}\r\n")).answer()
+}
+
+fn file(text: String) -> FileChange {
+    let path: Arc<str> = format!("{}.yaml", text.lines().next().unwrap().trim_start_matches("name: ")).into();
+    let source = Source { path: path.clone(), text, modified: None };
+    FileChange { path, content: Content::Text(Arc::new(source)) }
+}
+
+fn baseline(web: SocketAddr) -> FileChange {
+    file(format!(
+        "name: base\nrouting: {{mode: baseline, holdFor: 100ms}}\nservices: [{{name: web, expose: true, url: 'http://{web}'}}]\n"
+    ))
+}
+
+fn overlay(id: &str, routing: &str, service: &str) -> FileChange {
+    file(format!(
+        "name: {id}\nrouting: {{mode: overlay, baselineId: base{routing}}}\nservices: [{service}]\n"
+    ))
+}
+
+fn at(role: Role, app: Option<SocketAddr>, trust: Trust) -> ListenerSettings {
+    let app = app.map(|app| format!("http://{app}").parse().unwrap());
+    ListenerSettings {
+        address: ([127, 0, 0, 1], 0).into(),
+        listener: Listener { role, baseline: None },
+        app,
+        trust,
+    }
+}
+
+fn start(
+    listeners: Vec<ListenerSettings>,
+    limits: Limits,
+    files: Vec<FileChange>,
+) -> (Running, Vec<SocketAddr>) {
+    let running =
+        Prepared::bind(Settings { limits, ..Settings::in_process(listeners) }).unwrap().start(files).unwrap();
+    let addresses = running.gates().iter().map(|gate| gate.address).collect();
+    (running, addresses)
+}
+
+fn gateway(files: Vec<FileChange>) -> (Running, SocketAddr) {
+    let (running, addresses) = start(vec![at(Role::Gateway, None, Trust::Any)], Limits::default(), files);
+    (running, addresses[0])
+}
+
+#[test]
+fn the_key_leaves_in_both_carriers_also_when_the_client_nominates_it_in_connection() {
+    let (base, alice) = (Upstream::echo("base"), Upstream::echo("alice"));
+    let (_running, gateway) = gateway(vec![
+        baseline(base.address),
+        overlay("alice", "", &format!("{{name: web, url: 'http://{}'}}", alice.address)),
+    ]);
+    for headers in [
+        "x-overlay-id: alice\r\n",
+        "X-Overlay-Id: alice\r\nConnection: x-overlay-id\r\n",
+        "x-overlay-id: alice\r\nConnection: keep-alive, X-OVERLAY-ID, baggage\r\n",
+        "baggage: a=1;p,overlay-id=alice\r\nbaggage: b=2\r\n",
+    ] {
+        let (head, body) = get(gateway, headers);
+        assert_eq!(
+            (body.as_str(), field(&head, "x-overlay-route")),
+            ("alice", Some("web;env=alice;via=overlay;reason=owned")),
+            "{headers}"
+        );
+        let (arrived, _) = alice.next();
+        assert_eq!(field(&arrived, "x-overlay-id"), Some("alice"), "{headers}{arrived}");
+        assert!(field(&arrived, "baggage").unwrap().ends_with("overlay-id=alice"), "{arrived}");
+        assert_eq!(arrived.to_lowercase().matches("\nbaggage:").count(), 1, "{arrived}");
+    }
+    base.nothing_arrived();
+}
+
+#[test]
+fn a_key_that_is_no_id_is_refused_and_not_echoed_into_a_header() {
+    let base = Upstream::echo("base");
+    let (_running, gateway) = gateway(vec![baseline(base.address)]);
+    let (head, body) = get(gateway, "x-overlay-id: Al\"ice\t\r\n");
+    assert!(head.starts_with("HTTP/1.1 400") && body.contains("invalid-key"), "{head}{body}");
+    assert!(field(&head, "proxy-status").unwrap().matches('"').count() == 2, "{head}");
+    base.nothing_arrived();
+    // In baggage it is somebody else's: ignored, and it travels on.
+    let (head, _) = get(gateway, "baggage: overlay-id=Al%20ice\r\n");
+    assert!(head.starts_with("HTTP/1.1 200") && field(&head, "x-overlay-route").is_none(), "{head}");
+    assert_eq!(field(&base.next().0, "baggage"), Some("overlay-id=Al%20ice"));
+}
+
+#[test]
+fn from_the_untrusted_our_headers_are_gone_before_anything_reads_them() {
+    let (base, alice) = (Upstream::echo("base"), Upstream::echo("alice"));
+    let files = vec![
+        baseline(base.address),
+        overlay("alice", "", &format!("{{name: web, url: 'http://{}'}}", alice.address)),
+    ];
+    let (_running, addresses) = start(vec![at(Role::Gateway, None, Trust::Nobody)], Limits::default(), files);
+    let (head, body) = get(
+        addresses[0],
+        "x-overlay-id: alice\r\nx-overlay-require: web\r\nx-overlay-hop: alice\r\nx-overlay-route: x\r\nbaggage: a=1,overlay-id=NOT,c=3\r\n",
+    );
+    assert_eq!((body.as_str(), field(&head, "x-overlay-route")), ("base", None), "{head}");
+    let arrived = base.next().0.to_lowercase();
+    assert!(!arrived.contains("x-overlay") && arrived.contains("baggage: a=1,c=3"), "{arrived}");
+}
+
+#[test]
+fn an_unavailable_owner_is_held_and_then_fails_or_falls_back_as_its_policy_says() {
+    let base = Upstream::echo("base");
+    let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (running, gateway) = gateway(vec![
+        baseline(base.address),
+        overlay("fails", "", &format!("{{name: web, url: 'http://{dead}'}}")),
+        overlay("falls", ", onUnavailable: fallback", &format!("{{name: web, url: 'http://{dead}'}}")),
+        overlay("waits", ", holdFor: 10s", "{name: web}"),
+    ]);
+    let (head, body) = get(gateway, "x-overlay-id: fails\r\naccept: application/json\r\n");
+    assert!(
+        head.starts_with("HTTP/1.1 503")
+            && body.contains("\"reason\":\"refused\"")
+            && body.contains("fails.yaml:3:"),
+        "{head}{body}"
+    );
+    assert!(field(&head, "proxy-status").unwrap().contains("error=connection_refused"), "{head}");
+    base.nothing_arrived();
+    let (head, body) = get(gateway, "x-overlay-id: falls\r\n");
+    assert_eq!(
+        (body.as_str(), field(&head, "x-overlay-route")),
+        ("base", Some("web;env=base;via=baseline;reason=refused"))
+    );
+    let (head, body) = get(gateway, "x-overlay-id: falls\r\nx-overlay-require: web\r\n");
+    assert!(head.starts_with("HTTP/1.1 412") && body.contains("wrong-environment"), "{head}{body}");
+    // Held while pending, and served from the snapshot that brings its address.
+    let held = std::thread::spawn(move || get(gateway, "x-overlay-id: waits\r\n"));
+    let alice = Upstream::echo("alice");
+    running.control().apply(
+        vec![overlay("waits", ", holdFor: 10s", &format!("{{name: web, url: 'http://{}'}}", alice.address))],
+        overlane::control::Trigger::Change,
+    );
+    assert_eq!(held.join().unwrap().1, "alice");
+}
+
+#[test]
+fn sidecars_never_play_ping_pong() {
+    let (base, alice) = (Upstream::echo("base app"), Upstream::echo("alice app"));
+    let inbound = |environment: &str| Role::Inbound {
+        service: "web".parse().unwrap(),
+        environment: Some(environment.parse().unwrap()),
+    };
+    let listeners = vec![
+        at(inbound("base"), Some(base.address), Trust::Any),
+        at(inbound("alice"), Some(alice.address), Trust::Any),
+    ];
+    let (running, addresses) = start(listeners, Limits::default(), Vec::new());
+    running.control().apply(
+        vec![
+            baseline(addresses[0]),
+            overlay("alice", "", &format!("{{name: web, url: 'http://{}'}}", addresses[1])),
+        ],
+        overlane::control::Trigger::Change,
+    );
+    let (head, body) = get(addresses[0], "x-overlay-id: alice\r\n");
+    assert_eq!(body, "alice app");
+    assert_eq!(
+        field(&head, "x-overlay-route"),
+        Some("web;env=alice;via=overlay;reason=owned, web;env=alice;via=overlay;reason=owned")
+    );
+    assert!(field(&alice.next().0, "x-overlay-hop").is_none(), "the mark is not the application's");
+    let (head, body) = get(addresses[0], "x-overlay-id: alice\r\nx-overlay-hop: alice\r\n");
+    assert!(head.starts_with("HTTP/1.1 421") && body.contains("misdirected"), "{head}{body}");
+    // Without a key an overlay's inbound delivers, and gives the request that overlay's key.
+    assert_eq!(get(addresses[1], "").1, "alice app");
+    assert_eq!(field(&alice.next().0, "x-overlay-id"), Some("alice"));
+}
+
+#[test]
+fn outbound_routes_by_authority_and_passes_the_rest_through_without_our_headers() {
+    let base = Upstream::echo("base");
+    let foreign = Upstream::with(|stream, _| {
+        write!(stream, "HTTP/1.1 200 OK\r\nx-overlay-route: forged\r\nContent-Length: 7\r\n\r\nforeign")
+            .is_ok()
+    });
+    let environment = Some("alice".parse().unwrap());
+    let (_running, addresses) = start(
+        vec![at(Role::Outbound { environment }, None, Trust::Any)],
+        Limits::default(),
+        vec![baseline(base.address)],
+    );
+    let outbound = addresses[0];
+    for (target, host) in
+        [("http://web/a?b", "ignored"), ("/a?b", "WEB:81"), ("/a?b", &base.address.to_string())]
+    {
+        let (_, body) =
+            Client::new(outbound).send(&format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n")).answer();
+        let (arrived, _) = base.next();
+        assert_eq!(body, "base", "{target} {host}");
+        assert!(arrived.starts_with("GET /a?b HTTP/1.1\r\n"), "{arrived}");
+        assert_eq!(
+            field(&arrived, "x-overlay-id"),
+            Some("alice"),
+            "a call of an overlay's service is stamped"
+        );
+        assert_eq!(field(&arrived, "host"), Some(if target.starts_with('/') { host } else { "web" }));
+    }
+    let (head, body) = Client::new(outbound).send(&format!("GET http://{}/ HTTP/1.1\r\nHost: x\r\nx-overlay-id: bob\r\nbaggage: a=1,overlay-id=bob\r\nx-overlay-require: *\r\n\r\n", foreign.address)).answer();
+    assert_eq!((body.as_str(), field(&head, "x-overlay-route")), ("foreign", None));
+    let arrived = foreign.next().0.to_lowercase();
+    assert!(!arrived.contains("overlay") && arrived.contains("baggage: a=1"), "{arrived}");
+    for (authority, status) in [(outbound.to_string(), "508"), ("169.254.169.254".to_owned(), "403")] {
+        let (head, _) = Client::new(outbound)
+            .send(&format!("GET http://{authority}/ HTTP/1.1\r\nHost: x\r\n\r\n"))
+            .answer();
+        assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{head}");
+    }
+}
+
+#[test]
+fn connections_are_kept_on_both_sides() {
+    let base = Upstream::echo("base");
+    let (_running, gateway) = gateway(vec![baseline(base.address)]);
+    let mut client = Client::new(gateway);
+    for _ in 0..20 {
+        assert_eq!(client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n").answer().1, "base");
+    }
+    assert_eq!(base.connections.load(SeqCst), 1);
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order() {
+    let base = Upstream::with(|stream, head| {
+        let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
+        write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{path}", path.len()).is_ok()
+    });
+    let (_running, gateway) = gateway(vec![baseline(base.address)]);
+    let mut client = Client::new(gateway);
+    client.send("GET /1 HTTP/1.1\r\nHost: x\r\n\r\nPOST /2 HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabcGET /3 HTTP/1.1\r\nHost: x\r\n\r\n");
+    for path in ["/1", "/2", "/3"] {
+        assert_eq!(client.answer().1, path);
+    }
+}
+
+#[test]
+fn bodies_stream_both_ways_and_nothing_waits_for_their_end() {
+    let (go, wait) = channel::<()>();
+    let wait = Mutex::new(wait);
+    let base = Upstream::with(move |stream, head| {
+        let length = if head.contains("/sized") { "Content-Length: 6" } else { "Transfer-Encoding: chunked" };
+        let chunked = head.contains("/chunked");
+        let part = |text: &str| if chunked { format!("3\r\n{text}\r\n") } else { text.to_owned() };
+        write!(stream, "HTTP/1.1 200 OK\r\n{length}\r\n\r\n{}", part("one")).unwrap();
+        wait.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+        write!(stream, "{}{}", part("two"), if chunked { "0\r\n\r\n" } else { "" }).is_ok()
+    });
+    let (_running, gateway) = gateway(vec![baseline(base.address)]);
+    let mut client = Client::new(gateway);
+    client.send("GET /chunked HTTP/1.1\r\nHost: x\r\n\r\n");
+    read_head(&mut client.reader).unwrap();
+    assert_eq!(read_chunk(&mut client.reader), b"one", "the first part arrives before the second exists");
+    go.send(()).unwrap();
+    assert_eq!(
+        (read_chunk(&mut client.reader), read_chunk(&mut client.reader)),
+        (b"two".to_vec(), Vec::new())
+    );
+    client.send("GET /sized HTTP/1.1\r\nHost: x\r\n\r\n");
+    read_head(&mut client.reader).unwrap();
+    let mut part = [0; 3];
+    client.reader.read_exact(&mut part).unwrap();
+    assert_eq!(&part, b"one", "also where the length is known");
+    go.send(()).unwrap();
+    client.reader.read_exact(&mut part).unwrap();
+    assert_eq!(&part, b"two");
+}
+
+#[test]
+fn large_uploads_arrive_whole_with_length_and_in_chunks() {
+    let base = Upstream::echo("base");
+    let (_running, gateway) = gateway(vec![baseline(base.address)]);
+    let body: String = (0..3_000_000u32).map(|n| char::from(b'a' + u8::try_from(n % 23).unwrap())).collect();
+    Client::new(gateway)
+        .send(&format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len()))
+        .answer();
+    assert!(base.next().1 == body.as_bytes());
+    let chunks: String = body
+        .as_bytes()
+        .chunks(70_001)
+        .map(|chunk| format!("{:x}\r\n{}\r\n", chunk.len(), std::str::from_utf8(chunk).unwrap()))
+        .collect();
+    Client::new(gateway)
+        .send(&format!("POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}0\r\n\r\n"))
+        .answer();
+    assert!(base.next().1 == body.as_bytes());
+}
+
+#[test]
+fn head_1xx_and_half_closed_clients_are_served_as_http_says() {
+    let base = Upstream::with(|stream, head| {
+        let early =
+            if head.contains("/early") { "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" } else { "" };
+        let body = if head.starts_with("HEAD") { "" } else { "base" };
+        write!(stream, "{early}HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n{body}").is_ok()
+    });
+    let (_running, gateway) = gateway(vec![baseline(base.address)]);
+    let mut client = Client::new(gateway);
+    client.send("HEAD / HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(field(&read_head(&mut client.reader).unwrap(), "content-length"), Some("4"));
+    client.send("GET /early HTTP/1.1\r\nHost: x\r\nx-overlay-id: nobody\r\n\r\n");
+    let early = read_head(&mut client.reader).unwrap();
+    assert!(early.starts_with("HTTP/1.1 103") && field(&early, "x-overlay-route").is_none(), "{early}");
+    assert_eq!(client.answer().1, "base");
+    client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    client.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(client.answer().1, "base", "who only closed its sending side still wants the answer");
+}
+
+#[test]
+fn an_http_1_0_client_gets_its_answer_and_its_connection_closed() {
+    let base = Upstream::echo("base");
+    let (_running, gateway) = gateway(vec![baseline(base.address)]);
+    let mut client = Client::new(gateway);
+    assert_eq!(client.send("GET / HTTP/1.0\r\n\r\n").answer().1, "base");
+    assert!(client.is_closed());
+}
+
+#[test]
+fn malformed_heads_are_answered_closed_and_reach_nobody() {
+    let base = Upstream::echo("base");
+    let (_running, gateway) = gateway(vec![baseline(base.address)]);
+    let long = format!("GET / HTTP/1.1\r\nHost: x\r\nA: {}\r\n\r\n", "a".repeat(70_000));
+    for (head, status) in [
+        ("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", "400"),
+        ("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5, 5\r\n\r\n", "400"),
+        ("POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", "501"),
+        ("GET / HTTP/1.1\r\n\r\n", "400"),
+        ("GET / HTTP/1.1\nHost: x\r\n\r\n", "400"),
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "505"),
+        ("CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n", "405"),
+        (&long, "431"),
+    ] {
+        let mut client = Client::new(gateway);
+        let (answer, _) = client.send(head).answer();
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}")) && field(&answer, "proxy-status").is_some(),
+            "{answer}"
+        );
+        assert_eq!(field(&answer, "connection"), Some("close"));
+        assert!(client.is_closed(), "{status}");
+    }
+    base.nothing_arrived();
+}
+
+#[test]
+fn a_head_has_one_deadline_however_slowly_it_drips_and_idle_has_another() {
+    let base = Upstream::echo("base");
+    let limits =
+        Limits { head: Duration::from_millis(200), idle: Duration::from_millis(200), ..Limits::default() };
+    let (_running, addresses) =
+        start(vec![at(Role::Gateway, None, Trust::Any)], limits, vec![baseline(base.address)]);
+    let mut client = Client::new(addresses[0]);
+    client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n").answer();
+    assert!(client.is_closed(), "an idle connection ends");
+    let mut client = Client::new(addresses[0]);
+    let begun = Instant::now();
+    client.stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+    // One byte at a time never moves the deadline.
+    let answered = loop {
+        let dripped = client.stream.write_all(b"G").is_ok();
+        match client.reader.fill_buf() {
+            Ok(bytes) => break bytes.starts_with(b"HTTP/1.1 408"),
+            Err(_) if dripped && begun.elapsed() < PATIENCE => {}
+            Err(_) => break false,
+        }
+    };
+    assert!(answered, "408 however slowly it drips");
+}
+
+#[test]
+fn an_upstream_that_dies_or_babbles_is_a_502_that_says_so() {
+    for answer in ["", "not http\r\n\r\n"] {
+        let base = Upstream::with(move |stream, _| {
+            let _ = stream.write_all(answer.as_bytes());
+            false
+        });
+        let (_running, gateway) = gateway(vec![baseline(base.address)]);
+        let (head, body) = get(gateway, "");
+        assert!(head.starts_with("HTTP/1.1 502") && body.contains("overlane:"), "{answer:?}: {head}{body}");
+    }
+}
+
+#[test]
+fn stopping_tells_and_finishes_what_is_in_flight() {
+    let (go, wait) = channel::<()>();
+    let wait = Mutex::new(wait);
+    let base = Upstream::with(move |stream, head| {
+        if head.contains("/slow") {
+            wait.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+        }
+        write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbase").is_ok()
+    });
+    let (running, gateway) = gateway(vec![baseline(base.address)]);
+    let mut idle = Client::new(gateway);
+    idle.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n").answer();
+    let mut busy = Client::new(gateway);
+    busy.send("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n");
+    while !base.next().0.contains("/slow") {}
+    let stopped = running.stop_in_background();
+    assert!(idle.is_closed(), "an idle connection ends at once");
+    go.send(()).unwrap();
+    let (head, body) = busy.answer();
+    assert_eq!((body.as_str(), field(&head, "connection")), ("base", Some("close")));
+    stopped.join().unwrap();
+    assert!(TcpStream::connect(gateway).is_err());
+}
+
+#[test]
+fn a_dead_endpoint_beside_a_live_one_fails_nobody() {
+    let live = Upstream::echo("live");
+    let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let text = format!(
+        "name: base\nrouting: {{mode: baseline}}\nservices: [{{name: web, expose: true, endpoints: ['{dead}', '{}']}}]\n",
+        live.address
+    );
+    let (_running, gateway) = gateway(vec![file(text)]);
+    for _ in 0..20 {
+        assert_eq!(get(gateway, "").1, "live");
+    }
+}
+
+#[test]
+fn the_admin_listener_answers_addresses_and_changes_state_only_for_json() {
+    let base = Upstream::echo("base");
+    let (running, gateway) = gateway(vec![baseline(base.address)]);
+    get(gateway, "x-overlay-id: nobody\r\n");
+    let admin = running.admin();
+    let ask = |request: &str| Client::new(admin).send(request).answer();
+    assert!(
+        ask(&format!("GET /metrics HTTP/1.1\r\nHost: {admin}\r\n\r\n"))
+            .1
+            .contains("overlane_unknown_overlay_requests_total 1")
+    );
+    assert!(ask("GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n").0.starts_with("HTTP/1.1 200"));
+    assert!(ask("GET /metrics HTTP/1.1\r\nHost: evil.example\r\n\r\n").0.starts_with("HTTP/1.1 403"));
+    assert!(
+        ask("POST /api/v1/reload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n")
+            .0
+            .starts_with("HTTP/1.1 415")
+    );
+    let question = r#"{"role":"gateway","host":"x","path":"/","headers":[["x-overlay-id","nobody"]]}"#;
+    let (_, told) = ask(&format!(
+        "POST /api/v1/explain HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{question}",
+        question.len()
+    ));
+    assert!(told.contains("reason=unknown") && told.contains("base.yaml:1:"), "{told}");
+}
