@@ -5,6 +5,7 @@ pub mod environment;
 pub mod explain;
 pub mod output;
 pub mod run;
+mod show;
 pub mod validate;
 
 use std::process::ExitCode;

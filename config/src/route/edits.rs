@@ -17,7 +17,7 @@ pub enum BaggageEdit {
 
 /// The edits of a request's head on its way upstream: plain data for every engine.
 ///
-/// Every engine also removes [`HOP_HEADER`] and the key's header before it applies these, so that
+/// Every engine also removes [`HOP_HEADER`](super::HOP_HEADER) and the key's header before it applies these, so that
 /// what a client nominates in `Connection` or sends twice cannot survive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Edits {
@@ -25,9 +25,9 @@ pub struct Edits {
     pub key: Option<Keys>,
     /// What becomes of `baggage`.
     pub baggage: BaggageEdit,
-    /// The value of [`HOP_HEADER`].
+    /// The value of [`HOP_HEADER`](super::HOP_HEADER).
     pub hop: Option<EnvironmentId>,
-    /// Whether [`REQUIRE_HEADER`] travels on.
+    /// Whether [`REQUIRE_HEADER`](super::REQUIRE_HEADER) travels on.
     pub require: bool,
 }
 

@@ -1,23 +1,23 @@
 //! `overlane baseline …` and `overlane overlay …`, `apply`, `attach`, `detach`.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use overlane_config::blueprint::{Blueprint, Mode, OnUnavailable, OnUnknown};
-use overlane_config::diagnostic::{Diagnostic, Source};
-use overlane_config::lineage::{Lineages, Resolved, Standing};
+use overlane_config::blueprint::{Blueprint, Mode};
+use overlane_config::diagnostic::Source;
+use overlane_config::lineage::Lineages;
 use overlane_config::name::{EnvironmentId, ServiceName};
-use overlane_config::time::{UnixMillis, parse_duration};
+use overlane_config::time::parse_duration;
 use overlane_config::url::Url;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::output::{CliError, Format, Output};
+use super::show::{describe, get, list, of_kind};
 use crate::clock;
 use crate::store::StoreAddress;
-use crate::store::read::read;
+use crate::store::read::{read, read_text};
 use crate::store::write::{OpenStore, Outcome, Put};
 
 /// What to do with environments of a kind.
@@ -160,13 +160,13 @@ pub struct Detach {
 
 /// Which kind of environment a command is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Baseline,
     Overlay,
 }
 
 impl Kind {
-    fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Baseline => "baseline",
             Self::Overlay => "overlay",
@@ -180,7 +180,7 @@ impl Kind {
         }
     }
 
-    fn of(blueprint: &Blueprint) -> Self {
+    pub(super) fn of(blueprint: &Blueprint) -> Self {
         match blueprint.mode {
             Mode::Baseline => Self::Baseline,
             Mode::Overlay { .. } => Self::Overlay,
@@ -272,10 +272,8 @@ fn write_files(
 
 fn source(file: &Path) -> Result<Arc<Source>, CliError> {
     if file == Path::new("-") {
-        let mut text = String::new();
-        std::io::stdin()
-            .read_to_string(&mut text)
-            .map_err(|error| CliError::failure(format!("standard input: {error}")))?;
+        let text = read_text(std::io::stdin())
+            .map_err(|error| CliError::failure(format!("standard input {error}")))?;
         return Ok(Arc::new(Source { path: "(stdin)".into(), text, modified: None }));
     }
     let shown = file.display().to_string().into();
@@ -387,7 +385,7 @@ fn dry(run: bool) -> &'static str {
     if run { " (dry run)" } else { "" }
 }
 
-fn not_found(id: &EnvironmentId, kind: Kind, lineages: &Lineages) -> CliError {
+pub(super) fn not_found(id: &EnvironmentId, kind: Kind, lineages: &Lineages) -> CliError {
     let error = CliError::not_found(format!("there is no {} `{id}`", kind.as_str()));
     let known = of_kind(kind, lineages).map(|(known, _)| known.as_str());
     match overlane_config::diagnostic::did_you_mean(id.as_str(), known) {
@@ -425,270 +423,4 @@ pub fn detach(detach: &Detach, store: &StoreAddress, out: &mut Output<'_>) -> Re
         outcome.as_str(),
         dry(detach.dry_run)
     ))
-}
-
-/// The environments of a kind, in order; refused ones by what their blueprint says.
-fn of_kind(kind: Kind, lineages: &Lineages) -> impl Iterator<Item = (&EnvironmentId, &Standing)> {
-    lineages.standings().filter(move |(id, standing)| match standing.resolved() {
-        Some(resolved) => Kind::of(&resolved.blueprint) == kind,
-        // What was never read could be either.
-        None => lineages.claims(id).next().is_none_or(|claim| Kind::of(claim) == kind),
-    })
-}
-
-fn get(
-    id: Option<&EnvironmentId>,
-    kind: Kind,
-    format: Format,
-    open: &OpenStore,
-    out: &mut Output<'_>,
-) -> Result<(), CliError> {
-    let lineages = open.lineages();
-    let found: Vec<_> =
-        of_kind(kind, lineages).filter(|(known, _)| id.is_none_or(|id| id == *known)).collect();
-    if let (Some(id), true) = (id, found.is_empty()) {
-        return Err(not_found(id, kind, lineages));
-    }
-    match format {
-        Format::Table | Format::Wide | Format::Name => rows(&found, format, lineages, out),
-        Format::Yaml => {
-            for (at, (id, _)) in found.iter().enumerate() {
-                if at > 0 {
-                    out.line("---")?;
-                }
-                for blueprint in lineages.claims(id) {
-                    out.line(document(blueprint).trim_end())?;
-                }
-            }
-            Ok(())
-        }
-        Format::Json => {
-            let values = found
-                .iter()
-                .flat_map(|(id, _)| lineages.claims(id))
-                .map(|blueprint| as_json(blueprint))
-                .collect::<Result<Vec<_>, _>>()?;
-            match (id, &values[..]) {
-                (Some(_), [only]) => out.value(only, format),
-                _ => out.value(&Value::Array(values), format),
-            }
-        }
-    }
-}
-
-/// The document as it is written.
-fn document(blueprint: &Blueprint) -> &str {
-    let text = &blueprint.source.text;
-    &text[blueprint.span.start as usize..(blueprint.span.end as usize).min(text.len())]
-}
-
-fn as_json(blueprint: &Blueprint) -> Result<Value, CliError> {
-    serde_yaml::from_str(document(blueprint))
-        .map_err(|error| CliError::failure(format!("{}: {error}", blueprint.source.path)))
-}
-
-fn list(
-    baseline: Option<&EnvironmentId>,
-    kind: Kind,
-    format: Format,
-    open: &OpenStore,
-    out: &mut Output<'_>,
-) -> Result<(), CliError> {
-    let lineages = open.lineages();
-    let of_baseline = |standing: &Standing| {
-        baseline
-            .is_none_or(|baseline| standing.resolved().is_some_and(|resolved| resolved.baseline == *baseline))
-    };
-    let found: Vec<_> = of_kind(kind, lineages).filter(|(_, standing)| of_baseline(standing)).collect();
-    match format {
-        Format::Json | Format::Yaml => {
-            let values = found.iter().map(|(id, standing)| summary(id, standing, lineages)).collect();
-            out.value(&Value::Array(values), format)
-        }
-        _ => {
-            if found.is_empty() && format != Format::Name {
-                out.note(format_args!(
-                    "no {}s; `overlane {} create --file FILE` makes one",
-                    kind.as_str(),
-                    kind.as_str()
-                ));
-            }
-            rows(&found, format, lineages, out)
-        }
-    }
-}
-
-fn rows(
-    found: &[(&EnvironmentId, &Standing)],
-    format: Format,
-    lineages: &Lineages,
-    out: &mut Output<'_>,
-) -> Result<(), CliError> {
-    if format == Format::Name {
-        return found.iter().try_for_each(|(id, _)| out.line(id));
-    }
-    let now = clock::now();
-    let row = |(id, standing): &(&EnvironmentId, &Standing)| {
-        let resolved = standing.resolved();
-        let of = |field: fn(&Resolved) -> String| resolved.map_or_else(|| "-".to_owned(), field);
-        let mut row = vec![
-            id.to_string(),
-            of(|resolved| resolved.baseline.to_string()),
-            of(|resolved| resolved.parent.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string)),
-            of(services),
-            of(|resolved| resolved.expires_at.map_or_else(|| "never".to_owned(), |at| at.to_string())),
-            status(id, standing, lineages, now),
-        ];
-        if format == Format::Wide {
-            row.push(
-                lineages
-                    .claims(id)
-                    .next()
-                    .map_or_else(|| "-".to_owned(), |claim| claim.source.path.to_string()),
-            );
-        }
-        row
-    };
-    let rows: Vec<_> = found.iter().map(row).collect();
-    if rows.is_empty() {
-        return Ok(());
-    }
-    let header = ["ID", "BASELINE", "PARENT", "SERVICES", "EXPIRES", "STATUS", "FILE"];
-    out.table(&header[..if format == Format::Wide { 7 } else { 6 }], &rows)
-}
-
-fn services(resolved: &Resolved) -> String {
-    let names: Vec<_> =
-        resolved.blueprint.services.iter().map(|service| service.name.value.to_string()).collect();
-    if names.is_empty() { "-".to_owned() } else { names.join(",") }
-}
-
-/// READY, PENDING (a service without address), EXPIRED, FROZEN (a bad edit; the last good one is in
-/// force) or REFUSED.
-fn status(id: &EnvironmentId, standing: &Standing, lineages: &Lineages, now: UnixMillis) -> String {
-    let Some(resolved) = standing.resolved() else {
-        return "REFUSED".to_owned();
-    };
-    if resolved.expires_at.is_some_and(|at| at <= now) {
-        return "EXPIRED".to_owned();
-    }
-    if lineages.problems(id).iter().any(Diagnostic::is_error) {
-        return "FROZEN".to_owned();
-    }
-    let services = resolved.blueprint.services.iter().zip(&resolved.urls);
-    let pending: Vec<_> = services
-        .filter(|(_, urls)| urls.is_empty())
-        .map(|(service, _)| service.name.value.to_string())
-        .collect();
-    if pending.is_empty() { "READY".to_owned() } else { format!("PENDING({})", pending.join(",")) }
-}
-
-fn summary(id: &EnvironmentId, standing: &Standing, lineages: &Lineages) -> Value {
-    let resolved = standing.resolved();
-    let services = resolved.map(|resolved| {
-        let services = resolved.blueprint.services.iter().zip(&resolved.urls);
-        let service = services.map(|(service, urls)| {
-            json!({ "name": service.name.value.as_str(), "urls": urls.iter().map(ToString::to_string).collect::<Vec<_>>(), "image": service.image })
-        });
-        service.collect::<Vec<_>>()
-    });
-    json!({
-        "id": id.as_str(),
-        "baseline": resolved.map(|resolved| resolved.baseline.as_str()),
-        "parent": resolved.and_then(|resolved| resolved.parent.as_ref()).map(EnvironmentId::as_str),
-        "services": services,
-        "expiresAt": resolved.and_then(|resolved| resolved.expires_at).map(|at| at.to_string()),
-        "status": status(id, standing, lineages, clock::now()),
-        "file": lineages.claims(id).next().map(|claim| claim.source.path.to_string()),
-        "problems": lineages.problems(id).iter().map(Diagnostic::short).collect::<Vec<_>>(),
-    })
-}
-
-fn describe(id: &EnvironmentId, kind: Kind, open: &OpenStore, out: &mut Output<'_>) -> Result<(), CliError> {
-    let lineages = open.lineages();
-    let Some((_, standing)) = of_kind(kind, lineages).find(|(known, _)| *known == id) else {
-        return Err(not_found(id, kind, lineages));
-    };
-    out.line(format_args!("Id:        {id}"))?;
-    out.line(format_args!("Kind:      {}", kind.as_str()))?;
-    out.line(format_args!("Status:    {}", status(id, standing, lineages, clock::now())))?;
-    for blueprint in lineages.claims(id) {
-        out.line(format_args!("Declared:  {}", blueprint.declared()))?;
-    }
-    if let Some(resolved) = standing.resolved() {
-        describe_resolved(id, resolved, lineages, out)?;
-    }
-    let children: Vec<_> = lineages.children(id).map(ToString::to_string).collect();
-    if !children.is_empty() {
-        out.line(format_args!("Overlays:  {}", children.join(", ")))?;
-    }
-    let problems = lineages.problems(id);
-    if !problems.is_empty() {
-        out.line("Problems:")?;
-        for problem in &problems {
-            out.line(format_args!("  {}", problem.short()))?;
-        }
-    }
-    Ok(())
-}
-
-fn describe_resolved(
-    id: &EnvironmentId,
-    resolved: &Resolved,
-    lineages: &Lineages,
-    out: &mut Output<'_>,
-) -> Result<(), CliError> {
-    let lineage = lineage(id, lineages);
-    let names: Vec<_> = lineage.iter().map(|(id, _)| id.as_str()).collect();
-    out.line(format_args!("Lineage:   {}", names.join(" → ")))?;
-    out.line(format_args!(
-        "Key:       {}: {id}{}",
-        resolved.header,
-        if resolved.propagate { "" } else { " (does not go upstream)" }
-    ))?;
-    out.line(format_args!(
-        "Expires:   {}",
-        resolved.expires_at.map_or_else(|| "never".to_owned(), |at| at.to_string())
-    ))?;
-    let unavailable = match resolved.policy.on_unavailable {
-        OnUnavailable::Fail => "fail (503)",
-        OnUnavailable::Fallback => "fall back to the next owner",
-    };
-    out.line(format_args!(
-        "Policy:    hold {} s, then {unavailable}",
-        resolved.policy.hold_for.as_secs_f32()
-    ))?;
-    if resolved.on_unknown == OnUnknown::Reject {
-        out.line("           unknown keys are rejected")?;
-    }
-    out.line("Services:")?;
-    let mut seen: Vec<&ServiceName> = Vec::new();
-    let mut rows = Vec::new();
-    for (owner, resolved) in &lineage {
-        for (service, urls) in resolved
-            .blueprint
-            .services
-            .iter()
-            .zip(&resolved.urls)
-            .filter(|(service, _)| !seen.contains(&&service.name.value))
-        {
-            let urls: Vec<_> = urls.iter().map(ToString::to_string).collect();
-            let urls = if urls.is_empty() { "pending".to_owned() } else { urls.join(", ") };
-            let image = service.image.as_deref().unwrap_or("-").to_owned();
-            rows.push(vec![format!("  {}", service.name.value), owner.to_string(), urls, image]);
-        }
-        seen.extend(resolved.blueprint.services.iter().map(|service| &service.name.value));
-    }
-    out.table(&["  NAME", "OWNER", "URL", "IMAGE"], &rows)
-}
-
-/// An environment and its ancestors, nearest first.
-fn lineage<'l>(id: &'l EnvironmentId, lineages: &'l Lineages) -> Vec<(&'l EnvironmentId, &'l Resolved)> {
-    let mut chain = Vec::new();
-    let mut next = Some(id);
-    while let Some((id, resolved)) = next.and_then(|id| Some((id, lineages.standing(id)?.resolved()?))) {
-        chain.push((id, resolved));
-        next = resolved.parent.as_ref();
-    }
-    chain
 }
