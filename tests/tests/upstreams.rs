@@ -1,0 +1,129 @@
+//! The schemes of upstream urls, each spoken by a real peer.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::convert::Infallible;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use overlane::plane::ListenerSettings;
+use overlane::plane::trust::Trust;
+use overlane::process::{Prepared, Running};
+use overlane::settings::Settings;
+use overlane_config::diagnostic::Source;
+use overlane_config::lineage::{Content, FileChange};
+use overlane_config::route::{Listener, Role};
+
+fn gateway(url: &str, allow_unix: Vec<String>) -> (Running, SocketAddr) {
+    let text = format!(
+        "name: base\nrouting: {{mode: baseline}}\nservices: [{{name: web, expose: true, url: '{url}'}}]\n"
+    );
+    let source = Source { path: "base.yaml".into(), text, modified: None };
+    let file = FileChange { path: "base.yaml".into(), content: Content::Text(Arc::new(source)) };
+    let listener = ListenerSettings {
+        address: ([127, 0, 0, 1], 0).into(),
+        listener: Listener { role: Role::Gateway, baseline: None },
+        app: None,
+        trust: Trust::Any,
+    };
+    let settings = Settings { allow_unix, ..Settings::in_process(vec![listener]) };
+    let running = Prepared::bind(settings).unwrap().start(vec![file]).unwrap();
+    let address = running.gates()[0].address;
+    (running, address)
+}
+
+/// Posts `body` and returns everything that is answered until the connection closes.
+fn post(gateway: SocketAddr, body: &str) -> String {
+    let mut stream = TcpStream::connect(gateway).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let length = body.len();
+    write!(stream, "POST /p?q HTTP/1.1\r\nHost: web\r\nx-overlay-id: nobody\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+async fn echo(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let (head, body) = request.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    let key = head.headers.get("x-overlay-id").map_or("none", |key| key.to_str().unwrap());
+    let told = format!(
+        "{:?} {} {} key={key} body={}",
+        head.version,
+        head.method,
+        head.uri.path_and_query().unwrap(),
+        String::from_utf8_lossy(&body)
+    );
+    Ok(Response::new(Full::new(told.into())))
+}
+
+#[test]
+fn h2c_upstreams_are_spoken_to_in_http_2() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+    let upstream = listener.local_addr().unwrap();
+    runtime.spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            tokio::spawn(connection.serve_connection(TokioIo::new(stream), service_fn(echo)));
+        }
+    });
+    let (_running, gateway) = gateway(&format!("h2c://{upstream}"), Vec::new());
+    for _ in 0..3 {
+        let answer = post(gateway, "hello");
+        assert!(
+            answer.starts_with("HTTP/1.1 200") && answer.contains("HTTP/2.0 POST /p?q key=nobody body=hello"),
+            "{answer}"
+        );
+        assert!(answer.contains("x-overlay-route: web;env=base;via=baseline;reason=unknown"), "{answer}");
+    }
+}
+
+#[test]
+fn unix_sockets_are_connected_to_where_they_are_allowed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("app.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut buffer = [0; 4096];
+            let _ = stream.read(&mut buffer);
+            let _ =
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\nunix");
+        }
+    });
+    let url = format!("unix:{}", path.display());
+    let (_running, allowed) = gateway(&url, vec![folder.path().display().to_string()]);
+    assert!(post(allowed, "").ends_with("unix"));
+    let (running, _) = gateway(&url, Vec::new());
+    assert!(
+        running.control().problems()[0].contains("allowed for unix sockets"),
+        "{:?}",
+        running.control().problems()
+    );
+}
+
+#[test]
+fn names_are_resolved_in_the_background_and_the_first_request_waits_for_that() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut buffer = [0; 4096];
+            let _ = stream.read(&mut buffer);
+            let _ =
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\nname");
+        }
+    });
+    let (_running, address) = gateway(&format!("http://localhost:{port}"), Vec::new());
+    assert!(post(address, "").ends_with("name"));
+}
