@@ -143,7 +143,7 @@ impl ProxyHttp for Engine {
         };
         tracing::debug!(%error, "no connection to the upstream");
         if let Some(exchange) = &mut carried.exchange {
-            exchange.connect_failed(reason);
+            exchange.connect_failed(reason, error.etype().as_str());
         }
         // Nothing was sent: always safe. The exchange ends it.
         error.set_retry(true);

@@ -155,6 +155,8 @@ pub struct Exchange {
     endpoint: Option<Arc<Endpoint>>,
     /// Whether bytes may have gone upstream.
     sent: bool,
+    /// Where the last connection could not be made, and why; empty where none was tried.
+    last_failure: String,
     /// Why no upstream could be had, where none could.
     failed: Option<&'static str>,
     started: Instant,
@@ -184,6 +186,7 @@ impl Exchange {
             held_since: None,
             endpoint: None,
             sent: false,
+            last_failure: String::new(),
             failed: None,
             started: Instant::now(),
         };
@@ -311,10 +314,11 @@ impl Exchange {
     }
 
     /// Notes that no connection could be made to the endpoint that was chosen last.
-    pub fn connect_failed(&mut self, reason: Reason) {
+    pub fn connect_failed(&mut self, reason: Reason, why: &str) {
         count(Event::ConnectFailed);
         if let Some(endpoint) = &self.endpoint {
             endpoint.failed(reason);
+            self.last_failure = format!("{} ({why})", endpoint.address);
         }
     }
 
@@ -394,7 +398,8 @@ impl Exchange {
         let Ok(target) = &self.target else {
             return Answer::plain(500, "proxy_internal_error", "unavailable", "no target");
         };
-        let detail = target.upstream.problem();
+        let problem = target.upstream.problem();
+        let detail = if problem.is_empty() { self.last_failure.clone() } else { problem };
         if target.application || target.receipt.is_none() {
             let what = if target.application { "the application" } else { "the host" };
             let at = target.upstream.urls().first().map_or_else(String::new, |url| format!(" at {url}"));
