@@ -19,6 +19,8 @@ use overlane_config::route::{Listener, Role};
 
 const CONNECTIONS: usize = 32;
 const RELOADS: u64 = 1_000;
+/// How many requests each table serves at least.
+const REQUESTS_PER_RELOAD: u64 = 100;
 
 /// An upstream that answers every request with its name; keep-alive.
 fn upstream(name: &'static str) -> io::Result<SocketAddr> {
@@ -113,13 +115,15 @@ fn main() -> io::Result<ExitCode> {
         })
         .collect();
     let start = Instant::now();
+    let served = || counts.iter().map(|count| count.load(Relaxed)).sum::<u64>();
     for reload in 0..RELOADS {
         let before = published.load().generation;
+        let enough = served() + REQUESTS_PER_RELOAD;
         write(if reload % 2 == 0 { two } else { one })?;
         let deadline = Instant::now() + Duration::from_secs(10);
-        while published.load().generation == before {
+        while published.load().generation == before || served() < enough {
             if Instant::now() > deadline {
-                println!("reload {reload} was not seen");
+                println!("reload {reload} was not seen, or its table served nobody");
                 return Ok(ExitCode::FAILURE);
             }
             std::thread::yield_now();
