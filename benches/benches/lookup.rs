@@ -4,6 +4,7 @@
 use std::hint::black_box;
 
 use divan::{AllocProfiler, Bencher};
+use mimalloc::MiMalloc;
 use overlane_benches::{compiled, id, store};
 use overlane_config::carrier::{self, Keys};
 use overlane_config::lineage::Lineages;
@@ -11,8 +12,9 @@ use overlane_config::route::{Listener, Request, Role, Tried, Untraced, decide};
 use overlane_config::table::{Environment, RoutingTable};
 use overlane_config::time::UnixMillis;
 
+/// The allocator that ships, counted.
 #[global_allocator]
-static ALLOCATIONS: AllocProfiler = AllocProfiler::system();
+static ALLOCATIONS: AllocProfiler<MiMalloc> = AllocProfiler::new(MiMalloc);
 
 /// Overlays in the store, and ancestors of each leaf.
 const STORES: [(usize, usize); 6] = [(1, 1), (16, 16), (1_000, 1), (1_000, 16), (100_000, 1), (100_000, 16)];

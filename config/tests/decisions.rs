@@ -375,7 +375,12 @@ fn every_step_of_a_decision_can_be_told_with_the_line_behind_it() {
     ));
     let told: Vec<_> = steps
         .iter()
-        .map(|step| (step.text.as_str(), step.declared.as_ref().map_or(0, |at| at.line())))
+        .map(|step| {
+            (
+                step.text.as_str(),
+                step.declared.as_ref().map_or(0, overlane_config::diagnostic::Location::line),
+            )
+        })
         .collect();
     assert_eq!(
         told,
