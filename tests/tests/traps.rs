@@ -442,6 +442,52 @@ fn large_uploads_arrive_whole_with_length_and_in_chunks() {
 }
 
 #[test]
+fn an_answer_that_comes_before_the_upload_ends_reaches_the_client() {
+    // Reads the head alone, answers, and closes: as servers do that refuse an upload.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            read_head(&mut reader);
+            let answer = "HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbig";
+            stream.write_all(answer.as_bytes()).unwrap();
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            let _ = std::io::copy(&mut reader, &mut std::io::sink());
+        }
+    });
+    let (_running, gateway) = gateway(vec![baseline(address)]);
+    let mut client = Client::new(gateway);
+    client.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\nthe first bytes");
+    let (head, body) = client.answer();
+    assert!(head.starts_with("HTTP/1.1 413") && body == "big", "{head}{body}");
+}
+
+#[test]
+fn a_stalled_reader_holds_the_upstream_back_instead_of_memory() {
+    const TOTAL: usize = 64 * 1024 * 1024;
+    let (tell, told) = channel();
+    let base = Upstream::with(move |stream, _| {
+        write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {TOTAL}\r\n\r\n").unwrap();
+        // A write that makes no progress for so long has nowhere left to go.
+        stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+        let chunk = [b'x'; 64 * 1024];
+        let mut sent = 0;
+        while sent < TOTAL && stream.write_all(&chunk).is_ok() {
+            sent += chunk.len();
+        }
+        tell.send(sent).unwrap();
+        false
+    });
+    let (_running, gateway) = gateway(vec![baseline(base.address)]);
+    let mut client = Client::new(gateway);
+    client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    read_head(&mut client.reader).unwrap();
+    let sent = told.recv_timeout(PATIENCE).unwrap();
+    assert!(sent < TOTAL * 3 / 4, "the upstream could send {sent} bytes to a client that reads none");
+}
+
+#[test]
 fn head_1xx_and_half_closed_clients_are_served_as_http_says() {
     let base = Upstream::with(|stream, head| {
         let early =
