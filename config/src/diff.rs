@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::diagnostic::Diagnostic;
-use crate::lineage::{Resolved, Standing};
+use crate::lineage::{Applied, Lineages, Resolved, Standing};
 use crate::name::EnvironmentId;
 
 /// One environment whose standing is different now.
@@ -40,9 +40,15 @@ impl fmt::Display for Change {
     }
 }
 
-/// What became of `environment`; `None` where nothing did.
+/// What became of each environment that `applied` touched, in order; those that are as before are left out.
 #[must_use]
-pub fn difference(
+pub fn changes(lineages: &Lineages, applied: &Applied) -> Vec<Change> {
+    let change = |id| difference(id, applied.before.get(id), lineages.standing(id));
+    applied.changed.iter().filter_map(change).collect()
+}
+
+/// What became of `environment`; `None` where nothing did.
+fn difference(
     environment: &EnvironmentId,
     before: Option<&Standing>,
     after: Option<&Standing>,

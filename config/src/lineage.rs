@@ -11,11 +11,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::blueprint::{self, Attachment, Blueprint, Document, OnUnknown};
+use crate::blueprint::{self, Attachment, Blueprint, Document, OnUnavailable, OnUnknown};
 use crate::diagnostic::{Diagnostic, Source};
-use crate::diff::{Change, difference};
 use crate::name::{EnvironmentId, HeaderName};
-use crate::table::Policy;
 use crate::time::UnixMillis;
 use crate::url::Url;
 
@@ -32,6 +30,15 @@ pub const DEFAULT_HOLD: Duration = Duration::from_secs(2);
 pub struct Rules {
     /// The directories below which `unix:` sockets may be; none by default.
     pub unix_under: Vec<String>,
+}
+
+/// What happens when an upstream is unavailable: the policy of the key's environment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// Fail, or try the next owner in the lineage.
+    pub on_unavailable: OnUnavailable,
+    /// How long a request waits for an upstream to become available.
+    pub hold_for: Duration,
 }
 
 /// What became of one file.
@@ -61,8 +68,8 @@ pub struct Applied {
     pub changed: BTreeSet<EnvironmentId>,
     /// What is wrong now in the files and environments concerned.
     pub diagnostics: Vec<Diagnostic>,
-    /// What that means for each environment whose standing is different now.
-    pub changes: Vec<Change>,
+    /// Where the changed environments stood before; what is not here was not there.
+    pub before: HashMap<EnvironmentId, Standing>,
 }
 
 /// Where an environment stands.
@@ -259,11 +266,11 @@ impl Lineages {
             applied
                 .diagnostics
                 .extend(self.entries.get(id).into_iter().flat_map(|entry| &entry.problems).cloned());
-            applied.changes.extend(difference(id, before.get(id), self.standing(id)));
         }
         for blueprint in doubtful {
             self.look_further(&blueprint, &mut applied.diagnostics);
         }
+        applied.before = before;
         applied
     }
 

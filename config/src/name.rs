@@ -5,6 +5,13 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+/// The response header that says who answered: a structured-field list, one item per hop.
+pub const ROUTE_HEADER: &str = "x-overlay-route";
+/// The request header that demands that services are served by the key's own environment.
+pub const REQUIRE_HEADER: &str = "x-overlay-require";
+/// The request header with which one sidecar marks, for the next, the environment that it chose.
+pub const HOP_HEADER: &str = "x-overlay-hop";
+
 /// The longest DNS label (RFC 1035, section 2.3.4), in bytes.
 pub const MAX_LABEL: usize = 63;
 
@@ -161,9 +168,9 @@ const RESERVED_HEADERS: &[&str] = &[
     "transfer-encoding",
     "upgrade",
     "via",
-    crate::route::HOP_HEADER,
-    crate::route::REQUIRE_HEADER,
-    crate::route::ROUTE_HEADER,
+    HOP_HEADER,
+    REQUIRE_HEADER,
+    ROUTE_HEADER,
 ];
 
 impl FromStr for HeaderName {

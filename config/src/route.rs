@@ -12,19 +12,15 @@ use std::fmt;
 
 use crate::carrier::Keys;
 use crate::diagnostic::Location;
+use crate::lineage::Policy;
 use crate::name::{EnvironmentId, ServiceName};
-use crate::table::{Policy, Route};
+use crate::table::Route;
 
 pub use decide::decide;
 pub use edits::{BaggageEdit, Edits};
 pub use refusal::{Problem, Refusal};
 
-/// The response header that says who answered: a structured-field list, one item per hop.
-pub const ROUTE_HEADER: &str = "x-overlay-route";
-/// The request header that demands that services are served by the key's own environment.
-pub const REQUIRE_HEADER: &str = "x-overlay-require";
-/// The request header with which one sidecar marks, for the next, the environment that it chose.
-pub const HOP_HEADER: &str = "x-overlay-hop";
+pub use crate::name::{HOP_HEADER, REQUIRE_HEADER, ROUTE_HEADER};
 
 /// What a listener stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]

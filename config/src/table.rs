@@ -8,13 +8,12 @@
 use std::collections::{BTreeSet, HashMap};
 use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::time::Duration;
 
 use foldhash::fast::{FixedState, RandomState};
 
-use crate::blueprint::{OnUnavailable, OnUnknown};
+use crate::blueprint::OnUnknown;
 use crate::diagnostic::{Diagnostic, Location};
-use crate::lineage::{Lineages, Resolved, Standing};
+use crate::lineage::{Lineages, Policy, Resolved, Standing};
 use crate::name::{EnvironmentId, HeaderName, ServiceName};
 use crate::time::UnixMillis;
 use crate::url::{Scheme, Url};
@@ -37,15 +36,6 @@ pub struct Route<U> {
     pub declared: Location,
     /// What the data plane attached.
     pub upstream: U,
-}
-
-/// What happens when an upstream is unavailable: the policy of the key's environment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Policy {
-    /// Fail, or try the next owner in the lineage.
-    pub on_unavailable: OnUnavailable,
-    /// How long a request waits for an upstream to become available.
-    pub hold_for: Duration,
 }
 
 /// A host and path at the gateway that lead to a service.

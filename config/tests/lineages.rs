@@ -109,8 +109,10 @@ fn a_parent_that_goes_takes_its_descendants_and_brings_them_back() {
         messages(&applied).contains("unknown parent `a`")
             && messages(&applied).contains("the parent `b` cannot be used")
     );
-    let words: Vec<_> =
-        applied.changes.iter().map(|change| change.to_string().chars().next().unwrap()).collect();
+    let words: Vec<_> = overlane_config::diff::changes(&lineages, &applied)
+        .iter()
+        .map(|change| change.to_string().chars().next().unwrap())
+        .collect();
     assert_eq!(words, ['-', '!', '!']);
     lineages.apply(vec![overlay("a", "base")]);
     assert_eq!(shown(&lineages), "a b base c");

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use overlane_config::diagnostic::Diagnostic;
+use overlane_config::diff::changes;
 use overlane_config::lineage::{Applied, FileChange, Lineages, Rules};
 use overlane_config::table::Environment;
 use overlane_config::time::UnixMillis;
@@ -93,9 +94,10 @@ impl Control {
     }
 
     /// Takes in changed files, publishes what they mean, and logs it.
-    pub fn apply(&self, changes: Vec<FileChange>, trigger: Trigger) -> Report {
+    pub fn apply(&self, files: Vec<FileChange>, trigger: Trigger) -> Report {
         let mut state = self.state();
-        let applied = state.lineages.apply(changes);
+        let applied = state.lineages.apply(files);
+        let changes: Vec<_> = changes(&state.lineages, &applied).iter().map(ToString::to_string).collect();
         let generation = self.publish(&state.lineages, &applied);
         let failed = applied.diagnostics.iter().any(Diagnostic::is_error);
         if failed {
@@ -105,12 +107,8 @@ impl Control {
             state.last_success = Some(clock::now());
         }
         drop(state);
-        log(&applied, generation, trigger);
-        Report {
-            generation,
-            changes: applied.changes.iter().map(ToString::to_string).collect(),
-            problems: applied.diagnostics.iter().map(Diagnostic::short).collect(),
-        }
+        log(&changes, &applied.diagnostics, generation, trigger);
+        Report { generation, changes, problems: applied.diagnostics.iter().map(Diagnostic::short).collect() }
     }
 
     fn publish(&self, lineages: &Lineages, applied: &Applied) -> u64 {
@@ -181,17 +179,17 @@ impl Control {
     }
 }
 
-fn log(applied: &Applied, generation: u64, trigger: Trigger) {
-    let named: Vec<_> = applied.changes.iter().take(NAMED_IN_LOG).map(ToString::to_string).collect();
-    let mut changes = named.join(" ");
-    if applied.changes.len() > NAMED_IN_LOG {
-        changes.push_str(&format!(" … and {} more", applied.changes.len() - NAMED_IN_LOG));
+fn log(changed: &[String], diagnostics: &[Diagnostic], generation: u64, trigger: Trigger) {
+    let named = changed.iter().take(NAMED_IN_LOG).map(String::as_str);
+    let mut changes = named.collect::<Vec<_>>().join(" ");
+    if changed.len() > NAMED_IN_LOG {
+        changes.push_str(&format!(" … and {} more", changed.len() - NAMED_IN_LOG));
     }
     if changes.is_empty() {
         changes.push_str("nothing");
     }
     tracing::info!(generation, trigger = trigger.as_str(), %changes, "reloaded");
-    for diagnostic in &applied.diagnostics {
+    for diagnostic in diagnostics {
         match diagnostic.is_error() {
             true => tracing::error!(hint = diagnostic.hint, "{}", diagnostic.short()),
             false => tracing::warn!(hint = diagnostic.hint, "{}", diagnostic.short()),

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{DEFAULT_HOLD, Lineages, MAX_DEPTH, Resolved, Standing};
+use super::{DEFAULT_HOLD, Lineages, MAX_DEPTH, Policy, Resolved, Standing};
 use crate::blueprint::{Blueprint, OnUnavailable, OnUnknown, Service};
 use crate::diagnostic::{Diagnostic, Source, Spanned, did_you_mean};
 use crate::name::{EnvironmentId, HeaderName};
-use crate::table::Policy;
 use crate::url::{Scheme, Url, UrlTemplate};
 
 impl Lineages {

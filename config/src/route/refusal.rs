@@ -3,7 +3,8 @@
 use super::{Reason, Via};
 use crate::blueprint::OnUnavailable;
 use crate::diagnostic::Location;
-use crate::table::{Policy, Route};
+use crate::lineage::Policy;
+use crate::table::Route;
 
 /// Why a request is answered by the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use overlane_config::blueprint::OnUnavailable;
 use overlane_config::carrier::{self, Keys, baggage};
+use overlane_config::lineage::Policy;
 use overlane_config::name::{EnvironmentId, HeaderName};
 use overlane_config::route::{
     self, BaggageEdit, Decision, Edits, HOP_HEADER, Problem, REQUIRE_HEADER, Reason, Receipt, Refusal,
     Request, Served, To, Tried, Untraced, Via,
 };
-use overlane_config::table::Policy;
 use overlane_config::url::{Scheme, Url, split_authority};
 use tokio::time::timeout;
 
