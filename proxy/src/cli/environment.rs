@@ -7,14 +7,13 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use overlane_config::blueprint::{Blueprint, Mode};
 use overlane_config::diagnostic::Source;
-use overlane_config::lineage::Lineages;
 use overlane_config::name::{EnvironmentId, ServiceName};
 use overlane_config::time::parse_duration;
 use overlane_config::url::Url;
 use serde_json::json;
 
 use super::output::{CliError, Format, Output};
-use super::show::{describe, get, list, of_kind};
+use super::show::{Kind, describe, get, list, not_found};
 use crate::clock;
 use crate::store::StoreAddress;
 use crate::store::read::{read, read_text};
@@ -156,36 +155,6 @@ pub struct Detach {
     /// Say what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
-}
-
-/// Which kind of environment a command is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    Baseline,
-    Overlay,
-}
-
-impl Kind {
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Baseline => "baseline",
-            Self::Overlay => "overlay",
-        }
-    }
-
-    fn with_article(self) -> &'static str {
-        match self {
-            Self::Baseline => "a baseline",
-            Self::Overlay => "an overlay",
-        }
-    }
-
-    pub(super) fn of(blueprint: &Blueprint) -> Self {
-        match blueprint.mode {
-            Mode::Baseline => Self::Baseline,
-            Mode::Overlay { .. } => Self::Overlay,
-        }
-    }
 }
 
 /// `overlane baseline …`.
@@ -383,15 +352,6 @@ fn delete(
 
 fn dry(run: bool) -> &'static str {
     if run { " (dry run)" } else { "" }
-}
-
-pub(super) fn not_found(id: &EnvironmentId, kind: Kind, lineages: &Lineages) -> CliError {
-    let error = CliError::not_found(format!("there is no {} `{id}`", kind.as_str()));
-    let known = of_kind(kind, lineages).map(|(known, _)| known.as_str());
-    match overlane_config::diagnostic::did_you_mean(id.as_str(), known) {
-        Some(near) => error.hint(format!("did you mean `{near}`?")),
-        None => error.hint(format!("`overlane {} list` shows them", kind.as_str())),
-    }
 }
 
 /// `overlane attach`.

@@ -1,19 +1,57 @@
-//! `get`, `list` and `describe` of environments.
+//! Environments for people: what kind they are, `get`, `list` and `describe`.
 
-use overlane_config::blueprint::{Blueprint, OnUnavailable, OnUnknown};
+use overlane_config::blueprint::{Blueprint, Mode, OnUnavailable, OnUnknown};
 use overlane_config::diagnostic::Diagnostic;
 use overlane_config::lineage::{Lineages, Resolved, Standing};
 use overlane_config::name::{EnvironmentId, ServiceName};
 use overlane_config::time::UnixMillis;
 use serde_json::{Value, json};
 
-use super::environment::{Kind, not_found};
 use super::output::{CliError, Format, Output};
 use crate::clock;
 use crate::store::write::OpenStore;
 
+/// Which kind of environment a command is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Baseline,
+    Overlay,
+}
+
+impl Kind {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Baseline => "baseline",
+            Self::Overlay => "overlay",
+        }
+    }
+
+    pub(super) fn with_article(self) -> &'static str {
+        match self {
+            Self::Baseline => "a baseline",
+            Self::Overlay => "an overlay",
+        }
+    }
+
+    pub(super) fn of(blueprint: &Blueprint) -> Self {
+        match blueprint.mode {
+            Mode::Baseline => Self::Baseline,
+            Mode::Overlay { .. } => Self::Overlay,
+        }
+    }
+}
+
+pub(super) fn not_found(id: &EnvironmentId, kind: Kind, lineages: &Lineages) -> CliError {
+    let error = CliError::not_found(format!("there is no {} `{id}`", kind.as_str()));
+    let known = of_kind(kind, lineages).map(|(known, _)| known.as_str());
+    match overlane_config::diagnostic::did_you_mean(id.as_str(), known) {
+        Some(near) => error.hint(format!("did you mean `{near}`?")),
+        None => error.hint(format!("`overlane {} list` shows them", kind.as_str())),
+    }
+}
+
 /// The environments of a kind, in order; refused ones by what their blueprint says.
-pub(super) fn of_kind(kind: Kind, lineages: &Lineages) -> impl Iterator<Item = (&EnvironmentId, &Standing)> {
+fn of_kind(kind: Kind, lineages: &Lineages) -> impl Iterator<Item = (&EnvironmentId, &Standing)> {
     lineages.standings().filter(move |(id, standing)| match standing.resolved() {
         Some(resolved) => Kind::of(&resolved.blueprint) == kind,
         // What was never read could be either.
