@@ -1,6 +1,5 @@
 //! What reading and embedding Pingora taught, each as a rule that holds here: through real sockets, with
 //! upstreams that record what arrived.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

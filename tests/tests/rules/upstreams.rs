@@ -1,5 +1,4 @@
 //! The schemes of upstream urls, each spoken by a real peer.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::convert::Infallible;
 use std::io::{Read, Write};
