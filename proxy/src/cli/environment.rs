@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use overlane_config::blueprint::{Blueprint, Mode};
 use overlane_config::diagnostic::Source;
+use overlane_config::lineage::{Lineages, Standing};
 use overlane_config::name::{EnvironmentId, ServiceName};
 use overlane_config::time::parse_duration;
 use overlane_config::url::Url;
@@ -277,7 +278,7 @@ fn write_sources(
     if let Some((blueprint, _)) =
         written.last().filter(|_| how.format.output == Format::Table && !how.dry_run)
     {
-        out.note(next_step(blueprint, store));
+        out.note(next_step(blueprint, store, open.lineages()));
     }
     Ok(())
 }
@@ -314,16 +315,33 @@ fn report(blueprint: &Blueprint, outcome: Outcome, how: &How, out: &mut Output<'
     }
 }
 
-fn next_step(blueprint: &Blueprint, store: &StoreAddress) -> String {
+fn next_step(blueprint: &Blueprint, store: &StoreAddress, lineages: &Lineages) -> String {
     let id = &blueprint.id.value;
     match blueprint.mode {
         Mode::Baseline => format!(
             "Next: overlane run --store {store}\n      overlane overlay create --baseline {id} --file OVERLAY.yaml --store {store}"
         ),
         Mode::Overlay { .. } => format!(
-            "Next: overlane run --store {store}    (a running one has it already)\n      curl -H 'x-overlay-id: {id}' http://{}/",
+            "Next: overlane run --store {store}    (a running one has it already)\n      curl {} http://{}/",
+            curl_headers(id, lineages),
             crate::settings::DEFAULT_GATEWAY
         ),
+    }
+}
+
+/// The headers with which the gateway leads to something: the key, and a host where the baseline
+/// exposes its services only under hosts.
+fn curl_headers(id: &EnvironmentId, lineages: &Lineages) -> String {
+    let resolved = |id| lineages.standing(id).and_then(Standing::resolved);
+    let own = resolved(id);
+    let header = own.map_or("x-overlay-id", |own| own.header.as_str());
+    let key = format!("-H '{header}: {id}'");
+    let Some(baseline) = own.and_then(|own| resolved(&own.baseline)) else { return key };
+    let exposed = || baseline.blueprint.services.iter().filter(|service| service.expose);
+    let by_host = exposed().all(|service| !service.hosts.is_empty());
+    match exposed().find_map(|service| service.hosts.first()).filter(|_| by_host) {
+        Some(host) => format!("-H 'Host: {}' {key}", host.value),
+        None => key,
     }
 }
 
