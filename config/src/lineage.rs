@@ -259,7 +259,7 @@ impl Lineages {
             }
         }
         for id in &applied.changed {
-            self.settle(id, &before);
+            self.settle(id, &before, &mut HashSet::new());
         }
         for id in &applied.changed {
             self.relink(id, before.get(id));
@@ -321,6 +321,10 @@ impl Lineages {
                     touched.insert(id.clone());
                     if let Some(entry) = self.entries.get_mut(id) {
                         entry.claims.retain(|claim| !Arc::ptr_eq(claim, blueprint));
+                    }
+                    if let Some(parent) = blueprint.parent() {
+                        // `relink` puts it back where something in force still says so.
+                        self.unlink(&parent.value, id);
                     }
                 }
                 Document::Attachment(attachment) => {
@@ -403,9 +407,13 @@ impl Lineages {
 
     /// Settles `id` after its unsettled ancestors, from the top down; a chain can be longer than a
     /// stack is deep.
-    fn settle(&mut self, id: &EnvironmentId, before: &HashMap<EnvironmentId, Standing>) {
+    fn settle(
+        &mut self,
+        id: &EnvironmentId,
+        before: &HashMap<EnvironmentId, Standing>,
+        seen: &mut HashSet<EnvironmentId>,
+    ) {
         let mut chain: Vec<EnvironmentId> = Vec::new();
-        let mut seen = HashSet::new();
         let mut next = Some(id.clone());
         let mut cycle = 0..0;
         while let Some(id) = next {
@@ -413,15 +421,22 @@ impl Lineages {
                 break;
             };
             if !seen.insert(id.clone()) {
-                cycle = chain.iter().position(|known| *known == id).unwrap_or_default()..chain.len();
+                // Otherwise it is one that a caller up the stack is settling.
+                if let Some(at) = chain.iter().position(|known| *known == id) {
+                    cycle = at..chain.len();
+                }
                 break;
             }
             next = entry.claims.first().and_then(|claim| claim.parent()).map(|parent| parent.value.clone());
             chain.push(id);
         }
         for at in (0..chain.len()).rev() {
+            // What an environment below had to fall back to may be settled by now.
+            if self.standing(&chain[at]).is_some() {
+                continue;
+            }
             let within = if cycle.contains(&at) { &chain[cycle.clone()] } else { &[] };
-            self.settle_one(&chain[at], within, before);
+            self.settle_one(&chain[at], within, before, seen);
         }
     }
 
@@ -432,6 +447,7 @@ impl Lineages {
         id: &EnvironmentId,
         cycle: &[EnvironmentId],
         before: &HashMap<EnvironmentId, Standing>,
+        seen: &mut HashSet<EnvironmentId>,
     ) {
         let Some(entry) = self.entries.get(id) else {
             return;
@@ -463,7 +479,7 @@ impl Lineages {
         if standing.is_none() && !claims.is_empty() {
             let still_claimed =
                 last_good.filter(|good| claims.iter().any(|claim| claim.source.path == good.source.path));
-            standing = Some(match still_claimed.and_then(|good| self.last_good(good, before)) {
+            standing = Some(match still_claimed.and_then(|good| self.last_good(good, before, seen)) {
                 Some(resolved) => Standing::Resolved(Box::new(resolved)),
                 None => Standing::Refused(problems.clone()),
             });
@@ -479,11 +495,18 @@ impl Lineages {
         &mut self,
         blueprint: &Arc<Blueprint>,
         before: &HashMap<EnvironmentId, Standing>,
+        seen: &mut HashSet<EnvironmentId>,
     ) -> Option<Resolved> {
-        if let Some(parent) = blueprint.parent()
-            && self.entries.get(&parent.value).is_some_and(|entry| entry.standing.is_none())
+        if let Some(parent) = blueprint.parent().map(|parent| parent.value.clone())
+            && self.entries.get(&parent).is_some_and(|entry| entry.standing.is_none())
         {
-            self.settle_one(&parent.value.clone(), &[], before);
+            // A parent whose new claim leads back here keeps what it had: two that fall back to what
+            // was good cannot form a cycle, since that was none.
+            if seen.contains(&parent) {
+                self.settle_one(&parent, &[], before, seen);
+            } else {
+                self.settle(&parent, before, seen);
+            }
         }
         self.resolve(blueprint, &mut Vec::new())
     }
@@ -506,7 +529,8 @@ fn read(path: &Arc<str>, source: &Arc<Source>, before: &File) -> (File, Vec<Arc<
 
 /// The ids that a bad file makes unavailable: those it names, or the one that its name promises.
 fn never_good(path: &Arc<str>, in_force: &[Document], mut broken: Vec<EnvironmentId>) -> Vec<EnvironmentId> {
-    broken.retain(|id| !in_force.iter().any(|document| document.environment() == id));
+    let blueprint = |id: &EnvironmentId, document: &Document| matches!(document, Document::Blueprint(known) if known.id.value == *id);
+    broken.retain(|id| !in_force.iter().any(|document| blueprint(id, document)));
     if broken.is_empty() && in_force.is_empty() {
         let stem = std::path::Path::new(&**path).file_stem().and_then(|stem| stem.to_str());
         broken.extend(stem.and_then(|stem| stem.parse::<EnvironmentId>().ok()));

@@ -134,8 +134,84 @@ fn a_cycle_is_refused_by_name_and_one_made_by_an_edit_changes_nothing() {
     let mut lineages =
         store(vec![file("base.yaml", BASE), overlay("a", "base"), overlay("b", "a"), overlay("c", "b")]);
     let applied = lineages.apply(vec![overlay("a", "c")]);
-    assert!(messages(&applied).contains("a → c → b → a"), "{}", messages(&applied));
+    assert!(messages(&applied).contains("c → b → a → c"), "{}", messages(&applied));
     assert_eq!((shown(&lineages).as_str(), parent(&lineages, "a").as_str()), ("a b base c", "base"));
+}
+
+#[test]
+fn what_falls_back_to_its_last_good_never_closes_a_cycle() {
+    let mut lineages = store(vec![file("base.yaml", BASE), overlay("p", "base"), overlay("z", "p")]);
+    lineages.apply(vec![overlay("z", "nobody")]);
+    assert_eq!(parent(&lineages, "z"), "p", "frozen");
+    let applied = lineages.apply(vec![overlay("p", "z")]);
+    assert!(messages(&applied).contains("cycle through `z`"), "{}", messages(&applied));
+    assert_eq!((parent(&lineages, "p").as_str(), parent(&lineages, "z").as_str()), ("base", "p"));
+}
+
+#[test]
+fn a_frozen_child_does_not_keep_its_parents_edits_out() {
+    let own = |id: &str, parent: &str, service: &str| {
+        file(
+            &format!("{id}.yaml"),
+            &format!(
+                "name: {id}\nrouting: {{mode: overlay, baselineId: {parent}}}\nservices: [{{name: {service}}}]\n"
+            ),
+        )
+    };
+    let mut lineages =
+        store(vec![file("base.yaml", BASE), overlay("q", "base"), overlay("p", "q"), overlay("a", "p")]);
+    lineages.apply(vec![own("q", "base", "web"), own("p", "q", "other"), overlay("a", "nobody")]);
+    let service = |of: &str| {
+        lineages.standing(&id(of)).unwrap().resolved().unwrap().blueprint.services[0].name.value.to_string()
+    };
+    assert_eq!((service("p").as_str(), parent(&lineages, "a").as_str()), ("other", "p"));
+}
+
+#[test]
+fn a_corrected_parent_is_not_remembered() {
+    let mut lineages = store(vec![file("base.yaml", BASE), overlay("a", "nobody")]);
+    lineages.apply(vec![overlay("a", "base")]);
+    assert_eq!(lineages.children(&id("nobody")).count(), 0);
+    assert_eq!(lineages.children(&id("base")).count(), 1);
+    lineages.apply(vec![overlay("a", "nobody")]);
+    assert_eq!(
+        (lineages.children(&id("nobody")).count(), lineages.children(&id("base")).count()),
+        (1, 1),
+        "frozen: both"
+    );
+}
+
+#[test]
+fn a_bad_attachment_takes_nothing_from_its_environment() {
+    let attachment = |url: &str| {
+        format!(
+            "apiVersion: overlane.dev/v1alpha1\nkind: Attachment\nmetadata: {{name: a}}\nspec: {{services: [{{name: web, url: '{url}'}}]}}\n"
+        )
+    };
+    let mut lineages = store(vec![file("base.yaml", BASE), overlay("a", "base")]);
+    let applied = lineages.apply(vec![file("a.attached.yaml", &attachment("http://169.254.169.254"))]);
+    assert!(messages(&applied).contains("link-local"));
+    assert_eq!(
+        lineages.standing(&id("a")).unwrap().resolved().unwrap().urls[0][0].to_string(),
+        "http://web.a:80"
+    );
+    let beside = format!(
+        "{}---\nname: a\nrouting: {{mode: overlay, baselineId: base, ttl: soon}}\n",
+        attachment("http://h")
+    );
+    assert_eq!(shown(&store(vec![file("base.yaml", BASE), file("a.yaml", &beside)])), "a! base");
+}
+
+#[test]
+fn a_service_may_repeat_its_own_host_and_claim_no_other() {
+    let base = BASE.replace("services: [", "services: [{name: api, hosts: [s.example], path: /api, url: 'http://h'}, {name: shop, hosts: [s.example], url: 'http://h'}, ");
+    for (service, stands) in [("shop", true), ("api", true), ("web", false), ("new", false)] {
+        let text = format!(
+            "name: a\nrouting: {{mode: overlay, baselineId: base}}\nservices: [{{name: {service}, hosts: [s.example]}}]\n"
+        );
+        let lineages = store(vec![file("base.yaml", &base), file("a.yaml", &text)]);
+        assert_eq!(lineages.standing(&id("a")).unwrap().resolved().is_some(), stands, "{service}");
+    }
 }
 
 #[test]

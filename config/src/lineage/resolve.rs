@@ -81,6 +81,11 @@ impl Lineages {
         let id = &blueprint.id.value;
         let error = |message: String| Diagnostic::error(&blueprint.source, parent.span, message).of(id);
         match self.entries.get(&parent.value).and_then(|entry| entry.standing.as_ref()) {
+            // It is being settled itself: that leads back here.
+            None if self.entries.get(&parent.value).is_some_and(|entry| !entry.claims.is_empty()) => {
+                let problem = error(format!("the lineage is a cycle through `{}`", parent.value));
+                Err(Box::new(problem.hint("one of them must have a baseline as parent")))
+            }
             None => {
                 let problem = error(format!("unknown parent `{}`", parent.value));
                 let known = self.entries.keys().filter(|known| *known != id).map(EnvironmentId::as_str);
@@ -95,12 +100,10 @@ impl Lineages {
                     None => problem.hint("`baselineId` names a baseline or another overlay of this store"),
                 }))
             }
-            Some(Standing::Refused(why)) => {
-                let reason = why.first().map_or_else(String::new, |why| format!(": {}", why.message));
-                Err(Box::new(
-                    error(format!("the parent `{}` cannot be used{reason}", parent.value))
-                        .hint("mend the parent first"),
-                ))
+            // Its own reason is told where it is: repeated here, a long chain would repeat it without end.
+            Some(Standing::Refused(_)) => {
+                let problem = error(format!("the parent `{}` cannot be used", parent.value));
+                Err(Box::new(problem.hint("mend the parent first")))
             }
             Some(Standing::Resolved(resolved)) if resolved.depth == MAX_DEPTH => {
                 let problem = error(format!(
@@ -132,11 +135,18 @@ impl Lineages {
             return;
         };
         for service in &blueprint.services {
-            for host in &service.hosts {
-                if let Some(owner) = baseline.blueprint.services.iter().find(|other| {
-                    other.name.value != service.name.value
-                        && other.hosts.iter().any(|claimed| claimed.value == host.value)
-                }) {
+            let named = |other: &Service, host: &str| other.hosts.iter().any(|known| *known.value == *host);
+            let same =
+                baseline.blueprint.services.iter().find(|other| other.name.value == service.name.value);
+            // Several services of the baseline can share a host, by path: a service may repeat its own.
+            let claimed = |host: &&Spanned<Box<str>>| same.is_none_or(|same| !named(same, &host.value));
+            for host in service.hosts.iter().filter(claimed) {
+                if let Some(owner) = baseline
+                    .blueprint
+                    .services
+                    .iter()
+                    .find(|other| other.name.value != service.name.value && named(other, &host.value))
+                {
                     let message = format!(
                         "the host `{}` belongs to `{}` of `{}`",
                         host.value, owner.name.value, parent.baseline
@@ -193,7 +203,14 @@ impl Lineages {
             let of_it = attachment.services.iter().filter(|(name, _)| name.value == service.name.value);
             of_it.map(|(_, url)| (&attachment.source, url))
         });
-        let attached: Vec<_> = attached.collect();
+        let (refused, attached): (Vec<_>, Vec<_>) =
+            attached.partition(|(_, url)| self.forbidden(&url.value).is_some());
+        for (source, url) in refused {
+            // A record beside the blueprint: a bad one is not used, and takes nothing from the blueprint.
+            if let Some((message, hint)) = self.forbidden(&url.value) {
+                problems.push(Diagnostic::error(source, url.span, message).of(id).warning().hint(hint));
+            }
+        }
         let own = || service.urls.iter().map(|url| (&blueprint.source, url)).collect();
         let given: Vec<(&Arc<Source>, &Spanned<Url>)> = if attached.is_empty() { own() } else { attached };
         for (source, url) in &given {
