@@ -190,10 +190,7 @@ impl ProxyHttp for Engine {
                 .map(str::to_owned)
                 .collect(),
         };
-        if session.req_header().version == http::Version::HTTP_11 {
-            // An upstream's HTTP/1.0 is its own affair: this connection speaks 1.1.
-            response.set_version(http::Version::HTTP_11);
-        }
+        fit_to_client(session.req_header().version, response);
         response.remove_header(ROUTE_HEADER);
         if let Some(receipt) = exchange.receipt_to_send() {
             // As in Proxy-Status: what is nearer to the origin comes first.
@@ -363,6 +360,33 @@ fn apply_edits(request: &mut RequestHeader, exchange: &Exchange) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What is the upstream connection's own stays there, and the rest is said in the client's version.
+fn fit_to_client(client: http::Version, response: &mut ResponseHeader) {
+    if response.status == http::StatusCode::SWITCHING_PROTOCOLS {
+        return;
+    }
+    // RFC 9110, section 7.6.1: what `Connection` nominates is for one hop. Framing is not negotiable.
+    let lines = response.headers.get_all(header::CONNECTION).iter();
+    let nominated: Vec<_> = lines
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(','))
+        .filter_map(|name| name.trim().parse::<HeaderName>().ok())
+        .filter(|name| !matches!(*name, header::TRANSFER_ENCODING | header::CONTENT_LENGTH))
+        .collect();
+    for name in &nominated {
+        response.remove_header(name);
+    }
+    response.remove_header("keep-alive");
+    response.remove_header("proxy-connection");
+    match client {
+        // An upstream's HTTP/1.0 is its own affair: this connection speaks 1.1.
+        http::Version::HTTP_11 => response.set_version(http::Version::HTTP_11),
+        // Chunks mean nothing to an HTTP/1.0 client: the end of the connection ends the body.
+        http::Version::HTTP_10 => drop(response.remove_header(&header::TRANSFER_ENCODING)),
+        _ => {}
+    }
 }
 
 /// `X-Forwarded-*` as a gateway adds them; what the untrusted sent in them is replaced.
