@@ -217,14 +217,56 @@ impl fmt::Display for Diagnostic {
     }
 }
 
-/// The candidate that `word` was probably meant to be.
+/// The candidate that `word` was probably meant to be; of several as near, the first by name.
 #[must_use]
 pub fn did_you_mean<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
     let lower = word.to_ascii_lowercase();
+    let most = |candidate: &str| (1 + candidate.len() / 4).min(candidate.len().saturating_sub(1));
     candidates
         .into_iter()
+        // A distance is no less than the difference of the lengths, and takes far longer to find.
+        .filter(|candidate| candidate.len().abs_diff(lower.len()) <= most(candidate))
         .map(|candidate| (strsim::damerau_levenshtein(&lower, &candidate.to_ascii_lowercase()), candidate))
-        .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 4)
-        .min_by_key(|(distance, _)| *distance)
+        .filter(|(distance, candidate)| *distance <= most(candidate))
+        .min()
         .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_meant_is_near_and_the_same_in_any_order() {
+        for (word, candidates, expected) in [
+            ("rutes", &["routes", "name"][..], Some("routes")),
+            ("Routing", &["routing"], Some("routing")),
+            ("baselineid", &["baselineId"], Some("baselineId")),
+            ("env-02", &["env-12", "env-01", "env-03"], Some("env-01")),
+            ("env-02", &["env-03", "env-12", "env-01"], Some("env-01")),
+            ("payments", &["ledger", "web"], None),
+            ("a", &["b", "c"], None),
+            ("", &["a"], None),
+            ("x", &[], None),
+        ] {
+            assert_eq!(did_you_mean(word, candidates.iter().copied()), expected, "{word}");
+        }
+    }
+
+    #[test]
+    fn a_place_is_shown_wherever_the_span_points() {
+        let text = "a: 1\nné: \t2\r\nlast";
+        let source = Arc::new(Source { path: "f".into(), text: text.to_owned(), modified: None });
+        for start in 0..=text.len() as u32 + 2 {
+            for end in [0, start, start + 1, start + 3, u32::MAX] {
+                let diagnostic = Diagnostic::error(&source, Span { start, end }, "message");
+                let shown = format!("{diagnostic}{}", diagnostic.short());
+                assert!(shown.contains("^") && !shown.contains('\r'), "{shown}");
+            }
+        }
+        let at = |start| Location { source: source.clone(), span: Span { start, end: start + 1 } };
+        assert_eq!((at(5).line(), at(5).column(), at(5).text()), (2, 1, "né: \t2"));
+        assert_eq!((at(7).column(), at(8).column()), (2, 3), "columns are characters");
+        assert_eq!(at(99).to_string(), "f:3:5");
+    }
 }

@@ -1,5 +1,6 @@
 //! What changed between two generations, in words for the log.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use crate::diagnostic::Diagnostic;
@@ -79,31 +80,31 @@ fn differences(before: &Resolved, after: &Resolved) -> Vec<String> {
         }
     };
     note(before.parent != after.parent, "parent");
+    note(before.baseline != after.baseline, "baseline");
     note(before.header != after.header, "headerName");
     note(before.propagate != after.propagate, "propagateHeader");
     note(before.policy.on_unavailable != after.policy.on_unavailable, "onUnavailable");
     note(before.policy.hold_for != after.policy.hold_for, "holdFor");
     note(before.on_unknown != after.on_unknown, "onUnknown");
     note(before.expires_at != after.expires_at, "expiry");
-    let (old, new) = (services(before), services(after));
-    for (name, described) in &new {
-        match old.iter().find(|(known, _)| known == name) {
+    let mut old: HashMap<_, _> = services(before).collect();
+    for (name, described) in services(after) {
+        match old.remove(name) {
             None => what.push(format!("+service {name}")),
-            Some((_, known)) if known != described => what.push(format!("service {name}")),
+            Some(known) if known != described => what.push(format!("service {name}")),
             Some(_) => {}
         }
     }
-    let gone = old.iter().filter(|(name, _)| !new.iter().any(|(known, _)| known == name));
+    let gone = services(before).filter(|(name, _)| old.contains_key(name));
     what.extend(gone.map(|(name, _)| format!("-service {name}")));
     what
 }
 
 /// Each service's name, and everything of it that routing depends on.
-fn services(resolved: &Resolved) -> Vec<(&str, String)> {
-    let described = resolved.blueprint.services.iter().zip(&resolved.urls).map(|(service, urls)| {
+fn services(resolved: &Resolved) -> impl Iterator<Item = (&str, String)> {
+    resolved.blueprint.services.iter().zip(&resolved.urls).map(|(service, urls)| {
         let hosts: Vec<_> = service.hosts.iter().map(|host| &host.value).collect();
         let path = service.path.as_ref().map(|path| &path.value);
         (service.name.value.as_str(), format!("{urls:?} {} {hosts:?} {path:?}", service.expose))
-    });
-    described.collect()
+    })
 }

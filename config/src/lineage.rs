@@ -17,10 +17,15 @@ use crate::name::{EnvironmentId, HeaderName};
 use crate::time::UnixMillis;
 use crate::url::Url;
 
+use resolve::Suggestions;
+
 pub use resolve::is_link_local;
 
 /// The greatest depth of a lineage: ancestors of an overlay, the baseline included.
 pub const MAX_DEPTH: usize = 16;
+
+/// How many reasons are kept of why an id was never good.
+const MAX_REASONS: usize = 10;
 
 /// How long a request waits for an upstream where no blueprint says.
 pub const DEFAULT_HOLD: Duration = Duration::from_secs(2);
@@ -115,6 +120,8 @@ pub struct Lineages {
     /// Who names whom as parent, whether that parent exists or not.
     children: HashMap<EnvironmentId, BTreeSet<EnvironmentId>>,
     attachments: HashMap<EnvironmentId, Vec<Arc<Attachment>>>,
+    /// The files that name an id in documents that were never good.
+    broken: HashMap<EnvironmentId, BTreeSet<Arc<str>>>,
 }
 
 /// What is in force of a file.
@@ -136,6 +143,17 @@ struct Entry {
     standing: Option<Standing>,
     /// What is wrong with the claims; the last good blueprint may be in force all the same.
     problems: Vec<Diagnostic>,
+}
+
+/// One [`Lineages::apply`] at work.
+struct Settling {
+    /// Where those stood that are settled anew.
+    before: HashMap<EnvironmentId, Standing>,
+    /// Those that are not settled yet.
+    open: HashSet<EnvironmentId>,
+    /// Whose claims cannot be used, and why; what was last good is tried for them.
+    failed: HashMap<EnvironmentId, Vec<Diagnostic>>,
+    names: Suggestions,
 }
 
 impl Entry {
@@ -229,7 +247,10 @@ impl Lineages {
             .iter()
             .filter_map(|claim| self.files.get(&claim.source.path))
             .flat_map(|file| &file.diagnostics);
-        let of_it = in_file.filter(|diagnostic| diagnostic.environment.as_ref().is_none_or(|of| of == id));
+        // An error anywhere in the file freezes the whole of it.
+        let of_it = in_file.filter(|diagnostic| {
+            diagnostic.is_error() || diagnostic.environment.as_ref().is_none_or(|of| of == id)
+        });
         entry.problems.iter().chain(of_it).cloned().collect()
     }
 
@@ -251,16 +272,22 @@ impl Lineages {
             doubtful.extend(self.replace_file(change, &mut touched, &mut applied.diagnostics));
         }
         applied.changed = self.with_descendants(touched);
-        let mut before = HashMap::new();
+        let mut settling = Settling {
+            before: HashMap::new(),
+            open: applied.changed.iter().cloned().collect(),
+            failed: HashMap::new(),
+            names: Suggestions::default(),
+        };
         for id in &applied.changed {
             if let Some(entry) = self.entries.get_mut(id) {
-                before.extend(entry.standing.take().map(|standing| (id.clone(), standing)));
+                settling.before.extend(entry.standing.take().map(|standing| (id.clone(), standing)));
                 entry.problems.clear();
             }
         }
         for id in &applied.changed {
-            self.settle(id, &before, &mut HashSet::new());
+            self.settle(id, &mut settling);
         }
+        let Settling { before, mut names, .. } = settling;
         for id in &applied.changed {
             self.relink(id, before.get(id));
             applied
@@ -268,16 +295,21 @@ impl Lineages {
                 .extend(self.entries.get(id).into_iter().flat_map(|entry| &entry.problems).cloned());
         }
         for blueprint in doubtful {
-            self.look_further(&blueprint, &mut applied.diagnostics);
+            self.look_further(&blueprint, &mut names, &mut applied.diagnostics);
         }
         applied.before = before;
         applied
     }
 
     /// Looks for mistakes of meaning in a blueprint that has others already, so that all are told at once.
-    fn look_further(&mut self, blueprint: &Arc<Blueprint>, diagnostics: &mut Vec<Diagnostic>) {
+    fn look_further(
+        &mut self,
+        blueprint: &Arc<Blueprint>,
+        names: &mut Suggestions,
+        diagnostics: &mut Vec<Diagnostic>,
+    ) {
         let mut found = Vec::new();
-        self.resolve(blueprint, &mut found);
+        self.resolve(blueprint, names, &mut found);
         diagnostics.extend(found.iter().cloned());
         if let Some(file) = self.files.get_mut(&blueprint.source.path) {
             file.diagnostics.extend(found);
@@ -292,7 +324,7 @@ impl Lineages {
         diagnostics: &mut Vec<Diagnostic>,
     ) -> Vec<Arc<Blueprint>> {
         let before = self.files.remove(&change.path);
-        self.withdraw(before.as_ref(), touched);
+        self.withdraw(&change.path, before.as_ref(), touched);
         let before = before.unwrap_or_default();
         let (after, doubtful) = match change.content {
             Content::Gone => return Vec::new(),
@@ -305,15 +337,23 @@ impl Lineages {
             Content::Text(source) => read(&change.path, &source, &before),
         };
         diagnostics.extend(after.diagnostics.iter().cloned());
-        self.enter(&after, touched);
+        self.enter(&change.path, &after, touched);
         self.files.insert(change.path, after);
         doubtful
     }
 
     /// Takes the claims of a file back.
-    fn withdraw(&mut self, file: Option<&File>, touched: &mut BTreeSet<EnvironmentId>) {
+    fn withdraw(&mut self, path: &Arc<str>, file: Option<&File>, touched: &mut BTreeSet<EnvironmentId>) {
         let Some(file) = file else { return };
-        touched.extend(file.broken.iter().cloned());
+        for id in &file.broken {
+            touched.insert(id.clone());
+            if let Some(files) = self.broken.get_mut(id) {
+                files.remove(path);
+                if files.is_empty() {
+                    self.broken.remove(id);
+                }
+            }
+        }
         for document in &file.documents {
             match document {
                 Document::Blueprint(blueprint) => {
@@ -322,8 +362,8 @@ impl Lineages {
                     if let Some(entry) = self.entries.get_mut(id) {
                         entry.claims.retain(|claim| !Arc::ptr_eq(claim, blueprint));
                     }
+                    // Where another claim, or what is in force, names it too, `relink` says so again.
                     if let Some(parent) = blueprint.parent() {
-                        // `relink` puts it back where something in force still says so.
                         self.unlink(&parent.value, id);
                     }
                 }
@@ -338,9 +378,10 @@ impl Lineages {
         }
     }
 
-    fn enter(&mut self, file: &File, touched: &mut BTreeSet<EnvironmentId>) {
+    fn enter(&mut self, path: &Arc<str>, file: &File, touched: &mut BTreeSet<EnvironmentId>) {
         for id in &file.broken {
             touched.insert(id.clone());
+            self.broken.entry(id.clone()).or_default().insert(path.clone());
             self.entries.entry(id.clone()).or_default();
         }
         for document in &file.documents {
@@ -405,110 +446,120 @@ impl Lineages {
         }
     }
 
-    /// Settles `id` after its unsettled ancestors, from the top down; a chain can be longer than a
-    /// stack is deep.
-    fn settle(
-        &mut self,
-        id: &EnvironmentId,
-        before: &HashMap<EnvironmentId, Standing>,
-        seen: &mut HashSet<EnvironmentId>,
-    ) {
-        let mut chain: Vec<EnvironmentId> = Vec::new();
-        let mut next = Some(id.clone());
-        let mut cycle = 0..0;
-        while let Some(id) = next {
-            let Some(entry) = self.entries.get(&id).filter(|entry| entry.standing.is_none()) else {
-                break;
-            };
-            if !seen.insert(id.clone()) {
-                // Otherwise it is one that a caller up the stack is settling.
-                if let Some(at) = chain.iter().position(|known| *known == id) {
-                    cycle = at..chain.len();
-                }
-                break;
-            }
-            next = entry.claims.first().and_then(|claim| claim.parent()).map(|parent| parent.value.clone());
-            chain.push(id);
+    /// Settles `id` after the ancestors that it waits for. A chain of them can be longer than a stack is
+    /// deep, so the path is a list, in which each waits for the next.
+    fn settle(&mut self, id: &EnvironmentId, settling: &mut Settling) {
+        if !settling.open.contains(id) {
+            return;
         }
-        for at in (0..chain.len()).rev() {
-            // What an environment below had to fall back to may be settled by now.
-            if self.standing(&chain[at]).is_some() {
-                continue;
+        let mut path = vec![id.clone()];
+        let mut places = HashMap::from([(id.clone(), 0)]);
+        while let Some(id) = path.last() {
+            let waits_for = match settling.open.contains(id) {
+                true => self.settle_one(id, settling),
+                false => None,
+            };
+            match waits_for {
+                None if settling.open.contains(id) => {}
+                None => {
+                    places.remove(id);
+                    path.pop();
+                }
+                Some(parent) => match places.get(&parent) {
+                    None => {
+                        places.insert(parent.clone(), path.len());
+                        path.push(parent);
+                    }
+                    Some(from) => {
+                        self.break_cycle(&path[*from..], settling);
+                        for id in path.drain(from + 1..) {
+                            places.remove(&id);
+                        }
+                    }
+                },
             }
-            let within = if cycle.contains(&at) { &chain[cycle.clone()] } else { &[] };
-            self.settle_one(&chain[at], within, before, seen);
         }
     }
 
-    /// Settles one environment whose claimed parent is settled: by its claim, else by what was last
-    /// good, else it is refused.
-    fn settle_one(
+    /// Nobody in a cycle is settled by what it claims. Lineages that were in force have no cycle, so at
+    /// least one of its members stands there by a claim.
+    fn break_cycle(&self, cycle: &[EnvironmentId], settling: &mut Settling) {
+        for (at, id) in cycle.iter().enumerate() {
+            if !settling.failed.contains_key(id)
+                && let Some([only]) = self.entries.get(id).map(|entry| &entry.claims[..])
+            {
+                settling.failed.insert(id.clone(), vec![in_cycle(only, cycle, at)]);
+            }
+        }
+    }
+
+    /// Settles one environment: by its claim, else by what was last good, else it is refused. Returns the
+    /// parent that must be settled first; where the claim turns out unusable, it is to be called again.
+    fn settle_one(&mut self, id: &EnvironmentId, settling: &mut Settling) -> Option<EnvironmentId> {
+        let claims = self.entries.get(id).map_or(&[][..], |entry| &entry.claims);
+        let last_good = settling.before.get(id).and_then(Standing::resolved).map(|good| &good.blueprint);
+        let last_good = last_good
+            .filter(|good| claims.iter().any(|claim| claim.source.path == good.source.path))
+            .cloned();
+        let candidate = match claims {
+            [] => {
+                let why = self.why_broken(id);
+                self.finish(id, why, None, settling);
+                return None;
+            }
+            _ if settling.failed.contains_key(id) => last_good.clone(),
+            [only] => Some(only.clone()),
+            [first, others @ ..] => {
+                let duplicates = others.iter().map(|other| duplicate_id(other, first)).collect();
+                settling.failed.insert(id.clone(), duplicates);
+                return None;
+            }
+        };
+        let parent = candidate.as_ref().and_then(|candidate| candidate.parent());
+        if let Some(parent) = parent.filter(|parent| settling.open.contains(&parent.value)) {
+            return Some(parent.value.clone());
+        }
+        let mut problems = Vec::new();
+        let resolved = candidate
+            .as_ref()
+            .and_then(|candidate| self.resolve(candidate, &mut settling.names, &mut problems));
+        let failed = settling.failed.remove(id);
+        let hopeless = failed.is_some()
+            || candidate.zip(last_good).is_none_or(|(candidate, good)| Arc::ptr_eq(&candidate, &good));
+        if resolved.is_some() || hopeless {
+            self.finish(id, failed.unwrap_or(problems), resolved, settling);
+        } else {
+            settling.failed.insert(id.clone(), problems);
+        }
+        None
+    }
+
+    fn finish(
         &mut self,
         id: &EnvironmentId,
-        cycle: &[EnvironmentId],
-        before: &HashMap<EnvironmentId, Standing>,
-        seen: &mut HashSet<EnvironmentId>,
+        problems: Vec<Diagnostic>,
+        resolved: Option<Resolved>,
+        settling: &mut Settling,
     ) {
-        let Some(entry) = self.entries.get(id) else {
-            return;
+        settling.open.remove(id);
+        let Some(entry) = self.entries.get_mut(id) else { return };
+        entry.standing = match resolved {
+            Some(resolved) => Some(Standing::Resolved(Box::new(resolved))),
+            None if problems.is_empty() => None,
+            None => Some(Standing::Refused(problems.clone())),
         };
-        let claims = entry.claims.clone();
-        let broken = || {
-            self.files
-                .values()
-                .filter(|file| file.broken.contains(id))
-                .flat_map(|file| &file.diagnostics)
-                .filter(|d| d.is_error())
-        };
-        let mut problems: Vec<Diagnostic> = Vec::new();
-        let mut standing = None;
-        match &claims[..] {
-            [] => {
-                standing = Some(broken().cloned().collect::<Vec<_>>())
-                    .filter(|why| !why.is_empty())
-                    .map(Standing::Refused);
-            }
-            [only] if cycle.is_empty() => {
-                standing =
-                    self.resolve(only, &mut problems).map(|resolved| Standing::Resolved(Box::new(resolved)));
-            }
-            [only] => problems.push(in_cycle(only, cycle)),
-            [first, others @ ..] => problems.extend(others.iter().map(|other| duplicate_id(other, first))),
-        }
-        let last_good = before.get(id).and_then(Standing::resolved).map(|resolved| &resolved.blueprint);
-        if standing.is_none() && !claims.is_empty() {
-            let still_claimed =
-                last_good.filter(|good| claims.iter().any(|claim| claim.source.path == good.source.path));
-            standing = Some(match still_claimed.and_then(|good| self.last_good(good, before, seen)) {
-                Some(resolved) => Standing::Resolved(Box::new(resolved)),
-                None => Standing::Refused(problems.clone()),
-            });
-        }
-        if let Some(entry) = self.entries.get_mut(id) {
-            entry.standing = standing;
+        if !entry.claims.is_empty() {
             entry.problems = problems;
         }
     }
 
-    /// The blueprint that was last in force, if it still resolves.
-    fn last_good(
-        &mut self,
-        blueprint: &Arc<Blueprint>,
-        before: &HashMap<EnvironmentId, Standing>,
-        seen: &mut HashSet<EnvironmentId>,
-    ) -> Option<Resolved> {
-        if let Some(parent) = blueprint.parent().map(|parent| parent.value.clone())
-            && self.entries.get(&parent).is_some_and(|entry| entry.standing.is_none())
-        {
-            // A parent whose new claim leads back here keeps what it had: two that fall back to what
-            // was good cannot form a cycle, since that was none.
-            if seen.contains(&parent) {
-                self.settle_one(&parent, &[], before, seen);
-            } else {
-                self.settle(&parent, before, seen);
-            }
-        }
-        self.resolve(blueprint, &mut Vec::new())
+    /// What is wrong in the files where `id` was never good; some of it, where there is very much.
+    fn why_broken(&self, id: &EnvironmentId) -> Vec<Diagnostic> {
+        let files = self.broken.get(id).into_iter().flatten().filter_map(|path| self.files.get(path));
+        let errors = files.flat_map(|file| &file.diagnostics).filter(|problem| problem.is_error());
+        let own = |problem: &&Diagnostic| problem.environment.as_ref().is_none_or(|of| of == id);
+        let why: Vec<_> = errors.clone().filter(own).take(MAX_REASONS).cloned().collect();
+        if why.is_empty() { errors.take(1).cloned().collect() } else { why }
     }
 }
 
@@ -538,17 +589,15 @@ fn never_good(path: &Arc<str>, in_force: &[Document], mut broken: Vec<Environmen
     broken
 }
 
-fn in_cycle(blueprint: &Arc<Blueprint>, cycle: &[EnvironmentId]) -> Diagnostic {
+/// Says that the member at `at` of a cycle, each member of which names the next as parent, is in it.
+fn in_cycle(blueprint: &Arc<Blueprint>, cycle: &[EnvironmentId], at: usize) -> Diagnostic {
     let id = &blueprint.id.value;
-    let from = cycle.iter().position(|member| member == id).unwrap_or_default();
-    let names: Vec<_> = cycle[from..].iter().chain(&cycle[..=from]).map(EnvironmentId::as_str).collect();
+    let shown = if cycle.len() > MAX_DEPTH { 4 } else { cycle.len() };
+    let mut names: Vec<_> = cycle.iter().cycle().skip(at).take(shown).map(EnvironmentId::as_str).collect();
+    names.extend((shown < cycle.len()).then_some("…"));
+    names.push(id.as_str());
     let span = blueprint.parent().map_or(blueprint.id.span, |parent| parent.span);
-    let shown = if names.len() > MAX_DEPTH {
-        format!("{} → … → {id}", names[..4].join(" → "))
-    } else {
-        names.join(" → ")
-    };
-    Diagnostic::error(&blueprint.source, span, format!("the lineage is a cycle: {shown}"))
+    Diagnostic::error(&blueprint.source, span, format!("the lineage is a cycle: {}", names.join(" → ")))
         .of(id)
         .hint("one of them must have a baseline as parent")
 }

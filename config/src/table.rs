@@ -386,7 +386,7 @@ fn compile_baseline<U>(
 
 /// The spellings by which a host is called: itself, and for a Kubernetes service the short forms
 /// that resolve to it (`ledger.staging.svc.cluster.local`, `ledger.staging.svc`, `ledger.staging`).
-fn spellings(host: &str) -> impl Iterator<Item = &str> {
+pub(crate) fn spellings(host: &str) -> impl Iterator<Item = &str> {
     let short = |suffix| host.strip_suffix(suffix);
     [Some(host), short(".cluster.local"), short(".svc.cluster.local")].into_iter().flatten()
 }
@@ -443,4 +443,76 @@ fn exposures(resolved: &Resolved, baseline: bool) -> Box<[Exposure]> {
         all.extend(service.hosts.iter().map(|host| exposure(Some(host.value.clone()))));
     }
     all.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owned(hash: u64, service: &str, environment: &str) -> Owned<()> {
+        let source =
+            Arc::new(crate::diagnostic::Source { path: "f".into(), text: String::new(), modified: None });
+        Owned {
+            hash,
+            route: Arc::new(Route {
+                environment: environment.parse().expect("an id"),
+                service: service.parse().expect("a name"),
+                urls: Arc::new([]),
+                declared: Location { source, span: crate::diagnostic::Span::default() },
+                upstream: (),
+            }),
+        }
+    }
+
+    fn overlay(owned: Vec<Owned<()>>) -> Overlay<()> {
+        let declared = owned[0].route.declared.clone();
+        let id: EnvironmentId = "o".parse().expect("an id");
+        let policy = Policy {
+            on_unavailable: crate::blueprint::OnUnavailable::Fail,
+            hold_for: std::time::Duration::ZERO,
+        };
+        let (baseline, ancestors, exposures) = (id.clone(), Box::default(), Box::default());
+        let owned = owned.into();
+        Overlay {
+            id,
+            baseline,
+            ancestors,
+            expires_at: None,
+            propagate: true,
+            policy,
+            declared,
+            exposures,
+            owned,
+        }
+    }
+
+    #[test]
+    fn hashes_are_found_wherever_they_lie() {
+        for hashes in [
+            &[0, 0, 1, 2, 3][..],
+            &[u64::MAX - 1, u64::MAX, u64::MAX],
+            &[0, u64::MAX],
+            &[1 << 63, (1 << 63) + 1, (1 << 63) + 2, (1 << 63) + 3],
+        ] {
+            let list: Vec<_> = hashes.iter().map(|hash| owned(*hash, "s", "e")).collect();
+            for wanted in
+                hashes.iter().flat_map(|hash| [hash.saturating_sub(1), *hash, hash.saturating_add(1)])
+            {
+                let expected = hashes.partition_point(|hash| *hash < wanted);
+                assert_eq!(first_at_least(&list, wanted), expected, "{wanted} in {hashes:?}");
+            }
+        }
+        assert_eq!(first_at_least::<()>(&[], 7), 0);
+    }
+
+    #[test]
+    fn names_with_one_hash_are_told_apart() {
+        let hash = hash_of("b");
+        let list = [("a", "near"), ("a", "far"), ("b", "near"), ("b", "far"), ("c", "far")];
+        let overlay = overlay(list.map(|(service, environment)| owned(hash, service, environment)).into());
+        let found: Vec<_> =
+            overlay.owners("b").iter().map(|owned| owned.route.environment.as_str()).collect();
+        assert_eq!(found, ["near", "far"]);
+        assert_eq!(overlay.owners("z").len(), 0);
+    }
 }

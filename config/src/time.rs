@@ -49,3 +49,52 @@ pub fn parse_timestamp(text: &str) -> Result<UnixMillis, String> {
     let millis = u64::try_from(timestamp.as_millisecond()).map_err(|_| "before 1970".to_owned())?;
     Ok(UnixMillis(millis))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_friendly_or_iso_and_never_negative() {
+        for (text, expected) in [
+            ("4h", Ok(14_400_000)),
+            ("1h30m", Ok(5_400_000)),
+            ("1 day", Ok(86_400_000)),
+            ("2w", Ok(1_209_600_000)),
+            ("PT2H", Ok(7_200_000)),
+            ("250ms", Ok(250)),
+            ("0s", Ok(0)),
+            ("-1s", Err("a duration cannot be negative")),
+            ("1mo", Err("months and years differ in length; write days")),
+            ("1y", Err("months and years differ in length; write days")),
+            ("4", Err("not a duration")),
+            ("", Err("not a duration")),
+            ("99999999999999999999h", Err("not a duration")),
+        ] {
+            let read = parse_duration(text).map(|duration| duration.as_millis());
+            assert_eq!(read.as_ref().copied().map_err(String::as_str), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn points_in_time_carry_their_offset() {
+        for (text, expected) in [
+            ("2027-01-31T18:00:00Z", Ok(1_801_418_400_000)),
+            ("2027-01-31T19:00:00.5+01:00", Ok(1_801_418_400_500)),
+            ("1969-12-31T23:59:59Z", Err("before 1970")),
+            ("2027-01-31", Err("not an RFC 3339 timestamp")),
+            ("2027-01-31T18:00:00", Err("not an RFC 3339 timestamp")),
+            ("tomorrow", Err("not an RFC 3339 timestamp")),
+        ] {
+            let read = parse_timestamp(text).map(|at| at.0);
+            assert_eq!(read.as_ref().copied().map_err(String::as_str), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn no_time_is_too_late_to_be_added_to_or_shown() {
+        assert_eq!(UnixMillis(u64::MAX).after(Duration::MAX), UnixMillis(u64::MAX));
+        assert_eq!(UnixMillis(1500).after(Duration::from_secs(1)).to_string(), "1970-01-01T00:00:02Z");
+        assert_eq!(UnixMillis(u64::MAX).to_string(), "the end of time");
+    }
+}

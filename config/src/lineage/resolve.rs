@@ -1,25 +1,55 @@
 //! One blueprint against what stands: every reference checked, every inherited value filled in.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::{DEFAULT_HOLD, Lineages, MAX_DEPTH, Policy, Resolved, Standing};
+use super::{DEFAULT_HOLD, Entry, Lineages, MAX_DEPTH, Policy, Resolved, Standing};
 use crate::blueprint::{Blueprint, OnUnavailable, OnUnknown, Service};
-use crate::diagnostic::{Diagnostic, Source, Spanned, did_you_mean};
+use crate::diagnostic::{Diagnostic, Spanned, did_you_mean};
 use crate::name::{EnvironmentId, HeaderName};
 use crate::url::{Scheme, Url, UrlTemplate};
+
+/// The search for names that were probably meant, over one [`Lineages::apply`]: where everything is wrong
+/// at once, it would cost far more than its hints are worth.
+pub(super) struct Suggestions {
+    /// How many more names it may look at.
+    left: usize,
+}
+
+impl Default for Suggestions {
+    fn default() -> Self {
+        Self { left: 100_000 }
+    }
+}
+
+impl Suggestions {
+    fn near<'c>(
+        &mut self,
+        word: &str,
+        count: usize,
+        candidates: impl Iterator<Item = &'c str>,
+    ) -> Option<String> {
+        self.left = self.left.checked_sub(count)?;
+        did_you_mean(word, candidates).map(|near| format!("did you mean `{near}`?"))
+    }
+}
+
+/// Addresses attached to services, by the services' names.
+type Attached<'l> = HashMap<&'l str, Vec<&'l Url>>;
 
 impl Lineages {
     /// Checks every reference of `blueprint` against what stands; `None` where one is wrong.
     pub(super) fn resolve(
         &self,
         blueprint: &Arc<Blueprint>,
+        names: &mut Suggestions,
         problems: &mut Vec<Diagnostic>,
     ) -> Option<Resolved> {
         let id = &blueprint.id.value;
         let errors_before = problems.iter().filter(|problem| problem.is_error()).count();
         let parent = match blueprint.parent() {
             None => None,
-            Some(parent) => match self.parent(blueprint, parent) {
+            Some(parent) => match self.parent(blueprint, parent, names) {
                 Ok(resolved) => Some(resolved),
                 Err(problem) => {
                     problems.push(*problem);
@@ -28,16 +58,17 @@ impl Lineages {
             },
         };
         if let Some(parent) = parent {
-            self.check_overlay(blueprint, parent, problems);
+            self.check_overlay(blueprint, parent, names, problems);
         }
         let template = match parent {
             None => blueprint.service_url.as_ref(),
             Some(_) => self.overlay_url(blueprint),
         };
+        let attached = self.attached(blueprint, problems);
         let urls = blueprint
             .services
             .iter()
-            .map(|service| self.urls(blueprint, service, template, problems))
+            .map(|service| self.urls(blueprint, service, &attached, template, problems))
             .collect();
         self.check_attachments(blueprint, problems);
         if problems.iter().filter(|problem| problem.is_error()).count() > errors_before {
@@ -77,28 +108,23 @@ impl Lineages {
         &self,
         blueprint: &Arc<Blueprint>,
         parent: &Spanned<EnvironmentId>,
+        names: &mut Suggestions,
     ) -> Result<&Resolved, Box<Diagnostic>> {
         let id = &blueprint.id.value;
         let error = |message: String| Diagnostic::error(&blueprint.source, parent.span, message).of(id);
-        match self.entries.get(&parent.value).and_then(|entry| entry.standing.as_ref()) {
-            // It is being settled itself: that leads back here.
-            None if self.entries.get(&parent.value).is_some_and(|entry| !entry.claims.is_empty()) => {
-                let problem = error(format!("the lineage is a cycle through `{}`", parent.value));
-                Err(Box::new(problem.hint("one of them must have a baseline as parent")))
-            }
+        let entry = self.entries.get(&parent.value);
+        match entry.and_then(|entry| entry.standing.as_ref()) {
             None => {
                 let problem = error(format!("unknown parent `{}`", parent.value));
-                let known = self.entries.keys().filter(|known| *known != id).map(EnvironmentId::as_str);
-                // Among very many environments the search would cost more than the hint is worth.
-                let near = if self.entries.len() <= 10_000 {
-                    did_you_mean(parent.value.as_str(), known)
-                } else {
-                    None
+                let stays = |known: &EnvironmentId, entry: &Entry| {
+                    known != id && (!entry.claims.is_empty() || self.broken.contains_key(known))
                 };
-                Err(Box::new(match near {
-                    Some(near) => problem.hint(format!("did you mean `{near}`?")),
-                    None => problem.hint("`baselineId` names a baseline or another overlay of this store"),
-                }))
+                let known = self.entries.iter().filter(|(known, entry)| stays(known, entry));
+                let known = known.map(|(known, _)| known.as_str());
+                let near = names.near(parent.value.as_str(), self.entries.len(), known);
+                Err(Box::new(problem.hint(near.unwrap_or_else(|| {
+                    "`baselineId` names a baseline or another overlay of this store".to_owned()
+                }))))
             }
             // Its own reason is told where it is: repeated here, a long chain would repeat it without end.
             Some(Standing::Refused(_)) => {
@@ -117,7 +143,13 @@ impl Lineages {
     }
 
     /// What an overlay may not do to its baseline, and what it should know about it.
-    fn check_overlay(&self, blueprint: &Arc<Blueprint>, parent: &Resolved, problems: &mut Vec<Diagnostic>) {
+    fn check_overlay(
+        &self,
+        blueprint: &Arc<Blueprint>,
+        parent: &Resolved,
+        names: &mut Suggestions,
+        problems: &mut Vec<Diagnostic>,
+    ) {
         let id = &blueprint.id.value;
         let error = |span, message: String| Diagnostic::error(&blueprint.source, span, message).of(id);
         if let Some(header) = blueprint.header.as_ref().filter(|header| header.value != parent.header) {
@@ -134,19 +166,11 @@ impl Lineages {
         else {
             return;
         };
+        let claims = claims(blueprint, baseline);
+        let unknown = self.unknown_services(blueprint, parent);
         for service in &blueprint.services {
-            let named = |other: &Service, host: &str| other.hosts.iter().any(|known| *known.value == *host);
-            let same =
-                baseline.blueprint.services.iter().find(|other| other.name.value == service.name.value);
-            // Several services of the baseline can share a host, by path: a service may repeat its own.
-            let claimed = |host: &&Spanned<Box<str>>| same.is_none_or(|same| !named(same, &host.value));
-            for host in service.hosts.iter().filter(claimed) {
-                if let Some(owner) = baseline
-                    .blueprint
-                    .services
-                    .iter()
-                    .find(|other| other.name.value != service.name.value && named(other, &host.value))
-                {
+            for host in &service.hosts {
+                if let Some(owner) = claimed_by_another(service, claims.get(&*host.value)) {
                     let message = format!(
                         "the host `{}` belongs to `{}` of `{}`",
                         host.value, owner.name.value, parent.baseline
@@ -155,28 +179,32 @@ impl Lineages {
                         .push(error(host.span, message).hint("an overlay cannot claim anybody else's names"));
                 }
             }
-            if !self.has_service(parent, service) {
-                let names = baseline.blueprint.services.iter().map(|known| known.name.value.as_str());
-                let message =
-                    format!("`{}` has no service `{}`: it is new", parent.baseline, service.name.value);
-                let warning = error(service.name.span, message).warning();
-                problems.push(match did_you_mean(service.name.value.as_str(), names) {
-                    Some(near) => warning.hint(format!("did you mean `{near}`?")),
-                    None => warning.hint("fine, if it is meant so"),
-                });
+            let name = service.name.value.as_str();
+            if unknown.contains(name) {
+                let known = &baseline.blueprint.services;
+                let near = names.near(name, known.len(), known.iter().map(|known| known.name.value.as_str()));
+                let message = format!("`{}` has no service `{name}`: it is new", parent.baseline);
+                problems.push(
+                    error(service.name.span, message)
+                        .warning()
+                        .hint(near.unwrap_or_else(|| "fine, if it is meant so".to_owned())),
+                );
             }
         }
     }
 
-    fn has_service(&self, parent: &Resolved, service: &Service) -> bool {
+    /// The services of `blueprint` that nobody in the lineage of `parent` has.
+    fn unknown_services<'b>(&self, blueprint: &'b Blueprint, parent: &Resolved) -> HashSet<&'b str> {
+        let mut unknown: HashSet<_> =
+            blueprint.services.iter().map(|service| service.name.value.as_str()).collect();
         let mut ancestor = Some(parent);
-        while let Some(resolved) = ancestor {
-            if resolved.blueprint.services.iter().any(|known| known.name.value == service.name.value) {
-                return true;
+        while let Some(resolved) = ancestor.filter(|_| !unknown.is_empty()) {
+            for known in &resolved.blueprint.services {
+                unknown.remove(known.name.value.as_str());
             }
             ancestor = resolved.parent.as_ref().and_then(|id| self.standing(id)).and_then(Standing::resolved);
         }
-        false
+        unknown
     }
 
     /// The nearest `overlayUrl` of the lineage.
@@ -195,31 +223,21 @@ impl Lineages {
         &self,
         blueprint: &Arc<Blueprint>,
         service: &Service,
+        attached: &Attached<'_>,
         template: Option<&Spanned<UrlTemplate>>,
         problems: &mut Vec<Diagnostic>,
     ) -> Arc<[Url]> {
         let id = &blueprint.id.value;
-        let attached = self.attachments(id).iter().flat_map(|attachment| {
-            let of_it = attachment.services.iter().filter(|(name, _)| name.value == service.name.value);
-            of_it.map(|(_, url)| (&attachment.source, url))
-        });
-        let (refused, attached): (Vec<_>, Vec<_>) =
-            attached.partition(|(_, url)| self.forbidden(&url.value).is_some());
-        for (source, url) in refused {
-            // A record beside the blueprint: a bad one is not used, and takes nothing from the blueprint.
+        if let Some(attached) = attached.get(service.name.value.as_str()) {
+            return attached.iter().copied().cloned().collect();
+        }
+        for url in &service.urls {
             if let Some((message, hint)) = self.forbidden(&url.value) {
-                problems.push(Diagnostic::error(source, url.span, message).of(id).warning().hint(hint));
+                problems.push(Diagnostic::error(&blueprint.source, url.span, message).of(id).hint(hint));
             }
         }
-        let own = || service.urls.iter().map(|url| (&blueprint.source, url)).collect();
-        let given: Vec<(&Arc<Source>, &Spanned<Url>)> = if attached.is_empty() { own() } else { attached };
-        for (source, url) in &given {
-            if let Some(fault) = self.forbidden(&url.value) {
-                problems.push(Diagnostic::error(source, url.span, fault.0).of(id).hint(fault.1));
-            }
-        }
-        if !given.is_empty() {
-            return given.iter().map(|(_, url)| url.value.clone()).collect();
+        if !service.urls.is_empty() {
+            return service.urls.iter().map(|url| url.value.clone()).collect();
         }
         match template.map(|template| template.value.fill(&service.name.value, id)) {
             None => Arc::new([]),
@@ -244,13 +262,31 @@ impl Lineages {
         }
     }
 
+    /// What is attached and may be. A record beside the blueprint: a bad one is not used, and takes nothing
+    /// from the blueprint.
+    fn attached(&self, blueprint: &Blueprint, problems: &mut Vec<Diagnostic>) -> Attached<'_> {
+        let id = &blueprint.id.value;
+        let mut attached = Attached::new();
+        for attachment in self.attachments(id) {
+            for (name, url) in &attachment.services {
+                match self.forbidden(&url.value) {
+                    None => attached.entry(name.value.as_str()).or_default().push(&url.value),
+                    Some((message, hint)) => {
+                        let problem = Diagnostic::error(&attachment.source, url.span, message);
+                        problems.push(problem.of(id).warning().hint(hint));
+                    }
+                }
+            }
+        }
+        attached
+    }
+
     /// Why a blueprint may not lead there, and what to do.
     fn forbidden(&self, url: &Url) -> Option<(String, String)> {
         if url.scheme == Scheme::Unix {
-            let below = |dir: &String| {
-                std::path::Path::new(&*url.host).starts_with(dir) && !url.host.contains("/../")
-            };
-            let allowed = self.rules.unix_under.iter().any(below);
+            let path = std::path::Path::new(&*url.host);
+            let climbs = path.components().any(|part| part == std::path::Component::ParentDir);
+            let allowed = !climbs && self.rules.unix_under.iter().any(|dir| path.starts_with(dir));
             return (!allowed).then(|| {
                 (
                     format!("`{url}` is outside the directories allowed for unix sockets"),
@@ -269,9 +305,14 @@ impl Lineages {
 
     fn check_attachments(&self, blueprint: &Arc<Blueprint>, problems: &mut Vec<Diagnostic>) {
         let id = &blueprint.id.value;
-        for attachment in self.attachments(id) {
+        let attachments = self.attachments(id);
+        if attachments.is_empty() {
+            return;
+        }
+        let owned: HashSet<_> = blueprint.services.iter().map(|service| &service.name.value).collect();
+        for attachment in attachments {
             for (name, _) in &attachment.services {
-                if !blueprint.services.iter().any(|service| service.name.value == name.value) {
+                if !owned.contains(&name.value) {
                     let message = format!("`{id}` does not own `{}`: the address is not used", name.value);
                     problems.push(
                         Diagnostic::error(&attachment.source, name.span, message)
@@ -283,6 +324,31 @@ impl Lineages {
             }
         }
     }
+}
+
+/// The services of `baseline` that have a host which `blueprint` claims, by host.
+fn claims<'l>(blueprint: &'l Blueprint, baseline: &'l Resolved) -> HashMap<&'l str, Vec<&'l Service>> {
+    let hosts = blueprint.services.iter().flat_map(|service| &service.hosts);
+    let mut claims: HashMap<_, _> = hosts.map(|host| (&*host.value, Vec::new())).collect();
+    if claims.is_empty() {
+        return claims;
+    }
+    for service in &baseline.blueprint.services {
+        for host in &service.hosts {
+            if let Some(owners) = claims.get_mut(&*host.value) {
+                owners.push(service);
+            }
+        }
+    }
+    claims
+}
+
+/// Whose host it is, if it is not the service's own. Several services of the baseline can share a host,
+/// by path: a service may repeat its own.
+fn claimed_by_another<'l>(service: &Service, owners: Option<&Vec<&'l Service>>) -> Option<&'l Service> {
+    let owners = owners?;
+    let shared = owners.iter().any(|owner| owner.name.value == service.name.value);
+    owners.first().copied().filter(|_| !shared)
 }
 
 /// Whether an address is only meaningful on its own link: there the credentials of cloud machines are served.

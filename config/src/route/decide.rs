@@ -8,9 +8,9 @@ use crate::blueprint::{OnUnavailable, OnUnknown};
 use crate::carrier::Keys;
 use crate::diagnostic::did_you_mean;
 use crate::name::{EnvironmentId, ServiceName, printable};
-use crate::table::{Baseline, Environment, Exposure, Overlay, Owned, Route, RoutingTable};
+use crate::table::{Baseline, Environment, Exposure, Overlay, Owned, Route, RoutingTable, spellings};
 use crate::time::UnixMillis;
-use crate::url::split_authority;
+use crate::url::{Url, split_authority};
 
 /// Above this many environments, "did you mean" is not looked for: it would cost too much per request.
 const SUGGEST_AMONG: usize = 1000;
@@ -32,18 +32,19 @@ pub fn decide<'t, U>(
         Role::Gateway => None,
         Role::Outbound { environment } | Role::Inbound { environment, .. } => environment.as_ref(),
     };
-    // A call from an overlay's service that lost its key, or never had one, is that overlay's.
-    let stamp =
-        own.filter(|own| request.keys.is_none() && !request.untrusted && **own != baseline.id).map(Keys::one);
+    // A call from an overlay's service that lost its key, or never had one, is that overlay's. So is one
+    // whose key was removed: who is not trusted has no say in it, not even by sending a key.
+    let stamp = own.filter(|own| request.keys.is_none() && **own != baseline.id).map(Keys::one);
     let keys = request.keys.or(stamp.as_ref());
+    if request.untrusted {
+        trace.step(None, || "overlay headers were removed: the sender is not trusted".to_owned());
+    }
     match (request.keys, &stamp) {
         (Some(keys), _) => trace.step(None, || format!("the request carries the key `{}`", keys.as_str())),
         (None, Some(keys)) => trace.step(None, || {
             format!("no key: stamped with `{}`, the environment of this sidecar", keys.as_str())
         }),
-        (None, None) if request.untrusted => {
-            trace.step(None, || "overlay headers were removed: the sender is not trusted".to_owned());
-        }
+        (None, None) if request.untrusted => {}
         (None, None) => trace.step(None, || "the request carries no key".to_owned()),
     }
     let lookup = Lookup { table, baseline, keys, untrusted: request.untrusted, now, tried };
@@ -53,10 +54,15 @@ pub fn decide<'t, U>(
         Role::Inbound { service, .. } => lookup.inbound(service, own.unwrap_or(&baseline.id), request, trace),
     };
     match decided {
-        Ok(Some(served)) => match lookup.require(request.require, &served) {
-            Ok(()) => Decision::Serve(served),
-            Err(refusal) => Decision::Refuse(refusal),
-        },
+        Ok(Some(mut served)) => {
+            if request.untrusted {
+                served.reason = Reason::Untrusted;
+            }
+            match lookup.require(request.require, &served) {
+                Ok(()) => Decision::Serve(served),
+                Err(refusal) => Decision::Refuse(refusal),
+            }
+        }
         Ok(None) => Decision::PassThrough,
         Err(refusal) => Decision::Refuse(refusal),
     }
@@ -151,6 +157,15 @@ impl<'t, U> Lookup<'t, '_, U> {
         })
     }
 
+    /// What is the matter with the first id that names nothing here.
+    fn missed(&self) -> Option<Reason> {
+        self.ids().find_map(|id| match self.named(id) {
+            Named::Expired(_) => Some(Reason::Expired),
+            Named::Unknown => Some(Reason::Unknown),
+            Named::Baseline | Named::Overlay(_) | Named::Broken(_) => None,
+        })
+    }
+
     fn gateway(
         &self,
         request: &Request<'_>,
@@ -231,7 +246,8 @@ impl<'t, U> Lookup<'t, '_, U> {
         }
         self.baseline.service_at(host, port).or_else(|| {
             let at = |owned: &&'t Owned<U>| {
-                owned.route.urls.iter().any(|url| *url.host == *host && url.port == port)
+                let called = |url: &Url| url.port == port && spellings(&url.host).any(|own| own == host);
+                owned.route.urls.iter().any(called)
             };
             self.overlays()
                 .find_map(|overlay| overlay.owned().iter().find(at))
@@ -257,6 +273,8 @@ impl<'t, U> Lookup<'t, '_, U> {
         let found = match self.upstream(service.as_str(), trace) {
             // The sidecar stands before the service whether a blueprint says so or not.
             Err(Refusal { problem: Problem::NoRoute, .. }) => None,
+            // Whoever marked it has decided already, by a snapshot that may be newer.
+            Err(_) if request.hop.is_some() => None,
             found => Some(found?),
         };
         match found {
@@ -286,11 +304,10 @@ impl<'t, U> Lookup<'t, '_, U> {
         let key = self.overlays().next();
         let (via, reason) = match found {
             Some(found) if found.environment == own => (found.via, found.reason),
-            _ if *own == self.baseline.id => {
-                (Via::Baseline, if self.keys.is_some() { Reason::NotOwned } else { Reason::NoKey })
-            }
+            _ if *own == self.baseline.id && self.keys.is_none() => (Via::Baseline, Reason::NoKey),
+            _ if *own == self.baseline.id => (Via::Baseline, self.missed().unwrap_or(Reason::NotOwned)),
             _ if self.ids().any(|id| id == own.as_str()) => (Via::Overlay, Reason::Owned),
-            _ => (Via::Ancestor, Reason::Inherited),
+            _ => (Via::Ancestor, self.missed().unwrap_or(Reason::Inherited)),
         };
         Served {
             service,
