@@ -71,6 +71,17 @@ impl Default for Limits {
     }
 }
 
+/// Which engine carries exchanges.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineChoice {
+    /// The express engine carries what needs no translation, Pingora the rest.
+    #[default]
+    Auto,
+    /// Pingora carries everything: the reference.
+    Pingora,
+}
+
 /// A listener as it is configured.
 #[derive(Debug, Clone)]
 pub struct ListenerSettings {
@@ -120,6 +131,8 @@ pub struct Plane {
     pub own: Vec<SocketAddr>,
     /// Deadlines and limits.
     pub limits: Limits,
+    /// Which engine carries exchanges.
+    pub engine: EngineChoice,
     /// The resolver.
     pub names: Names,
     /// The access log.

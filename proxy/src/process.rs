@@ -89,8 +89,15 @@ impl Prepared {
         let own = edges.chain([admin.0]).chain(probes.as_ref().map(|probes| probes.0)).collect();
         let access = if settings.access_log { AccessLog::to(io::stdout()) } else { AccessLog::off() };
         let gates = bound.gates().to_vec();
-        let plane =
-            Arc::new(Plane { published, gates: gates.clone(), own, limits: settings.limits, names, access });
+        let plane = Arc::new(Plane {
+            published,
+            gates: gates.clone(),
+            own,
+            limits: settings.limits,
+            engine: settings.engine,
+            names,
+            access,
+        });
         let workers = bound.start(&plane)?;
         let (reload, reloads) = mpsc::channel(8);
         let (draining, told) = watch::channel(false);

@@ -12,7 +12,7 @@ use overlane_config::url::Url;
 use serde::Deserialize;
 
 use crate::plane::trust::Trust;
-use crate::plane::{Limits, ListenerSettings};
+use crate::plane::{EngineChoice, Limits, ListenerSettings};
 use crate::store::StoreAddress;
 
 /// Where a store is looked for when nobody says.
@@ -66,6 +66,9 @@ pub struct RunArgs {
     /// Worker threads; one per core by default
     #[arg(long, value_name = "N", env = "OVERLANE_WORKERS")]
     pub workers: Option<usize>,
+    /// What carries requests: our own engine where it can, or Pingora for everything
+    #[arg(long, value_enum, env = "OVERLANE_ENGINE")]
+    pub engine: Option<EngineChoice>,
     /// Write one JSON line per request to standard output
     #[arg(
         long,
@@ -98,6 +101,7 @@ struct File {
     probes: Option<SocketAddr>,
     admin_token: Option<String>,
     workers: Option<usize>,
+    engine: Option<EngineChoice>,
     access_log: Option<bool>,
     allow_unix: Vec<PathBuf>,
     resync: Option<String>,
@@ -144,6 +148,8 @@ pub struct Settings {
     pub resync: Duration,
     /// Deadlines and limits of the data plane.
     pub limits: Limits,
+    /// Which engine carries exchanges.
+    pub engine: EngineChoice,
 }
 
 /// A setting that cannot be, and what to write instead.
@@ -225,6 +231,7 @@ impl Settings {
             allow_unix: allow_unix.into_iter().map(absolute).collect::<Result<_, _>>()?,
             resync,
             limits,
+            engine: flags.engine.or(file.engine).unwrap_or_default(),
         })
     }
 
@@ -242,6 +249,7 @@ impl Settings {
             allow_unix: Vec::new(),
             resync: DEFAULT_RESYNC,
             limits: Limits::default(),
+            engine: EngineChoice::default(),
         }
     }
 }
