@@ -1,7 +1,7 @@
 //! Carriers: where the overlay key travels, and what it looks like inside.
 //!
 //! Whatever carrier a key arrives in, inside it is one [`Keys`]: the ids in order, as the text that
-//! leaves in the header. It is kept inline so that reading a key allocates nothing.
+//! leaves in the header.
 
 pub mod baggage;
 pub mod header;
@@ -13,13 +13,15 @@ use crate::name::{MAX_LABEL, is_label, printable};
 /// The most ids that one request may name.
 pub const MAX_KEYS: usize = 8;
 
-const CAPACITY: usize = MAX_KEYS * (MAX_LABEL + 2);
-
 /// The overlay ids that a request names: one to eight valid ids, in order, without duplicates.
-#[derive(Clone, Copy)]
-pub struct Keys {
-    length: u16,
-    bytes: [u8; CAPACITY],
+#[derive(Clone, PartialEq, Eq)]
+pub struct Keys(Ids);
+
+/// One id, as nearly every request has it, is kept inline: reading it allocates nothing.
+#[derive(Clone, PartialEq, Eq)]
+enum Ids {
+    One { length: u8, bytes: [u8; MAX_LABEL] },
+    Several(Box<str>),
 }
 
 /// Why a text names no overlay.
@@ -46,7 +48,7 @@ impl fmt::Display for InvalidKey {
 impl std::error::Error for InvalidKey {}
 
 /// What the carriers of a request say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Arrived {
     /// The key: that of our own header, else that of `baggage`.
     pub keys: Option<Keys>,
@@ -77,34 +79,34 @@ impl Keys {
     /// # Errors
     /// [`InvalidKey`] for the first item that is not an id, and for a ninth id.
     pub fn parse<'l>(lists: impl IntoIterator<Item = &'l [u8]>) -> Result<Option<Self>, InvalidKey> {
-        let mut keys = Self { length: 0, bytes: [0; CAPACITY] };
-        for list in lists {
-            for item in list.split(|b| *b == b',') {
-                let item = item.trim_ascii();
-                if !item.is_empty() {
-                    keys.push(item)?;
-                }
-            }
+        let mut keys: Option<Self> = None;
+        let items = lists.into_iter().flat_map(|list| list.split(|byte| *byte == b','));
+        for item in items.map(<[u8]>::trim_ascii).filter(|item| !item.is_empty()) {
+            let Some(id) = label(item) else {
+                return Err(InvalidKey::NotAnId(printable(&String::from_utf8_lossy(item), 80)));
+            };
+            keys = Some(match keys {
+                None => Self::inline(id),
+                Some(keys) if keys.iter().any(|known| known == id) => keys,
+                Some(keys) if keys.iter().count() == MAX_KEYS => return Err(InvalidKey::TooMany),
+                Some(keys) => keys.followed_by(id),
+            });
         }
-        Ok((keys.length > 0).then_some(keys))
+        Ok(keys)
     }
 
     /// One id.
     #[must_use]
     pub fn one(id: &crate::name::EnvironmentId) -> Self {
-        let mut keys = Self { length: 0, bytes: [0; CAPACITY] };
-        keys.append(id.as_str().as_bytes());
-        keys
+        Self::inline(id.as_str())
     }
 
     /// Those ids for which `keep` holds; `None` where none is left.
     #[must_use]
     pub fn filtered(&self, mut keep: impl FnMut(&str) -> bool) -> Option<Self> {
-        let mut keys = Self { length: 0, bytes: [0; CAPACITY] };
-        for id in self.iter().filter(|id| keep(id)) {
-            keys.append(id.as_bytes());
-        }
-        (keys.length > 0).then_some(keys)
+        self.iter().filter(|id| keep(id)).fold(None, |keys: Option<Self>, id| {
+            Some(keys.map_or_else(|| Self::inline(id), |keys| keys.followed_by(id)))
+        })
     }
 
     /// The ids, in order.
@@ -115,41 +117,29 @@ impl Keys {
     /// The ids as they leave in a header: `a, b`.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        std::str::from_utf8(&self.bytes[..usize::from(self.length)]).unwrap_or_default()
+        match &self.0 {
+            Ids::One { length, bytes } => {
+                std::str::from_utf8(&bytes[..usize::from(*length)]).unwrap_or_default()
+            }
+            Ids::Several(text) => text,
+        }
     }
 
-    fn push(&mut self, id: &[u8]) -> Result<(), InvalidKey> {
-        if !is_label(id) {
-            return Err(InvalidKey::NotAnId(printable(&String::from_utf8_lossy(id), 80)));
-        }
-        if self.length > 0 {
-            if self.iter().any(|known| known.as_bytes() == id) {
-                return Ok(());
-            }
-            if self.iter().count() == MAX_KEYS {
-                return Err(InvalidKey::TooMany);
-            }
-        }
-        self.append(id);
-        Ok(())
+    /// `id` is a label: it fits.
+    fn inline(id: &str) -> Self {
+        let mut bytes = [0; MAX_LABEL];
+        bytes[..id.len()].copy_from_slice(id.as_bytes());
+        Self(Ids::One { length: u8::try_from(id.len()).unwrap_or_default(), bytes })
     }
 
-    fn append(&mut self, id: &[u8]) {
-        for part in [if self.length > 0 { &b", "[..] } else { &[] }, id] {
-            let at = usize::from(self.length);
-            self.bytes[at..at + part.len()].copy_from_slice(part);
-            self.length += u16::try_from(part.len()).unwrap_or_default();
-        }
+    fn followed_by(&self, id: &str) -> Self {
+        Self(Ids::Several([self.as_str(), ", ", id].concat().into()))
     }
 }
 
-impl PartialEq for Keys {
-    fn eq(&self, other: &Self) -> bool {
-        self.as_str() == other.as_str()
-    }
+fn label(item: &[u8]) -> Option<&str> {
+    is_label(item).then(|| std::str::from_utf8(item).ok())?
 }
-
-impl Eq for Keys {}
 
 impl fmt::Debug for Keys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

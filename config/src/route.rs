@@ -255,22 +255,32 @@ impl<U> Served<'_, U> {
     }
 }
 
+impl Receipt {
+    /// Appends it to `out`.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        self.parts(|part| out.extend_from_slice(part.as_bytes()));
+    }
+
+    fn parts(&self, mut part: impl FnMut(&str)) {
+        item(self.service.as_str(), &mut part);
+        part(";env=");
+        item(self.environment.as_str(), &mut part);
+        for rest in [";via=", self.via.as_str(), ";reason=", self.reason.as_str()] {
+            part(rest);
+        }
+    }
+}
+
 impl fmt::Display for Receipt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{};env={}", Item(self.service.as_str()), Item(self.environment.as_str()))?;
-        write!(f, ";via={};reason={}", self.via.as_str(), self.reason.as_str())
+        let mut written = Ok(());
+        self.parts(|part| written = written.and_then(|()| f.write_str(part)));
+        written
     }
 }
 
 /// A label as a structured-field token, or as a string where it begins with a digit (RFC 9651, 3.3.4).
-struct Item<'l>(&'l str);
-
-impl fmt::Display for Item<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.starts_with(|c: char| c.is_ascii_alphabetic()) {
-            f.write_str(self.0)
-        } else {
-            write!(f, "\"{}\"", self.0)
-        }
-    }
+fn item(label: &str, part: &mut impl FnMut(&str)) {
+    let quote = if label.starts_with(|first: char| first.is_ascii_alphabetic()) { "" } else { "\"" };
+    [quote, label, quote].into_iter().for_each(part);
 }

@@ -12,6 +12,7 @@ pub mod clock;
 pub mod control;
 pub mod demo;
 pub mod explain;
+pub mod h1;
 pub mod metrics;
 pub mod names;
 pub mod plane;

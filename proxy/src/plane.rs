@@ -4,10 +4,13 @@
 //! own accept loop and its own Pingora `HttpProxy`; on the request path nothing crosses threads.
 
 pub mod answer;
+pub mod buffer;
 pub mod conn;
+pub mod deadline;
 pub mod engine;
 pub mod exchange;
-pub mod head;
+pub mod express;
+pub mod link;
 pub mod listen;
 pub mod serve;
 pub mod trust;

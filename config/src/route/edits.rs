@@ -38,7 +38,12 @@ impl Edits {
             To::Upstream { route, marked: true } => Some(route.environment.clone()),
             _ => None,
         };
-        Self { key: served.onward, baggage: edit_baggage(lines, served.onward.as_ref()), hop, require: true }
+        Self {
+            key: served.onward.clone(),
+            baggage: edit_baggage(lines, served.onward.as_ref()),
+            hop,
+            require: true,
+        }
     }
 
     /// The edits for a request that passes through: nothing of ours leaves.

@@ -1,9 +1,11 @@
 //! The answers that the proxy makes itself: they say so, why, and what to change.
 
-use http::{HeaderName, StatusCode, header};
-use overlane_config::route::Refusal;
+use http::StatusCode;
+use overlane_config::route::{ROUTE_HEADER, Receipt, Refusal};
 use pingora_http::ResponseHeader;
 use serde_json::json;
+
+use crate::upstream::Address;
 
 /// The name under which this proxy appears in `Proxy-Status` (RFC 9209).
 const PROXY: &str = "overlane";
@@ -38,6 +40,75 @@ impl From<&Refusal> for Answer {
     }
 }
 
+/// What ended an exchange before its response was whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// The upstream did not answer, or take the request, in time.
+    UpstreamSilent,
+    /// What the upstream sent is not valid HTTP.
+    UpstreamMalformed,
+    /// The upstream closed the connection before its response was whole.
+    UpstreamClosed,
+    /// The request's body did not arrive in time.
+    BodySlow,
+    /// The request's body is malformed, or ended too early.
+    BodyMalformed,
+    /// The client is gone, or does not read.
+    ClientGone,
+    /// The proxy itself failed.
+    Internal,
+}
+
+impl Failure {
+    /// The answer, where there is somebody to answer; `upstream` is the address that it was sent to.
+    #[must_use]
+    pub fn answer(self, upstream: Option<&Address>) -> Option<Answer> {
+        let at = upstream.map_or_else(String::new, |address| format!(" at {address}"));
+        let (status, error, reason, message) = match self {
+            Self::UpstreamSilent => (
+                504,
+                "http_response_timeout",
+                "unhealthy",
+                format!("the upstream{at} did not answer in time"),
+            ),
+            Self::UpstreamMalformed => (
+                502,
+                "http_protocol_error",
+                "unhealthy",
+                format!("the upstream{at} gave an answer that is not valid HTTP"),
+            ),
+            Self::UpstreamClosed => (
+                502,
+                "connection_terminated",
+                "unhealthy",
+                format!("the upstream{at} closed the connection before it answered"),
+            ),
+            Self::BodySlow => {
+                (408, "http_request_error", "timeout", "the request's body did not arrive in time".to_owned())
+            }
+            Self::BodyMalformed => {
+                (400, "http_request_error", "malformed", "the request's body is malformed".to_owned())
+            }
+            Self::ClientGone => return None,
+            Self::Internal => (500, "proxy_internal_error", "internal", "the proxy failed".to_owned()),
+        };
+        Some(Answer::plain(status, error, reason, message))
+    }
+}
+
+/// How an answer is to be put.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Manner<'m> {
+    /// Whether the client accepts JSON.
+    pub json: bool,
+    /// The receipt, where the request carried a key.
+    pub receipt: Option<&'m Receipt>,
+    /// Whether the connection ends with it.
+    pub close: bool,
+    /// Whether it answers a HEAD request: without its body.
+    pub to_head: bool,
+}
+
 impl Answer {
     /// An answer without hint and blueprint line.
     #[must_use]
@@ -54,10 +125,10 @@ impl Answer {
         format!("{PROXY};error={};details=\"{}: {details}\"", self.error, self.reason)
     }
 
-    /// The body and its type, by what the client accepts: JSON (RFC 9457) where it says so, else text.
+    /// The body and its type: JSON (RFC 9457) where the client accepts it, else text.
     #[must_use]
-    pub fn body(&self, accept: &str) -> (String, &'static str) {
-        if accept.contains("json") {
+    pub fn body(&self, json: bool) -> (String, &'static str) {
+        if json {
             let body = json!({
                 "type": "about:blank",
                 "title": StatusCode::from_u16(self.status).ok().and_then(|status| status.canonical_reason()),
@@ -79,35 +150,55 @@ impl Answer {
         (text, "text/plain; charset=utf-8")
     }
 
-    /// The head for a body of `length` bytes.
+    /// The fields of the head for a body of `length` bytes.
+    fn fields(&self, content_type: &str, length: usize) -> Vec<(&'static str, String)> {
+        let mut fields = vec![
+            ("Content-Type", content_type.to_owned()),
+            ("Content-Length", length.to_string()),
+            ("Cache-Control", "no-store".to_owned()),
+            ("Proxy-Status", self.proxy_status()),
+        ];
+        if self.status == 503 {
+            fields.push(("Retry-After", "1".to_owned()));
+        }
+        fields
+    }
+
+    /// The head for a body of `length` bytes, as Pingora wants it.
     ///
     /// # Errors
     /// Never in practice: status and values are valid by construction.
     pub fn head(&self, content_type: &str, length: usize) -> pingora_error::Result<ResponseHeader> {
         let mut head = ResponseHeader::build(self.status, Some(6))?;
-        head.insert_header(header::CONTENT_TYPE, content_type)?;
-        head.insert_header(header::CONTENT_LENGTH, length.to_string())?;
-        head.insert_header(header::CACHE_CONTROL, "no-store")?;
-        head.insert_header(HeaderName::from_static("proxy-status"), self.proxy_status())?;
-        if self.status == 503 {
-            head.insert_header(header::RETRY_AFTER, "1")?;
+        for (name, value) in self.fields(content_type, length) {
+            head.insert_header(name, value)?;
         }
         Ok(head)
     }
 
-    /// The whole answer as HTTP/1.1 bytes that close the connection, for heads that no engine may see.
+    /// The whole answer as HTTP/1.1 bytes.
     #[must_use]
-    pub fn closing_bytes(&self) -> Vec<u8> {
-        let (body, content_type) = self.body("");
+    pub fn bytes(&self, manner: &Manner<'_>) -> Vec<u8> {
+        let (body, content_type) = self.body(manner.json);
         let phrase = StatusCode::from_u16(self.status)
             .ok()
             .and_then(|status| status.canonical_reason())
             .unwrap_or("Error");
-        let (status, length, proxy_status) = (self.status, body.len(), self.proxy_status());
-        format!(
-            "HTTP/1.1 {status} {phrase}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\nProxy-Status: {proxy_status}\r\nConnection: close\r\n\r\n{body}"
-        )
-        .into_bytes()
+        let mut text = format!("HTTP/1.1 {} {phrase}\r\n", self.status);
+        for (name, value) in self.fields(content_type, body.len()) {
+            text.push_str(&format!("{name}: {value}\r\n"));
+        }
+        if let Some(receipt) = manner.receipt {
+            text.push_str(&format!("{ROUTE_HEADER}: {receipt}\r\n"));
+        }
+        if manner.close {
+            text.push_str("Connection: close\r\n");
+        }
+        text.push_str("\r\n");
+        if !manner.to_head {
+            text.push_str(&body);
+        }
+        text.into_bytes()
     }
 }
 
@@ -119,7 +210,7 @@ mod tests {
     fn what_a_client_sent_reaches_no_header_unescaped() {
         let answer =
             Answer::plain(400, "http_request_error", "invalid-key", "header `x`: `a\r\nb\"é\\` is not");
-        let bytes = String::from_utf8(answer.closing_bytes()).expect("text");
+        let bytes = String::from_utf8(answer.bytes(&Manner::default())).expect("text");
         let head = bytes.split("\r\n\r\n").next().expect("head");
         let line = head.lines().find(|line| line.starts_with("Proxy-Status")).expect("line");
         assert_eq!(
@@ -131,9 +222,9 @@ mod tests {
     #[test]
     fn json_is_answered_where_it_is_accepted() {
         let answer = Answer::plain(503, "destination_unavailable", "pending", "no address");
-        let (body, content_type) = answer.body("application/json");
+        let (body, content_type) = answer.body(true);
         let body: serde_json::Value = serde_json::from_str(&body).expect("json");
         assert_eq!((content_type, &body["reason"]), ("application/problem+json", &json!("pending")));
-        assert_eq!(answer.body("*/*").0, "overlane: no address (pending)\n");
+        assert_eq!(answer.body(false).0, "overlane: no address (pending)\n");
     }
 }

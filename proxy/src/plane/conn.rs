@@ -4,31 +4,38 @@
 //! only that request: [`Conn::grant`] bounds what it can read, so that a pipelined next request
 //! stays here.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use pingora_core::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, IO, Peek, Shutdown, SocketDigest, Ssl,
     TimingDigest, UniqueID, UniqueIDType, raw_connect::ProxyDigest, tls::SslDigest,
 };
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
+
+use super::buffer::{Buffer, Want};
+use super::deadline::Deadline;
 
 /// How much of a pipelined next request is read while the current one is running.
-const READ_AHEAD: usize = 16 * 1024;
-/// How much is read at once while a head is awaited.
-const READ_SIZE: usize = 4096;
+pub const READ_AHEAD: usize = 16 * 1024;
 
 /// A connection over any transport that Pingora could carry.
 pub struct Conn<S> {
     io: S,
     /// Read from the transport, not yet consumed.
-    ahead: BytesMut,
+    ahead: Buffer,
+    /// Whether the client has closed its sending side.
+    ended: bool,
+    /// Passes when the client was silent for too long; armed by whoever waits for it.
+    deadline: Deadline,
+    /// A head that a borrower reads before anything else.
+    lent: Bytes,
     /// How many bytes the borrower may still read; then it sees only the end of the stream.
     grant: Option<u64>,
     /// A head that waits for the first bytes of its body, so that both leave in one write.
@@ -47,11 +54,14 @@ impl<S> std::fmt::Debug for Conn<S> {
 }
 
 impl<S: IO + 'static> Conn<S> {
-    /// A connection on which a write that makes no progress for `write_timeout` fails.
+    /// A connection on which a borrower's write that makes no progress for `write_timeout` fails.
     pub fn new(io: S, write_timeout: Duration) -> Self {
         Self {
             io,
-            ahead: BytesMut::new(),
+            ahead: Buffer::default(),
+            ended: false,
+            deadline: Deadline::default(),
+            lent: Bytes::new(),
             grant: None,
             unsent: BytesMut::new(),
             write_timeout,
@@ -60,35 +70,52 @@ impl<S: IO + 'static> Conn<S> {
     }
 
     /// What was read and is not yet consumed.
-    pub fn ahead(&mut self) -> &mut BytesMut {
+    pub fn ahead(&mut self) -> &mut Buffer {
         &mut self.ahead
     }
 
-    /// Puts `head` back in front of what was read ahead.
-    pub fn rewind(&mut self, head: &[u8]) {
-        let mut whole = BytesMut::with_capacity(head.len() + self.ahead.len());
-        whole.extend_from_slice(head);
-        whole.extend_from_slice(&self.ahead);
-        self.ahead = whole;
+    /// Whether the client has closed its sending side.
+    #[must_use]
+    pub fn ended(&self) -> bool {
+        self.ended
     }
 
-    /// Lets a borrower read only `bytes` more, or everything.
-    pub fn grant(&mut self, bytes: Option<u64>) {
-        self.grant = bytes;
+    /// The deadline of what the client owes us.
+    #[must_use]
+    pub fn deadline(&self) -> &Deadline {
+        &self.deadline
     }
 
-    /// Reads more into [`Conn::ahead`]; returns how much, 0 at the end of the stream.
+    /// Prepares for a borrower: it reads `head` first, and then `body` bytes, or everything.
+    pub fn lend(&mut self, head: Vec<u8>, body: Option<u64>) {
+        self.grant = body.map(|body| body + head.len() as u64);
+        self.lent = head.into();
+    }
+
+    /// Takes the connection back from a borrower.
+    pub fn take_back(&mut self) {
+        self.grant = None;
+        self.lent = Bytes::new();
+    }
+
+    /// Reads more into [`Conn::ahead`]; ready with how much, 0 at the end of the stream.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>, want: Want) -> Poll<io::Result<usize>> {
+        let read = ready!(self.ahead.poll_fill(&mut self.io, cx, want))?;
+        self.ended |= read == 0;
+        Poll::Ready(Ok(read))
+    }
+
+    /// Writes the parts in one go; ready with how many bytes were taken, never 0.
+    pub fn poll_send(&mut self, cx: &mut Context<'_>, parts: [&[u8]; 2]) -> Poll<io::Result<usize>> {
+        poll_gathered(&mut self.io, cx, parts)
+    }
+
+    /// Hands on what was sent, where the transport holds it back (TLS).
     ///
     /// # Errors
-    /// `TimedOut` at `until`, and what the transport says.
-    pub async fn fill(&mut self, until: Instant) -> io::Result<usize> {
-        self.ahead.reserve(READ_SIZE);
-        let left = until.saturating_duration_since(Instant::now());
-        // Pingora's timer costs no system call per request; tokio's wakes its driver (embedding traps, 7).
-        match pingora_timeout::fast_timeout::fast_timeout(left, self.io.read_buf(&mut self.ahead)).await {
-            Ok(read) => read,
-            Err(_) => Err(io::ErrorKind::TimedOut.into()),
-        }
+    /// What the transport says.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
     }
 
     fn poll_send_unsent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -129,16 +156,10 @@ impl<S: IO + 'static> Conn<S> {
     /// The request is read whole: only the end of the stream is shown. What else arrives is the
     /// next request's and waits, up to a bound.
     fn poll_for_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut scratch = [0; 2048];
-        while self.ahead.len() < READ_AHEAD {
-            let mut buffer = ReadBuf::new(&mut scratch);
-            ready!(Pin::new(&mut self.io).poll_read(cx, &mut buffer))?;
-            if buffer.filled().is_empty() {
-                return Poll::Ready(Ok(()));
-            }
-            self.ahead.extend_from_slice(buffer.filled());
+        while !self.ended && self.ahead.len() < READ_AHEAD {
+            ready!(self.poll_fill(cx, Want::Head))?;
         }
-        Poll::Pending
+        if self.ended { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 
     fn used(&mut self, read: usize) {
@@ -146,6 +167,20 @@ impl<S: IO + 'static> Conn<S> {
             *grant = grant.saturating_sub(read as u64);
         }
     }
+}
+
+/// Writes two parts in one system call; ready with how many bytes were taken, never 0.
+pub fn poll_gathered<W: AsyncWrite + Unpin>(
+    io: &mut W,
+    cx: &mut Context<'_>,
+    parts: [&[u8]; 2],
+) -> Poll<io::Result<usize>> {
+    let io = Pin::new(io);
+    let sent = ready!(match parts {
+        [one, []] | [[], one] => io.poll_write(cx, one),
+        [first, second] => io.poll_write_vectored(cx, &[IoSlice::new(first), IoSlice::new(second)]),
+    })?;
+    if sent == 0 { Poll::Ready(Err(io::ErrorKind::WriteZero.into())) } else { Poll::Ready(Ok(sent)) }
 }
 
 impl<S: IO + 'static> AsyncRead for Conn<S> {
@@ -168,10 +203,16 @@ impl<S: IO + 'static> AsyncRead for Conn<S> {
             .grant
             .map_or(usize::MAX, |grant| usize::try_from(grant).unwrap_or(usize::MAX))
             .min(out.remaining());
+        if !this.lent.is_empty() {
+            let count = limit.min(this.lent.len());
+            out.put_slice(&this.lent.split_to(count));
+            this.used(count);
+            return Poll::Ready(Ok(()));
+        }
         if !this.ahead.is_empty() {
             let count = limit.min(this.ahead.len());
-            out.put_slice(&this.ahead[..count]);
-            this.ahead.advance(count);
+            out.put_slice(&this.ahead.filled()[..count]);
+            this.ahead.consume(count);
             this.used(count);
             return Poll::Ready(Ok(()));
         }
@@ -292,6 +333,18 @@ impl AsyncRead for Tcp {
 impl AsyncWrite for Tcp {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(cx, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

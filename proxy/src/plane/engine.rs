@@ -9,18 +9,20 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use http::header::{self, HeaderName, HeaderValue};
-use overlane_config::route::{BaggageEdit, HOP_HEADER, REQUIRE_HEADER, ROUTE_HEADER, Reason, Role};
+use overlane_config::route::{ROUTE_HEADER, Reason};
 use overlane_config::url::Scheme;
 use pingora_core::modules::http::HttpModules;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::upstreams::peer::HttpPeer;
-use pingora_error::{Error, ErrorSource, ErrorType, Result};
+use pingora_error::{Error, ErrorSource, ErrorType, OrErr, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, HttpProxy, ProxyHttp, Session, http_proxy};
 use tokio::sync::watch;
 
-use super::answer::Answer;
+use super::Limits;
+use super::answer::{Answer, Failure};
 use super::exchange::Exchange;
+use crate::h1::request;
 use crate::upstream::{Address, Endpoint};
 
 /// How often one request may be tried. The time that a hold lasts is the real bound; Pingora wants a number.
@@ -30,12 +32,26 @@ const POOL: usize = 1024;
 /// Streams on one HTTP/2 upstream connection.
 const H2_STREAMS: usize = 100;
 
+/// A request that is lent to this engine: what was decided, and its head.
+pub struct Lent {
+    /// The exchange.
+    pub exchange: Exchange,
+    /// The head, in origin form.
+    pub head: Vec<u8>,
+}
+
 /// What Pingora carries along with a request.
 #[derive(Default)]
 pub struct Carried {
-    exchange: Option<Box<Exchange>>,
+    lent: Option<Box<Lent>>,
     /// The answer of the proxy's own, once it is known.
     answer: Option<Answer>,
+}
+
+impl Carried {
+    fn exchange(&self) -> Option<&Exchange> {
+        self.lent.as_ref().map(|lent| &lent.exchange)
+    }
 }
 
 /// The engine of one worker.
@@ -57,15 +73,11 @@ pub fn engine(draining: watch::Receiver<bool>) -> Arc<HttpProxy<Engine>> {
 
 impl Engine {
     async fn answer(session: &mut Session, answer: &Answer, carried: &Carried) -> Result<()> {
-        let accept = session
-            .req_header()
-            .headers
-            .get(header::ACCEPT)
-            .and_then(|value| value.to_str().ok())
-            .unwrap_or_default();
-        let (body, content_type) = answer.body(accept);
+        let accept = session.req_header().headers.get_all(header::ACCEPT);
+        let json = accept.iter().filter_map(|value| value.to_str().ok()).any(|value| value.contains("json"));
+        let (body, content_type) = answer.body(json);
         let mut head = answer.head(content_type, body.len())?;
-        if let Some(receipt) = carried.exchange.as_ref().and_then(|exchange| exchange.receipt_to_send()) {
+        if let Some(receipt) = carried.exchange().and_then(Exchange::receipt_to_send) {
             head.insert_header(HeaderName::from_static(ROUTE_HEADER), receipt.to_string())?;
         }
         let without_body = session.req_header().method == http::Method::HEAD;
@@ -88,16 +100,16 @@ impl ProxyHttp for Engine {
     /// None of Pingora's modules: they cost on every request and we use none.
     fn init_downstream_modules(&self, _: &mut HttpModules) {}
 
-    /// Called for each request that came with a context: here it is the [`Exchange`], and the
-    /// first moment at which the session can be set up for it.
+    /// Called for each request that came with a context: here it is [`Lent`], and the first moment at
+    /// which the session can be set up for it.
     fn on_connection_reuse(
         &self,
         session: &mut Session,
         carried: &mut Carried,
-        exchange: Box<dyn Any + Send + Sync>,
+        lent: Box<dyn Any + Send + Sync>,
     ) {
-        carried.exchange = exchange.downcast::<Exchange>().ok();
-        let Some(exchange) = &carried.exchange else {
+        carried.lent = lent.downcast::<Lent>().ok();
+        let Some(exchange) = carried.exchange() else {
             return;
         };
         let limits = exchange.limits();
@@ -108,7 +120,7 @@ impl ProxyHttp for Engine {
     }
 
     async fn request_filter(&self, session: &mut Session, carried: &mut Carried) -> Result<bool> {
-        let Some(refusal) = carried.exchange.as_ref().and_then(|exchange| exchange.refusal()).cloned() else {
+        let Some(refusal) = carried.exchange().and_then(Exchange::refusal).cloned() else {
             return Ok(false);
         };
         Self::answer(session, &refusal, carried).await?;
@@ -117,11 +129,11 @@ impl ProxyHttp for Engine {
     }
 
     async fn upstream_peer(&self, _: &mut Session, carried: &mut Carried) -> Result<Box<HttpPeer>> {
-        let Some(exchange) = &mut carried.exchange else {
+        let Some(lent) = &mut carried.lent else {
             return Error::e_explain(ErrorType::InternalError, "a request without exchange");
         };
-        match exchange.endpoint().await {
-            Ok(endpoint) => peer(&endpoint, exchange),
+        match lent.exchange.endpoint(&lent.head).await {
+            Ok(endpoint) => Ok(Box::new(peer(&endpoint, lent.exchange.limits())?)),
             Err(refused) => {
                 let status = ErrorType::HTTPStatus(refused.0.status);
                 carried.answer = Some(refused.0);
@@ -137,13 +149,10 @@ impl ProxyHttp for Engine {
         carried: &mut Carried,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        let reason = match error.etype() {
-            ErrorType::ConnectRefused => Reason::Refused,
-            _ => Reason::Unhealthy,
-        };
         tracing::debug!(%error, "no connection to the upstream");
-        if let Some(exchange) = &mut carried.exchange {
-            exchange.connect_failed(reason, error.etype().as_str());
+        if let Some(lent) = &mut carried.lent {
+            let (reason, why) = connect_failure(&error);
+            lent.exchange.connect_failed(reason, why);
         }
         // Nothing was sent: always safe. The exchange ends it.
         error.set_retry(true);
@@ -152,19 +161,15 @@ impl ProxyHttp for Engine {
 
     async fn upstream_request_filter(
         &self,
-        session: &mut Session,
+        _: &mut Session,
         request: &mut RequestHeader,
         carried: &mut Carried,
     ) -> Result<()> {
-        let Some(exchange) = &mut carried.exchange else {
+        let Some(lent) = &mut carried.lent else {
             return Ok(());
         };
-        exchange.sending();
-        apply_edits(request, exchange)?;
-        if matches!(exchange.gate().listener.role, Role::Gateway) {
-            forwarded(session, request, exchange)?;
-        }
-        Ok(())
+        lent.exchange.sending();
+        apply_edits(request, lent)
     }
 
     async fn response_filter(
@@ -177,25 +182,19 @@ impl ProxyHttp for Engine {
             // Also for what was running already: tell the client that this connection ends.
             session.set_keepalive(None);
         }
-        let Some(exchange) = carried.exchange.as_ref().filter(|_| !response.status.is_informational()) else {
+        let Some(exchange) = carried.exchange().filter(|_| !response.status.is_informational()) else {
             return Ok(());
         };
-        let before: Vec<_> = match exchange.passes_through() {
-            true => Vec::new(),
-            false => response
-                .headers
-                .get_all(ROUTE_HEADER)
-                .iter()
-                .filter_map(|value| value.to_str().ok())
-                .map(str::to_owned)
-                .collect(),
-        };
         fit_to_client(session.req_header().version, response);
+        let mut lines = Vec::new();
+        let before = response.headers.get_all(ROUTE_HEADER);
+        exchange.add_receipts(before.iter().map(HeaderValue::as_bytes), &mut lines);
         response.remove_header(ROUTE_HEADER);
-        if let Some(receipt) = exchange.receipt_to_send() {
-            // As in Proxy-Status: what is nearer to the origin comes first.
-            let line = before.into_iter().chain([receipt.to_string()]).collect::<Vec<_>>().join(", ");
-            response.insert_header(HeaderName::from_static(ROUTE_HEADER), line)?;
+        for (name, value) in field_lines(&lines) {
+            response.append_header(
+                name.to_owned(),
+                HeaderValue::from_bytes(value).or_err(ErrorType::InvalidHTTPHeader, "receipt")?,
+            )?;
         }
         Ok(())
     }
@@ -227,12 +226,14 @@ impl ProxyHttp for Engine {
         carried: &mut Carried,
     ) -> FailToProxy {
         let unanswered = session.response_written().is_none_or(|head| head.status.is_informational());
-        let dead = *error.esource() == ErrorSource::Downstream;
-        let answer = carried.answer.take().unwrap_or_else(|| answer_of(error, carried));
-        tracing::debug!(%error, status = answer.status, "the exchange failed");
-        if !unanswered || (dead && answer.status == 0) {
+        let answer = carried
+            .answer
+            .take()
+            .or_else(|| failure_of(error).answer(carried.exchange().and_then(Exchange::upstream_address)));
+        tracing::debug!(%error, "the exchange failed");
+        let Some(answer) = answer.filter(|_| unanswered) else {
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
-        }
+        };
         session.set_keepalive(None);
         if let Err(error) = Self::answer(session, &answer, carried).await {
             tracing::debug!(%error, "the client went away before its answer");
@@ -241,7 +242,7 @@ impl ProxyHttp for Engine {
     }
 
     async fn logging(&self, session: &mut Session, _: Option<&Error>, carried: &mut Carried) {
-        if let Some(exchange) = &carried.exchange {
+        if let Some(exchange) = carried.exchange() {
             exchange.ended(session.response_written().map_or(0, |head| head.status.as_u16()));
         }
     }
@@ -261,58 +262,55 @@ impl ProxyHttp for Engine {
     }
 }
 
-/// The answer to an error of the exchange itself; status 0 where there is nobody to answer.
-fn answer_of(error: &Error, carried: &Carried) -> Answer {
-    let at = carried.exchange.as_ref().and_then(|exchange| exchange.upstream_address());
-    let at = at.map_or_else(String::new, |address| format!(" at {address}"));
+/// What an error of the exchange means.
+fn failure_of(error: &Error) -> Failure {
     match (error.esource(), error.etype()) {
-        (ErrorSource::Upstream, ErrorType::ReadTimedout | ErrorType::WriteTimedout) => Answer::plain(
-            504,
-            "http_response_timeout",
-            "unhealthy",
-            format!("the upstream{at} did not answer in time"),
-        ),
+        (ErrorSource::Upstream, ErrorType::ReadTimedout | ErrorType::WriteTimedout) => {
+            Failure::UpstreamSilent
+        }
         (
             ErrorSource::Upstream,
             ErrorType::InvalidHTTPHeader | ErrorType::H1Error | ErrorType::H2Error | ErrorType::InvalidH2,
-        ) => Answer::plain(
-            502,
-            "http_protocol_error",
-            "unhealthy",
-            format!("the upstream{at} gave an answer that is not valid HTTP"),
-        ),
-        (ErrorSource::Upstream, _) => Answer::plain(
-            502,
-            "connection_terminated",
-            "unhealthy",
-            format!("the upstream{at} closed the connection before it answered"),
-        ),
-        (ErrorSource::Downstream, ErrorType::ReadTimedout) => {
-            Answer::plain(408, "http_request_error", "timeout", "the request's body did not arrive in time")
-        }
+        ) => Failure::UpstreamMalformed,
+        (ErrorSource::Upstream, _) => Failure::UpstreamClosed,
+        (ErrorSource::Downstream, ErrorType::ReadTimedout) => Failure::BodySlow,
         (
             ErrorSource::Downstream,
             ErrorType::WriteError
             | ErrorType::ReadError
             | ErrorType::ConnectionClosed
             | ErrorType::WriteTimedout,
-        ) => Answer::plain(0, "http_request_error", "closed", ""),
-        (ErrorSource::Downstream, _) => {
-            Answer::plain(400, "http_request_error", "malformed", "the request is malformed")
+        ) => Failure::ClientGone,
+        (ErrorSource::Downstream, _) => Failure::BodyMalformed,
+        _ => Failure::Internal,
+    }
+}
+
+/// Why no connection could be made, as a reason and in words.
+pub fn connect_failure(error: &Error) -> (Reason, &'static str) {
+    match error.etype() {
+        ErrorType::ConnectRefused => (Reason::Refused, "connection refused"),
+        ErrorType::ConnectTimedout => (Reason::Unhealthy, "no connection in time"),
+        ErrorType::ConnectNoRoute => (Reason::Unhealthy, "no route to it"),
+        ErrorType::TLSHandshakeFailure | ErrorType::TLSHandshakeTimedout => {
+            (Reason::Unhealthy, "the TLS handshake failed")
         }
-        _ => Answer::plain(500, "proxy_internal_error", "internal", "the proxy failed"),
+        ErrorType::InvalidCert => (Reason::Unhealthy, "its certificate is not valid"),
+        other => (Reason::Unhealthy, other.as_str()),
     }
 }
 
 /// Where Pingora connects. Only addresses get here: a name would be resolved on the request path.
-fn peer(endpoint: &Endpoint, exchange: &Exchange) -> Result<Box<HttpPeer>> {
+///
+/// # Errors
+/// A unix socket's path that is none.
+pub fn peer(endpoint: &Endpoint, limits: &Limits) -> Result<HttpPeer> {
     let tls = endpoint.url.scheme == Scheme::Https;
     let sni = if tls { endpoint.url.host.to_string() } else { String::new() };
     let mut peer = match &endpoint.address {
         Address::Tcp(address) => HttpPeer::new(*address, tls, sni),
         Address::Unix(path) => HttpPeer::new_uds(path, tls, sni)?,
     };
-    let limits = exchange.limits();
     let options = &mut peer.options;
     options.connection_timeout = Some(limits.connect);
     options.total_connection_timeout = Some(limits.connect * 2);
@@ -323,43 +321,31 @@ fn peer(endpoint: &Endpoint, exchange: &Exchange) -> Result<Box<HttpPeer>> {
         options.set_http_version(2, 2);
         options.max_h2_streams = H2_STREAMS;
     }
-    Ok(Box::new(peer))
+    Ok(peer)
 }
 
-/// Applies the edits. Pingora has already removed what the client nominated in `Connection`; the key
-/// is set afresh, so it survives.
-fn apply_edits(request: &mut RequestHeader, exchange: &Exchange) -> Result<()> {
-    let Some(edits) = exchange.edits() else {
-        return Ok(());
-    };
-    let key_header = exchange.key_header();
-    request.remove_header(key_header);
-    request.remove_header(HOP_HEADER);
-    if exchange.untrusted() {
-        request.remove_header(ROUTE_HEADER);
+/// Applies the edits of the head, the same that the express engine applies.
+fn apply_edits(request: &mut RequestHeader, lent: &Lent) -> Result<()> {
+    let removed = request.headers.keys().filter(|name| lent.exchange.removes(name.as_str()));
+    for name in removed.cloned().collect::<Vec<_>>() {
+        request.remove_header(&name);
     }
-    if !edits.require {
-        request.remove_header(REQUIRE_HEADER);
-    }
-    if let Some(keys) = &edits.key {
-        request.insert_header(key_header.to_owned(), keys.as_str())?;
-    }
-    if let Some(environment) = &edits.hop {
-        request.insert_header(HeaderName::from_static(HOP_HEADER), environment.as_str())?;
-    }
-    match &edits.baggage {
-        BaggageEdit::Untouched => {}
-        BaggageEdit::Remove => {
-            request.remove_header("baggage");
-        }
-        BaggageEdit::Set(line) => {
-            let value = HeaderValue::from_bytes(line)
-                .map_err(|_| Error::explain(ErrorType::InvalidHTTPHeader, "baggage"))?;
-            request.remove_header("baggage");
-            request.insert_header(HeaderName::from_static("baggage"), value)?;
-        }
+    let mut lines = Vec::new();
+    // It was read before: it is right and complete.
+    let _ = request::parse(&lent.head, |head| lent.exchange.add_lines(head, &mut lines));
+    for (name, value) in field_lines(&lines) {
+        let value = HeaderValue::from_bytes(value).or_err(ErrorType::InvalidHTTPHeader, "edits")?;
+        request.append_header(name.to_owned(), value)?;
     }
     Ok(())
+}
+
+/// Names and values of field lines.
+fn field_lines(lines: &[u8]) -> impl Iterator<Item = (&str, &[u8])> {
+    lines.split(|byte| *byte == b'\n').filter_map(|line| {
+        let colon = line.iter().position(|byte| *byte == b':')?;
+        Some((std::str::from_utf8(&line[..colon]).ok()?, line[colon + 1..].trim_ascii()))
+    })
 }
 
 /// What is the upstream connection's own stays there, and the rest is said in the client's version.
@@ -387,23 +373,4 @@ fn fit_to_client(client: http::Version, response: &mut ResponseHeader) {
         http::Version::HTTP_10 => drop(response.remove_header(&header::TRANSFER_ENCODING)),
         _ => {}
     }
-}
-
-/// `X-Forwarded-*` as a gateway adds them; what the untrusted sent in them is replaced.
-fn forwarded(session: &Session, request: &mut RequestHeader, exchange: &Exchange) -> Result<()> {
-    let trusted = exchange.gate().trust.covers(exchange.client());
-    let client = exchange.client().to_string();
-    let before =
-        request.headers.get("x-forwarded-for").filter(|_| trusted).and_then(|value| value.to_str().ok());
-    let line = before.map_or_else(|| client.clone(), |before| format!("{before}, {client}"));
-    request.insert_header("x-forwarded-for", line)?;
-    if !trusted || !request.headers.contains_key("x-forwarded-proto") {
-        request.insert_header("x-forwarded-proto", "http")?;
-    }
-    if (!trusted || !request.headers.contains_key("x-forwarded-host"))
-        && let Some(host) = session.req_header().headers.get(header::HOST)
-    {
-        request.insert_header("x-forwarded-host", host.clone())?;
-    }
-    Ok(())
 }

@@ -4,6 +4,8 @@
 //! first byte has gone upstream a hold looks up again in the newest snapshot; from then on the
 //! request keeps its own.
 
+use std::borrow::Cow;
+use std::io::Write;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,15 +16,15 @@ use overlane_config::lineage::Policy;
 use overlane_config::name::{EnvironmentId, HeaderName};
 use overlane_config::route::{
     self, BaggageEdit, Decision, Edits, HOP_HEADER, Problem, REQUIRE_HEADER, Reason, Receipt, Refusal,
-    Request, Served, To, Tried, Untraced, Via,
+    Request, Role, Served, To, Tried, Untraced, Via,
 };
 use overlane_config::url::{Scheme, Url, split_authority};
 use tokio::time::timeout;
 
 use super::answer::Answer;
-use super::head::Head;
 use super::{Gate, Plane};
 use crate::clock;
+use crate::h1::request::{self, Head};
 use crate::metrics::{Event, Labels, count, method_label, observe};
 use crate::snapshot::Snapshot;
 use crate::upstream::{Address, Endpoint, Upstream};
@@ -32,93 +34,75 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// How long a request that passes through waits for its host's name and connection.
 const PASS_THROUGH_HOLD: Duration = Duration::from_secs(5);
 
-/// What a request asks, owned, so that it can be decided again.
-#[derive(Debug)]
-pub struct Inquiry {
-    authority: Box<str>,
-    path: Box<str>,
-    /// The key that a trusted sender put on it.
-    keys: Option<Keys>,
-    /// Whether overlay headers of an untrusted sender must be removed.
-    untrusted: bool,
-    hop: Option<Box<str>>,
-    require: Box<str>,
-    /// The lines of `baggage`.
-    baggage: Vec<Box<[u8]>>,
-    /// The header that carries the key at this listener.
-    key_header: HeaderName,
-    method: &'static str,
-    client: IpAddr,
+/// What a request says about its way, in bytes of its head.
+struct Inquiry<'h> {
+    head: &'h Head<'h>,
+    hop: Option<Cow<'h, str>>,
+    require: Cow<'h, str>,
 }
 
-impl Inquiry {
-    /// Reads what routing needs from a head; headers of the untrusted are not read.
-    ///
-    /// # Errors
-    /// The refusal of a key that is no id.
-    fn read(
-        plane: &Plane,
-        gate: &Gate,
-        head: &Head<'_>,
-        client: IpAddr,
-    ) -> Result<Self, Box<(Self, Refusal)>> {
-        let snapshot = plane.published.load();
-        let baseline = snapshot.table.baseline(gate.listener.baseline.as_ref());
-        let key_header = baseline.map_or_else(HeaderName::default_key, |baseline| baseline.header.clone());
-        let trusted = gate.trust.covers(client);
-        let mut inquiry = Self {
-            authority: head.authority.into(),
-            path: head.path.into(),
-            keys: None,
-            untrusted: false,
-            hop: None,
-            require: Box::default(),
-            baggage: head.values("baggage").map(Box::from).collect(),
-            method: method_label(head.method),
-            client,
-            key_header,
-        };
-        let ours = [inquiry.key_header.as_str(), HOP_HEADER, REQUIRE_HEADER, route::ROUTE_HEADER];
+impl<'h> Inquiry<'h> {
+    /// Headers of the untrusted are not read.
+    fn read(head: &'h Head<'h>, trusted: bool) -> Self {
         if !trusted {
-            inquiry.untrusted = ours.into_iter().any(|name| head.values(name).next().is_some())
-                || !matches!(inquiry.baggage(), Ok(None));
-            if inquiry.untrusted {
+            return Self { head, hop: None, require: Cow::default() };
+        }
+        let mut required = head.values(REQUIRE_HEADER).map(String::from_utf8_lossy);
+        let first = required.next().unwrap_or_default();
+        let require = required.fold(first, |all, line| format!("{all},{line}").into());
+        Self { head, hop: head.values(HOP_HEADER).next().map(String::from_utf8_lossy), require }
+    }
+
+    fn request<'r>(&'r self, keys: Option<&'r Keys>, untrusted: bool) -> Request<'r> {
+        Request {
+            authority: self.head.authority,
+            path: self.head.path,
+            keys,
+            untrusted,
+            hop: self.hop.as_deref(),
+            require: &self.require,
+        }
+    }
+}
+
+/// Whose key counts, and what it is.
+struct Key {
+    /// The header that carries it at this listener.
+    header: HeaderName,
+    /// The key that a trusted sender put on the request.
+    keys: Option<Keys>,
+    trusted: bool,
+    /// Whether overlay headers of an untrusted sender must be removed.
+    untrusted: bool,
+}
+
+impl Key {
+    fn read(snapshot: &Snapshot, gate: &Gate, head: &Head<'_>, client: IpAddr) -> (Self, Option<Refusal>) {
+        let baseline = snapshot.table.baseline(gate.listener.baseline.as_ref());
+        let header = baseline.map_or_else(HeaderName::default_key, |baseline| baseline.header.clone());
+        let mut key = Self { header, keys: None, trusted: gate.trust.covers(client), untrusted: false };
+        if !key.trusted {
+            let ours = [key.header.as_str(), HOP_HEADER, REQUIRE_HEADER, route::ROUTE_HEADER];
+            key.untrusted = ours.into_iter().any(|name| head.values(name).next().is_some())
+                || !matches!(baggage::read(head.values("baggage")), Ok(None));
+            if key.untrusted {
                 count(Event::UntrustedHeaders);
             }
-            return Ok(inquiry);
+            return (key, None);
         }
-        inquiry.hop = head.values(HOP_HEADER).next().map(|value| String::from_utf8_lossy(value).into());
-        let required: Vec<_> = head.values(REQUIRE_HEADER).map(String::from_utf8_lossy).collect();
-        inquiry.require = required.join(",").into();
-        let lines = inquiry.baggage.iter().map(|line| &**line);
-        match carrier::read(head.values(inquiry.key_header.as_str()), lines) {
+        match carrier::read(head.values(key.header.as_str()), head.values("baggage")) {
             Ok(arrived) => {
-                inquiry.keys = arrived.keys;
+                key.keys = arrived.keys;
                 if arrived.ignored {
                     count(Event::InvalidBaggage);
                 }
+                (key, None)
             }
             Err(error) => {
                 count(Event::InvalidHeader);
-                let refusal = Refusal::invalid_key(inquiry.key_header.as_str(), &error);
-                return Err(Box::new((inquiry, refusal)));
+                let refusal = Refusal::invalid_key(key.header.as_str(), &error);
+                (key, Some(refusal))
             }
-        }
-        Ok(inquiry)
-    }
-
-    fn baggage(&self) -> Result<Option<Keys>, overlane_config::carrier::InvalidKey> {
-        baggage::read(self.baggage.iter().map(|line| &**line))
-    }
-
-    fn request(&self) -> Request<'_> {
-        Request {
-            authority: &self.authority,
-            path: &self.path,
-            keys: self.keys.as_ref(),
-            untrusted: self.untrusted,
-            hop: self.hop.as_deref(),
-            require: &self.require,
         }
     }
 }
@@ -142,11 +126,12 @@ struct Target {
 pub struct Refused(pub Answer);
 
 /// One request on its way.
-#[derive(Debug)]
 pub struct Exchange {
     plane: Arc<Plane>,
     gate: Arc<Gate>,
-    inquiry: Inquiry,
+    client: IpAddr,
+    key: Key,
+    method: &'static str,
     tried: Tried,
     snapshot: Arc<Snapshot>,
     target: Result<Target, Answer>,
@@ -159,7 +144,25 @@ pub struct Exchange {
     last_failure: String,
     /// Why no upstream could be had, where none could.
     failed: Option<&'static str>,
+    /// What the access log says of the request, where it is on.
+    logged: Option<Box<Asked>>,
     started: Instant,
+}
+
+/// What the access log says of a request's head.
+#[derive(Debug)]
+struct Asked {
+    authority: String,
+    path: String,
+}
+
+impl std::fmt::Debug for Exchange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Exchange")
+            .field("target", &self.target)
+            .field("sent", &self.sent)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Exchange {
@@ -168,18 +171,19 @@ impl Exchange {
     pub fn new(plane: &Arc<Plane>, gate: &Arc<Gate>, head: &Head<'_>, client: IpAddr) -> Self {
         count(Event::RequestStarted);
         let snapshot = plane.published.load_full();
-        let (inquiry, refusal) = match Inquiry::read(plane, gate, head, client) {
-            Ok(inquiry) => (inquiry, None),
-            Err(refused) => (refused.0, Some(refused.1)),
-        };
+        let (key, refusal) = Key::read(&snapshot, gate, head, client);
+        let inquiry = Inquiry::read(head, key.trusted);
         let target = match &refusal {
             Some(refusal) => Err(Answer::from(refusal)),
-            None => decide(plane, gate, &snapshot, &inquiry, &Tried::default()),
+            None => decide(plane, gate, &snapshot, &inquiry, &key, &Tried::default()),
         };
+        let asked = || Asked { authority: head.authority.to_owned(), path: head.path.to_owned() };
         let exchange = Self {
             plane: plane.clone(),
             gate: gate.clone(),
-            inquiry,
+            client,
+            key,
+            method: method_label(head.method),
             tried: Tried::default(),
             snapshot,
             target,
@@ -188,6 +192,7 @@ impl Exchange {
             sent: false,
             last_failure: String::new(),
             failed: None,
+            logged: plane.access.is_on().then(|| Box::new(asked())),
             started: Instant::now(),
         };
         if exchange
@@ -205,34 +210,84 @@ impl Exchange {
         self.target.as_ref().err()
     }
 
-    /// The edits of the head on its way upstream.
+    /// Whether a field of the request's head stays behind, or is replaced by [`Exchange::add_lines`].
+    /// What is for one hop stays behind besides.
     #[must_use]
-    pub fn edits(&self) -> Option<&Edits> {
-        self.target.as_ref().ok().map(|target| &target.edits)
+    pub fn removes(&self, name: &str) -> bool {
+        let Ok(target) = &self.target else {
+            return false;
+        };
+        let is = |own: &str| name.eq_ignore_ascii_case(own);
+        match name.len() {
+            length if length == self.key.header.as_str().len() && is(self.key.header.as_str()) => true,
+            7 => is("baggage") && target.edits.baggage != BaggageEdit::Untouched,
+            13 => is(HOP_HEADER),
+            15 => is(route::ROUTE_HEADER) && self.key.untrusted || self.forwards() && is("x-forwarded-for"),
+            16 => self.forwards() && is("x-forwarded-host"),
+            17 => is(REQUIRE_HEADER) || self.forwards() && is("x-forwarded-proto"),
+            _ => false,
+        }
     }
 
-    /// The header that carries the key.
-    #[must_use]
-    pub fn key_header(&self) -> &str {
-        self.inquiry.key_header.as_str()
+    fn forwards(&self) -> bool {
+        matches!(self.gate.listener.role, Role::Gateway)
     }
 
-    /// Whether the request's own overlay headers are to be removed: its sender is not trusted.
-    #[must_use]
-    pub fn untrusted(&self) -> bool {
-        self.inquiry.untrusted
+    /// Appends the field lines that the request gets on its way upstream, each with its line end. Set
+    /// afresh, they survive whatever a client nominates in `Connection`.
+    pub fn add_lines(&self, head: &Head<'_>, out: &mut Vec<u8>) {
+        let Ok(Target { edits, .. }) = &self.target else {
+            return;
+        };
+        if let Some(keys) = &edits.key {
+            line(out, self.key.header.as_str(), keys.as_str());
+        }
+        if let Some(environment) = &edits.hop {
+            line(out, HOP_HEADER, environment.as_str());
+        }
+        if edits.require {
+            head.values(REQUIRE_HEADER).for_each(|value| line(out, REQUIRE_HEADER, value));
+        }
+        if let BaggageEdit::Set(members) = &edits.baggage {
+            line(out, "baggage", members);
+        }
+        if self.forwards() {
+            self.add_forwarded(head, out);
+        }
     }
 
-    /// The listener that it came in at.
-    #[must_use]
-    pub fn gate(&self) -> &Gate {
-        &self.gate
+    /// `X-Forwarded-*` as a gateway adds them; what the untrusted sent in them is replaced.
+    fn add_forwarded(&self, head: &Head<'_>, out: &mut Vec<u8>) {
+        let before = |name| head.values(name).filter(|_| self.key.trusted);
+        out.extend_from_slice(b"X-Forwarded-For: ");
+        for value in before("x-forwarded-for").filter(|value| !value.is_empty()) {
+            out.extend_from_slice(value);
+            out.extend_from_slice(b", ");
+        }
+        // Writing to memory does not fail.
+        let _ = write!(out, "{}\r\n", self.client);
+        line(out, "X-Forwarded-Proto", before("x-forwarded-proto").next().unwrap_or(b"http"));
+        let host = before("x-forwarded-host").next().unwrap_or(head.authority.as_bytes());
+        if !host.is_empty() {
+            line(out, "X-Forwarded-Host", host);
+        }
     }
 
-    /// The client.
-    #[must_use]
-    pub fn client(&self) -> IpAddr {
-        self.inquiry.client
+    /// Appends the receipts to a response's head, if the request carried a key: those that came from
+    /// upstream, and our own. As in Proxy-Status, what is nearer to the origin comes first.
+    pub fn add_receipts<'v>(&self, before: impl Iterator<Item = &'v [u8]>, out: &mut Vec<u8>) {
+        let Some(receipt) = self.receipt_to_send() else {
+            return;
+        };
+        out.extend_from_slice(route::ROUTE_HEADER.as_bytes());
+        out.extend_from_slice(b": ");
+        // In what comes from outside nothing is a receipt.
+        for value in before.filter(|value| !self.passes_through() && !value.is_empty()) {
+            out.extend_from_slice(value);
+            out.extend_from_slice(b", ");
+        }
+        receipt.write(out);
+        out.extend_from_slice(b"\r\n");
     }
 
     /// Deadlines and limits.
@@ -244,7 +299,7 @@ impl Exchange {
     /// The receipt to send, if the request carried a key.
     #[must_use]
     pub fn receipt_to_send(&self) -> Option<&Receipt> {
-        self.receipt().filter(|_| self.inquiry.keys.is_some())
+        self.receipt().filter(|_| self.key.keys.is_some())
     }
 
     /// Whether the response comes from outside: nothing in it is a receipt.
@@ -269,19 +324,19 @@ impl Exchange {
     }
 
     /// Where to connect: the next endpoint in turn. Waits while none is available, as the policy
-    /// says, and then falls back or fails.
+    /// says, and then falls back or fails. `head` is the request's, as it was read.
     ///
     /// # Errors
     /// The answer to give.
-    pub async fn endpoint(&mut self) -> Result<Arc<Endpoint>, Refused> {
-        let found = self.find_endpoint().await;
+    pub async fn endpoint(&mut self, head: &[u8]) -> Result<Arc<Endpoint>, Refused> {
+        let found = self.find_endpoint(head).await;
         if let Err(Refused(answer)) = &found {
             self.failed = Some(answer.reason);
         }
         found
     }
 
-    async fn find_endpoint(&mut self) -> Result<Arc<Endpoint>, Refused> {
+    async fn find_endpoint(&mut self, head: &[u8]) -> Result<Arc<Endpoint>, Refused> {
         loop {
             let target = match &self.target {
                 Ok(target) => target,
@@ -289,8 +344,8 @@ impl Exchange {
             };
             match target.upstream.pick() {
                 Ok(endpoint) => return self.chosen(endpoint),
-                Err(reason) if self.sent => return Err(Refused(self.unavailable(reason))),
-                Err(reason) => self.hold(reason).await?,
+                Err(reason) if self.sent => return Err(Refused(self.unavailable(head, reason))),
+                Err(reason) => self.hold(head, reason).await?,
             }
         }
     }
@@ -323,7 +378,7 @@ impl Exchange {
     }
 
     /// Waits a little for the upstream, or gives it up when it was held long enough.
-    async fn hold(&mut self, reason: Reason) -> Result<(), Refused> {
+    async fn hold(&mut self, head: &[u8], reason: Reason) -> Result<(), Refused> {
         let Ok(target) = &self.target else {
             return Ok(());
         };
@@ -333,7 +388,7 @@ impl Exchange {
         let since = *self.held_since.get_or_insert_with(Instant::now);
         let left = target.policy.hold_for.saturating_sub(since.elapsed());
         if left.is_zero() {
-            return self.give_up(reason);
+            return self.give_up(head, reason);
         }
         let mut generations = self.plane.published.generations();
         // A snapshot published since the decision is news already.
@@ -347,17 +402,17 @@ impl Exchange {
         };
         // Nothing tells when an endpoint is no longer passed over: look again.
         let _ = timeout(left.min(LOOK_AGAIN), news).await;
-        self.decide_again();
+        self.decide_again(head);
         Ok(())
     }
 
-    fn decide_again(&mut self) {
+    fn decide_again(&mut self, head: &[u8]) {
         let newest = self.plane.published.load();
         if newest.generation == self.snapshot.generation {
             return;
         }
         let newest = Arc::clone(&newest);
-        let target = decide(&self.plane, &self.gate, &newest, &self.inquiry, &self.tried);
+        let target = self.decide(head, &newest);
         let owner = |target: &Result<Target, Answer>| {
             target
                 .as_ref()
@@ -371,9 +426,17 @@ impl Exchange {
         self.target = target;
     }
 
+    fn decide(&self, head: &[u8], snapshot: &Snapshot) -> Result<Target, Answer> {
+        reread(head, |head| {
+            let inquiry = Inquiry::read(head, self.key.trusted);
+            decide(&self.plane, &self.gate, snapshot, &inquiry, &self.key, &self.tried)
+        })
+        .unwrap_or_else(|| Err(Answer::plain(500, "proxy_internal_error", "internal", "the proxy failed")))
+    }
+
     /// The owner stays unavailable: the next one in the lineage, where the policy allows it.
-    fn give_up(&mut self, reason: Reason) -> Result<(), Refused> {
-        let refused = Refused(self.unavailable(reason));
+    fn give_up(&mut self, head: &[u8], reason: Reason) -> Result<(), Refused> {
+        let refused = Refused(self.unavailable(head, reason));
         let Ok(Target { policy, receipt: Some(receipt), application: false, .. }) = &self.target else {
             return Err(refused);
         };
@@ -382,7 +445,7 @@ impl Exchange {
         }
         self.tried.unavailable.push(receipt.environment.clone());
         self.tried.because = Some(reason);
-        let next = decide(&self.plane, &self.gate, &self.snapshot, &self.inquiry, &self.tried);
+        let next = self.decide(head, &self.snapshot);
         // No other owner: what is wrong is that the first one is unavailable.
         if matches!(&next, Err(answer) if answer.reason == Problem::NoRoute.as_str()) {
             return Err(refused);
@@ -394,7 +457,7 @@ impl Exchange {
     }
 
     /// The answer when the upstream is unavailable for `reason`.
-    fn unavailable(&self, reason: Reason) -> Answer {
+    fn unavailable(&self, head: &[u8], reason: Reason) -> Answer {
         let Ok(target) = &self.target else {
             return Answer::plain(500, "proxy_internal_error", "unavailable", "no target");
         };
@@ -408,23 +471,22 @@ impl Exchange {
             let error = Problem::Unavailable(reason).proxy_error();
             return Answer::plain(503, error, reason.as_str(), format!("{what}{at} {how}{detail}"));
         }
-        let decision = route::decide(
-            &self.snapshot.table,
-            &self.gate.listener,
-            &self.inquiry.request(),
-            clock::now(),
-            &self.tried,
-            &mut Untraced,
-        );
-        match decision {
-            Decision::Serve(Served { to: To::Upstream { route, .. }, policy, via, .. }) => {
-                Answer::from(&Refusal::unavailable(route, reason, via, policy, &detail))
+        let refusal = reread(head, |head| {
+            let inquiry = Inquiry::read(head, self.key.trusted);
+            let request = inquiry.request(self.key.keys.as_ref(), self.key.untrusted);
+            let (table, listener) = (&self.snapshot.table, &self.gate.listener);
+            match route::decide(table, listener, &request, clock::now(), &self.tried, &mut Untraced) {
+                Decision::Serve(Served { to: To::Upstream { route, .. }, policy, via, .. }) => {
+                    Some(Refusal::unavailable(route, reason, via, policy, &detail))
+                }
+                Decision::Refuse(refusal) => Some(refusal),
+                _ => None,
             }
-            Decision::Refuse(refusal) => Answer::from(&refusal),
-            _ => {
-                Answer::plain(503, "destination_unavailable", reason.as_str(), "the upstream is unavailable")
-            }
-        }
+        });
+        refusal.flatten().as_ref().map_or_else(
+            || Answer::plain(503, "destination_unavailable", reason.as_str(), "the upstream is unavailable"),
+            Answer::from,
+        )
     }
 
     /// Counts and logs the request; `status` is 0 where no answer was sent. Called once, at its end.
@@ -436,29 +498,29 @@ impl Exchange {
             service: receipt.map(|receipt| receipt.service.clone()),
             via: receipt.map(|receipt| receipt.via),
             class: u8::try_from(status / 100).unwrap_or_default(),
-            method: self.inquiry.method,
+            method: self.method,
         };
         let took = self.started.elapsed();
         observe(labels, took);
-        if self.plane.access.is_on() {
-            self.plane.access.log(self.line(status, took));
+        if let Some(asked) = &self.logged {
+            self.plane.access.log(self.log_line(asked, status, took));
         }
     }
 
-    fn line(&self, status: u16, took: Duration) -> crate::access::Line {
+    fn log_line(&self, asked: &Asked, status: u16, took: Duration) -> crate::access::Line {
         let receipt = self.receipt();
         crate::access::Line {
             timestamp: clock::now().to_string(),
             role: self.gate.role(),
-            method: self.inquiry.method.to_owned(),
-            authority: self.inquiry.authority.to_string(),
-            path: self.inquiry.path.to_string(),
+            method: self.method.to_owned(),
+            authority: asked.authority.clone(),
+            path: asked.path.clone(),
             status,
-            client: self.inquiry.client.to_string(),
+            client: self.client.to_string(),
             duration_s: crate::access::seconds(took),
             upstream: self.endpoint.as_ref().map(|endpoint| endpoint.address.to_string()),
             service: receipt.map(|receipt| receipt.service.to_string()),
-            overlay: self.inquiry.keys.as_ref().map(|keys| keys.as_str().to_owned()),
+            overlay: self.key.keys.as_ref().map(|keys| keys.as_str().to_owned()),
             environment: receipt.map(|receipt| receipt.environment.to_string()),
             via: receipt.map(|receipt| receipt.via.as_str()),
             reason: self
@@ -477,28 +539,35 @@ impl Drop for Exchange {
     }
 }
 
+/// Appends a field line.
+fn line(out: &mut Vec<u8>, name: &str, value: impl AsRef<[u8]>) {
+    for part in [name.as_bytes(), b": ", value.as_ref(), b"\r\n"] {
+        out.extend_from_slice(part);
+    }
+}
+
+/// Reads again a head that was right; `None` where it is gone already.
+fn reread<R>(head: &[u8], with: impl FnOnce(&Head<'_>) -> R) -> Option<R> {
+    request::parse(head, with).ok().flatten()
+}
+
 /// Decides an inquiry in a snapshot, and turns what it borrows into what can be kept.
 fn decide(
     plane: &Plane,
     gate: &Gate,
     snapshot: &Snapshot,
-    inquiry: &Inquiry,
+    inquiry: &Inquiry<'_>,
+    key: &Key,
     tried: &Tried,
 ) -> Result<Target, Answer> {
-    let lines = inquiry.baggage.iter().map(|line| &**line);
-    match route::decide(
-        &snapshot.table,
-        &gate.listener,
-        &inquiry.request(),
-        clock::now(),
-        tried,
-        &mut Untraced,
-    ) {
+    let lines = inquiry.head.values("baggage");
+    let request = inquiry.request(key.keys.as_ref(), key.untrusted);
+    match route::decide(&snapshot.table, &gate.listener, &request, clock::now(), tried, &mut Untraced) {
         Decision::Refuse(refusal) => Err(Answer::from(&refusal)),
-        Decision::PassThrough => pass_through(plane, inquiry, Edits::pass_through(lines)),
+        Decision::PassThrough => pass_through(plane, inquiry.head.authority, Edits::pass_through(lines)),
         Decision::Serve(served) => {
             let mut edits = Edits::serve(&served, lines.clone());
-            if inquiry.untrusted {
+            if key.untrusted {
                 // Also a member that is no valid id goes: nothing of an untrusted sender's travels on.
                 edits.baggage =
                     baggage::rewrite(lines, edits.key.as_ref()).map_or(BaggageEdit::Remove, BaggageEdit::Set);
@@ -530,8 +599,8 @@ fn decide(
     }
 }
 
-fn pass_through(plane: &Plane, inquiry: &Inquiry, edits: Edits) -> Result<Target, Answer> {
-    let (host, port) = match split_authority(&inquiry.authority) {
+fn pass_through(plane: &Plane, authority: &str, edits: Edits) -> Result<Target, Answer> {
+    let (host, port) = match split_authority(authority) {
         Ok(split) => split,
         Err(why) => {
             return Err(Answer::plain(

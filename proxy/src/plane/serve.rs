@@ -1,25 +1,29 @@
-//! A connection's life: read a head, decide, lend the connection to an engine, take it back.
+//! A connection's life: read a head, decide, let an engine carry the exchange, wait for the next.
 
-use std::io;
+use std::future::poll_fn;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::task::Poll;
 
-use bytes::BytesMut;
 use pingora_core::apps::HttpServerApp;
 use pingora_core::protocols::IO;
 use pingora_core::protocols::http::ServerSession;
 use pingora_proxy::HttpProxy;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
-use tokio::time::Instant;
 
-use super::answer::Answer;
+use super::answer::{Answer, Manner};
+use super::buffer::Want;
 use super::conn::Conn;
-use super::engine::Engine;
+use super::engine::{Engine, Lent, engine};
 use super::exchange::Exchange;
-use super::head::{self, Body};
-use super::{Gate, Plane};
+use super::express::{self, Carried, Shape};
+use super::worker::is_draining;
+use super::{EngineChoice, Gate, Plane};
 use crate::access::Line;
+use crate::h1::body::Body;
+use crate::h1::request::{self, Head};
+use crate::h1::{Malformed, has_end};
 use crate::metrics::{Event, count};
 
 /// How much a client may still send after it was refused, so that it reads the answer before a reset.
@@ -28,186 +32,221 @@ const LINGER_BYTES: usize = 256 * 1024;
 const KEEPALIVE: u64 = 60;
 
 /// What a worker gives each of its connections.
-#[derive(Clone)]
 pub struct Worker {
     /// What all workers share.
     pub plane: Arc<Plane>,
-    /// This worker's engine.
-    pub engine: Arc<HttpProxy<Engine>>,
+    /// This worker's Pingora engine, made when it is first needed: it loads the system's certificates.
+    pingora: OnceLock<Arc<HttpProxy<Engine>>>,
     /// True once the process is told to stop. Never awaited before it is cloned: a receiver that has
     /// seen the signal does not report it again (embedding traps, 2).
     pub draining: watch::Receiver<bool>,
 }
 
-/// Completes when the process is told to stop, also if that was long ago.
-pub(super) async fn told(draining: &mut watch::Receiver<bool>) {
-    // An error means that nobody is left to tell us: that is a stop as well.
-    let _ = draining.wait_for(|draining| *draining).await;
+impl Worker {
+    /// A worker of `plane`.
+    #[must_use]
+    pub fn new(plane: Arc<Plane>, draining: watch::Receiver<bool>) -> Self {
+        let worker = Self { plane, pingora: OnceLock::new(), draining };
+        if worker.plane.engine == EngineChoice::Pingora {
+            worker.pingora();
+        }
+        worker
+    }
+
+    fn pingora(&self) -> &Arc<HttpProxy<Engine>> {
+        self.pingora.get_or_init(|| engine(self.draining.clone()))
+    }
 }
 
-/// What came of waiting for a head.
-enum Awaited {
-    /// A whole head, taken out of the connection.
-    Head(BytesMut),
-    /// The connection is over: closed, idle for too long, or drained.
-    Over,
-    /// It has to be refused.
-    Refused(Answer),
-}
-
-/// How an engine is to be lent the connection for one request.
-struct Lending {
-    exchange: Exchange,
-    /// The head in the form in which an engine reads it.
-    head: Vec<u8>,
-    /// The bytes that belong to the request; `None` where only reading tells.
-    grant: Option<u64>,
+/// A request whose head was read and decided.
+struct Next {
+    exchange: Box<Exchange>,
+    /// How the express engine sees it; `None` where it is Pingora's.
+    shape: Option<Shape>,
+    /// How many bytes its head has.
+    head: usize,
+    /// The bytes that belong to its body; `None` where only reading tells.
+    body: Option<u64>,
 }
 
 /// Serves a connection until it ends.
-pub async fn serve<S: IO + 'static>(mut conn: Conn<S>, gate: Arc<Gate>, client: IpAddr, mut worker: Worker) {
+pub async fn serve<S: IO + 'static>(mut conn: Conn<S>, gate: Arc<Gate>, client: IpAddr, worker: Arc<Worker>) {
+    let limits = &worker.plane.limits;
+    conn.deadline().arm(limits.head);
     let mut first = true;
-    loop {
-        let head = match next_head(&mut conn, &mut worker, first).await {
-            Awaited::Head(head) => head,
-            Awaited::Over => return,
-            Awaited::Refused(answer) => return refuse(conn, &answer, &gate, client, &worker).await,
-        };
+    while has_begun(&mut conn, first).await {
+        if !first {
+            conn.deadline().arm(limits.head);
+        }
         first = false;
-        let lending = match head::parse(&head, |parsed| lend(&worker.plane, &gate, client, &head, parsed)) {
-            Ok(Ok(lending)) => lending,
-            Ok(Err(answer)) => return refuse(conn, &answer, &gate, client, &worker).await,
-            Err(malformed) => {
-                let answer =
-                    Answer::plain(malformed.status, "http_request_error", "malformed", malformed.what);
-                return refuse(conn, &answer, &gate, client, &worker).await;
-            }
-        };
-        match run(conn, lending, &worker).await {
+        // Boxed, so that an idle connection is small.
+        match Box::pin(serve_requests(conn, &gate, client, &worker)).await {
             Some(back) => conn = back,
             None => return,
         }
-        if *worker.draining.borrow() && conn.ahead().is_empty() {
-            return;
-        }
+        conn.deadline().arm(limits.idle);
     }
 }
 
-fn lend(
-    plane: &Arc<Plane>,
+/// Waits for the first byte of a request; false where the connection is over. Holds no buffer.
+async fn has_begun<S: IO + 'static>(conn: &mut Conn<S>, first: bool) -> bool {
+    poll_fn(|cx| {
+        // Who was just accepted gets an answer, also from a process that was told to stop.
+        if !first && is_draining() {
+            return Poll::Ready(false);
+        }
+        match conn.poll_fill(cx, Want::Head) {
+            Poll::Ready(read) => Poll::Ready(read.is_ok_and(|read| read > 0)),
+            Poll::Pending => conn.deadline().poll(cx).map(|()| false),
+        }
+    })
+    .await
+}
+
+/// Serves what was read, and what is pipelined behind it. Returns the connection when it is idle
+/// again, `None` when it is over.
+async fn serve_requests<S: IO + 'static>(
+    mut conn: Conn<S>,
     gate: &Arc<Gate>,
     client: IpAddr,
-    bytes: &[u8],
-    head: &head::Head<'_>,
-) -> Result<Lending, Answer> {
-    if head.method == "CONNECT" {
-        let answer = Answer::plain(
-            405,
-            "http_request_denied",
-            "not-supported",
-            "CONNECT is not tunnelled by this version",
-        );
-        return Err(Answer {
-            hint: Some("call services with plain http; TLS tunnels are not carried yet".to_owned()),
-            ..answer
-        });
+    worker: &Arc<Worker>,
+) -> Option<Conn<S>> {
+    loop {
+        let next = match next_request(&mut conn, gate, client, worker).await {
+            Ok(next) => next?,
+            Err(answer) => {
+                refuse(conn, &answer, gate, client, worker).await;
+                return None;
+            }
+        };
+        let carried = match next {
+            Next { exchange, shape: Some(shape), .. } => express::carry(&mut conn, exchange, shape).await,
+            Next { exchange, .. } => Carried::Another(exchange),
+        };
+        match carried {
+            Carried::Ready => {}
+            Carried::Over { linger } => {
+                if linger {
+                    drain(&mut conn, worker).await;
+                }
+                return None;
+            }
+            Carried::Another(exchange) => {
+                conn = Box::pin(lend(conn, *exchange, next.head, next.body, worker)).await?;
+            }
+        }
+        if conn.ahead().is_empty() {
+            return Some(conn);
+        }
+        conn.deadline().arm(worker.plane.limits.head);
     }
-    let in_engine_form =
-        if head.absolute { head::in_origin_form(bytes, head.target, head.authority) } else { bytes.to_vec() };
-    let grant = match head.body {
-        Body::Length(length) if !head.upgrade => Some(in_engine_form.len() as u64 + length),
+}
+
+/// Reads a whole head within the deadline that is running, and decides it; `None` where the client
+/// closed the connection before there was one.
+///
+/// # Errors
+/// The answer with which it is refused.
+async fn next_request<S: IO + 'static>(
+    conn: &mut Conn<S>,
+    gate: &Arc<Gate>,
+    client: IpAddr,
+    worker: &Arc<Worker>,
+) -> Result<Option<Next>, Answer> {
+    let limit = worker.plane.limits.head_bytes;
+    let mut searched = 0;
+    loop {
+        skip_empty_lines(conn);
+        let read = conn.ahead().filled();
+        // Parsing again and again what comes byte by byte would be quadratic.
+        if !read.is_empty() && (searched == 0 || has_end(read, searched)) {
+            match request::parse(read, |head| next(&worker.plane, gate, client, head)) {
+                Ok(None) => {}
+                Ok(Some(Ok(next))) if next.head > limit => return Err(too_large(limit)),
+                Ok(Some(next)) => return next.map(Some),
+                Err(malformed) => return Err(refusal_of(malformed, read)),
+            }
+        }
+        searched = read.len();
+        if searched > limit {
+            return Err(too_large(limit));
+        }
+        let more = poll_fn(|cx| match conn.poll_fill(cx, Want::Head) {
+            Poll::Ready(read) => Poll::Ready(Some(read.is_ok_and(|read| read > 0))),
+            Poll::Pending => conn.deadline().poll(cx).map(|()| None),
+        });
+        match more.await {
+            Some(true) => {}
+            Some(false) => return Ok(None),
+            None => {
+                let what = "the request's head did not arrive in time";
+                return Err(Answer::plain(408, "http_request_error", "timeout", what));
+            }
+        }
+    }
+}
+
+/// Decides a request, and which engine carries it.
+fn next(plane: &Arc<Plane>, gate: &Arc<Gate>, client: IpAddr, head: &Head<'_>) -> Result<Next, Answer> {
+    if head.method == "CONNECT" {
+        let what = "CONNECT is not tunnelled by this version";
+        let hint = "call services with plain http; TLS tunnels are not carried yet".to_owned();
+        let answer = Answer::plain(405, "http_request_denied", "not-supported", what);
+        return Err(Answer { hint: Some(hint), ..answer });
+    }
+    let body = match head.body {
+        Body::Length(length) if !head.upgrade => Some(length),
         _ => None,
     };
-    Ok(Lending { exchange: Exchange::new(plane, gate, head, client), head: in_engine_form, grant })
-}
-
-/// Lends the connection to Pingora for one request; `None` where it does not come back.
-async fn run<S: IO + 'static>(mut conn: Conn<S>, lending: Lending, worker: &Worker) -> Option<Conn<S>> {
-    conn.rewind(&lending.head);
-    conn.grant(lending.grant);
-    let mut session = ServerSession::new_http1(Box::new(conn));
-    session.set_keepalive(Some(KEEPALIVE));
-    session.set_connection_user_context(Some(Box::new(lending.exchange)));
-    let back = worker.engine.process_new_http(session, &worker.draining).await?;
-    let (stream, _) = back.consume();
-    let mut conn = *stream.into_any().downcast::<Conn<S>>().ok()?;
-    conn.grant(None);
-    Some(conn)
-}
-
-/// Waits for a whole head: the first one within the head deadline, a later one within the idle
-/// deadline until its first byte and within the head deadline from then on.
-async fn next_head<S: IO + 'static>(conn: &mut Conn<S>, worker: &mut Worker, first: bool) -> Awaited {
-    let limits = &worker.plane.limits;
-    let mut begun = first || !conn.ahead().is_empty();
-    let mut until = Instant::now() + if begun { limits.head } else { limits.idle };
-    let mut seen = 0;
-    loop {
-        skip_empty_line(conn.ahead());
-        let ahead = conn.ahead();
-        if let Some(end) = head::end(ahead, seen) {
-            return if end > limits.head_bytes {
-                Awaited::Refused(too_large(limits.head_bytes))
-            } else {
-                Awaited::Head(ahead.split_to(end))
-            };
-        }
-        if ahead.len() > limits.head_bytes {
-            return Awaited::Refused(too_large(limits.head_bytes));
-        }
-        if ahead.starts_with(b"PRI * HTTP/2.0\r\n") {
-            return Awaited::Refused(Answer::plain(
-                505,
-                "http_protocol_error",
-                "malformed",
-                "HTTP/2 is not spoken here; use HTTP/1.1",
-            ));
-        }
-        seen = ahead.len();
-        if !begun && seen > 0 {
-            begun = true;
-            until = Instant::now() + limits.head;
-        }
-        let idle = seen == 0;
-        let filled = tokio::select! {
-            biased;
-            filled = conn.fill(until) => filled,
-            () = told(&mut worker.draining), if idle && !first => return Awaited::Over,
-        };
-        match filled {
-            Ok(0) => return Awaited::Over,
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::TimedOut && !idle => {
-                return Awaited::Refused(Answer::plain(
-                    408,
-                    "http_request_error",
-                    "timeout",
-                    "the request's head did not arrive in time",
-                ));
-            }
-            Err(_) => return Awaited::Over,
-        }
-    }
+    let shape = if plane.engine == EngineChoice::Auto { Shape::of(head) } else { None };
+    let exchange = Box::new(Exchange::new(plane, gate, head, client));
+    Ok(Next { exchange, shape, head: head.length, body })
 }
 
 /// Empty lines before a request line are skipped (RFC 9112, section 2.2).
-fn skip_empty_line(ahead: &mut BytesMut) {
-    while ahead.starts_with(b"\r\n") {
-        let _ = ahead.split_to(2);
+fn skip_empty_lines<S: IO + 'static>(conn: &mut Conn<S>) {
+    while conn.ahead().filled().starts_with(b"\r\n") {
+        conn.ahead().consume(2);
     }
 }
 
-fn too_large(limit: usize) -> Answer {
-    Answer::plain(
-        431,
-        "http_request_error",
-        "too-large",
-        format!("the request's head is larger than {limit} bytes"),
-    )
+/// Lends the connection to Pingora for one request; `None` where it does not come back.
+async fn lend<S: IO + 'static>(
+    mut conn: Conn<S>,
+    exchange: Exchange,
+    length: usize,
+    body: Option<u64>,
+    worker: &Worker,
+) -> Option<Conn<S>> {
+    // It was parsed before: it is right and complete.
+    let head = request::parse(conn.ahead().filled(), |head| head.in_origin_form()).ok()??;
+    conn.ahead().consume(length);
+    conn.lend(head.clone(), body);
+    let mut session = ServerSession::new_http1(Box::new(conn));
+    session.set_keepalive(Some(KEEPALIVE));
+    session.set_connection_user_context(Some(Box::new(Lent { exchange, head })));
+    let back = worker.pingora().process_new_http(session, &worker.draining).await?;
+    let (stream, _) = back.consume();
+    let mut conn = *stream.into_any().downcast::<Conn<S>>().ok()?;
+    conn.take_back();
+    Some(conn)
 }
 
-/// Answers a request that no engine may see, and closes: with a grace in which the client can
-/// finish sending, since a reset would take the answer from it.
+fn refusal_of(malformed: Malformed, read: &[u8]) -> Answer {
+    let Malformed { status, what } = malformed;
+    let (error, what) = match read.starts_with(b"PRI * HTTP/2.0\r\n") {
+        true => ("http_protocol_error", "HTTP/2 is not spoken here; use HTTP/1.1"),
+        false => ("http_request_error", what),
+    };
+    Answer::plain(status, error, "malformed", what)
+}
+
+fn too_large(limit: usize) -> Answer {
+    let what = format!("the request's head is larger than {limit} bytes");
+    Answer::plain(431, "http_request_error", "too-large", what)
+}
+
+/// Answers a request that no engine may see, and closes.
 async fn refuse<S: IO + 'static>(
     mut conn: Conn<S>,
     answer: &Answer,
@@ -220,21 +259,29 @@ async fn refuse<S: IO + 'static>(
     if access.is_on() {
         access.log(Line::refused(gate.role(), answer.status, answer.reason, client));
     }
-    let until = Instant::now() + worker.plane.limits.head;
-    let sent = async {
-        conn.write_all(&answer.closing_bytes()).await?;
-        conn.flush().await?;
-        AsyncWriteExt::shutdown(&mut conn).await
-    };
-    if sent.await.is_err() {
+    let bytes = answer.bytes(&Manner { close: true, ..Manner::default() });
+    if express::send(&mut conn, &bytes, worker.plane.limits.write).await {
+        drain(&mut conn, worker).await;
+    }
+}
+
+/// Closes after an answer, with a grace in which the client can finish sending: a reset would take
+/// the answer from it.
+async fn drain<S: IO + 'static>(conn: &mut Conn<S>, worker: &Worker) {
+    if conn.shutdown().await.is_err() {
         return;
     }
-    let mut discarded = 0;
-    while discarded < LINGER_BYTES {
-        match conn.fill(until).await {
-            Ok(0) | Err(_) => return,
-            Ok(read) => discarded += read,
+    conn.deadline().arm(worker.plane.limits.head);
+    let mut discarded = conn.ahead().len();
+    while discarded < LINGER_BYTES && !conn.ended() {
+        conn.ahead().consume(usize::MAX);
+        let read = poll_fn(|cx| match conn.poll_fill(cx, Want::Head) {
+            Poll::Ready(read) => Poll::Ready(read.unwrap_or(0)),
+            Poll::Pending => conn.deadline().poll(cx).map(|()| 0),
+        });
+        match read.await {
+            0 => return,
+            read => discarded += read,
         }
-        conn.ahead().clear();
     }
 }

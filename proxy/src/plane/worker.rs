@@ -1,5 +1,6 @@
 //! Workers: threads that accept and serve, and how they stop.
 
+use std::cell::Cell;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -11,11 +12,26 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::conn::{Conn, Tcp};
-use super::engine::engine;
-use super::serve::{Worker, serve, told};
-use super::{Gate, ListenerSettings, Plane, listen};
+use super::serve::{Worker, serve};
+use super::{Gate, ListenerSettings, Plane, deadline, link, listen};
 use crate::metrics::{Event, MeterDoor, answer_scrapes, count};
 use crate::upstream::Upstream;
+
+thread_local! {
+    static DRAINING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this worker was told to stop.
+#[must_use]
+pub fn is_draining() -> bool {
+    DRAINING.get()
+}
+
+/// Completes when the process is told to stop, also if that was long ago.
+async fn told(draining: &mut watch::Receiver<bool>) {
+    // An error means that nobody is left to tell us: that is a stop as well.
+    let _ = draining.wait_for(|draining| *draining).await;
+}
 
 /// How long accepting pauses when the process is out of descriptors.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -111,8 +127,12 @@ async fn work(
     draining: watch::Receiver<bool>,
     scrapes: mpsc::Receiver<tokio::sync::oneshot::Sender<crate::metrics::Meter>>,
 ) {
-    let worker =
-        Worker { plane: plane.clone(), engine: engine(draining.clone()), draining: draining.clone() };
+    let worker = Arc::new(Worker::new(plane.clone(), draining.clone()));
+    let watching = [
+        tokio::spawn(deadline::watch()),
+        tokio::spawn(link::sweep(plane.limits.upstream_idle)),
+        tokio::spawn(announce(draining)),
+    ];
     let published = plane.published.clone();
     let scrapes = tokio::spawn(answer_scrapes(scrapes, move |id| {
         published.load().table.environment(id.as_str()).is_some()
@@ -123,10 +143,18 @@ async fn work(
     }
     accepting.join_all().await;
     scrapes.abort();
+    watching.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+/// Tells this worker's connections when the process is told to stop: those that wait wake up.
+async fn announce(mut draining: watch::Receiver<bool>) {
+    told(&mut draining).await;
+    DRAINING.set(true);
+    deadline::wake_all();
 }
 
 /// Accepts on one socket until told to stop, then sees its connections to their end.
-async fn accept(socket: TcpListener, gate: Arc<Gate>, worker: Worker) {
+async fn accept(socket: TcpListener, gate: Arc<Gate>, worker: Arc<Worker>) {
     let socket = match tokio::net::TcpListener::from_std(socket) {
         Ok(socket) => socket,
         Err(error) => {
@@ -185,7 +213,7 @@ fn admit(
     stream: tokio::net::TcpStream,
     peer: SocketAddr,
     gate: &Arc<Gate>,
-    worker: &Worker,
+    worker: &Arc<Worker>,
 ) {
     let Ok(tcp) = Tcp::new(stream) else { return };
     let conn = Conn::new(tcp, worker.plane.limits.write);

@@ -1,0 +1,370 @@
+//! Where a body ends, followed through the bytes that carry it (RFC 9112, sections 6 and 7).
+//!
+//! A body is never decoded: what arrived is what leaves. It is only followed closely enough to know
+//! which bytes are its own, and to refuse what another reader could frame differently.
+
+use super::{Malformed, bad};
+
+/// The longest chunk extension of one chunk, in bytes.
+const MAX_EXTENSION: usize = 256;
+/// The longest trailer section, in bytes.
+const MAX_TRAILERS: usize = 16 * 1024;
+/// Hexadecimal digits of a chunk's size: more could overflow somebody's integer.
+const MAX_SIZE_DIGITS: u8 = 15;
+/// The longest name of a field that may not be a trailer.
+const LONGEST_FORBIDDEN: usize = 17;
+/// Fields that frame, address or route a message are read from heads; in a trailer they could only
+/// mislead a reader who merges both (RFC 9110, section 6.5.1).
+const FORBIDDEN_TRAILERS: [&[u8]; 6] =
+    [b"content-length", b"transfer-encoding", b"host", b"connection", b"expect", b"te"];
+/// Our own headers are no trailers either.
+const FORBIDDEN_PREFIX: &[u8] = b"x-overlay-";
+
+/// How a body is delimited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Body {
+    /// So many bytes; 0 without a body.
+    Length(u64),
+    /// By chunks.
+    Chunked,
+    /// By the end of the connection; responses only.
+    UntilClose,
+}
+
+/// A body on its way: how much of what comes next is its own.
+#[derive(Debug)]
+pub struct Progress(State);
+
+#[derive(Debug)]
+enum State {
+    Length(u64),
+    Chunked(Chunks),
+    UntilClose,
+}
+
+impl Progress {
+    /// A body of which nothing was seen yet.
+    #[must_use]
+    pub fn new(body: Body) -> Self {
+        Self(match body {
+            Body::Length(length) => State::Length(length),
+            Body::Chunked => State::Chunked(Chunks::default()),
+            Body::UntilClose => State::UntilClose,
+        })
+    }
+
+    /// How many bytes at the start of `bytes` belong to the body; they count as seen from now on.
+    ///
+    /// # Errors
+    /// Chunks that are malformed.
+    pub fn advance(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
+        match &mut self.0 {
+            State::Length(left) => {
+                let own = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+                *left -= own as u64;
+                Ok(own)
+            }
+            State::Chunked(chunks) => chunks.advance(bytes),
+            State::UntilClose => Ok(bytes.len()),
+        }
+    }
+
+    /// Whether its last byte was seen. A body that lasts until the close is never done.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        match &self.0 {
+            State::Length(left) => *left == 0,
+            State::Chunked(chunks) => chunks.at == At::Done,
+            State::UntilClose => false,
+        }
+    }
+
+    /// Whether it lasts until the connection is closed.
+    #[must_use]
+    pub fn until_close(&self) -> bool {
+        matches!(self.0, State::UntilClose)
+    }
+}
+
+/// Where in the chunked coding (RFC 9112, section 7.1) the next byte stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum At {
+    Size,
+    Extension,
+    SizeLf,
+    Payload,
+    PayloadCr,
+    PayloadLf,
+    TrailerStart,
+    TrailerName,
+    TrailerValue,
+    TrailerLf,
+    LastLf,
+    Done,
+}
+
+#[derive(Debug)]
+struct Chunks {
+    at: At,
+    /// The rest of the chunk's payload.
+    left: u64,
+    digits: u8,
+    /// Bytes of this chunk's extension.
+    extension: usize,
+    /// Bytes of the trailer section.
+    trailers: usize,
+    /// The start of the trailer's name, in lower case, as far as a forbidden one can be told by it.
+    name: [u8; LONGEST_FORBIDDEN],
+    name_length: usize,
+}
+
+impl Default for Chunks {
+    fn default() -> Self {
+        Self {
+            at: At::Size,
+            left: 0,
+            digits: 0,
+            extension: 0,
+            trailers: 0,
+            name: [0; LONGEST_FORBIDDEN],
+            name_length: 0,
+        }
+    }
+}
+
+impl Chunks {
+    fn advance(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
+        let mut seen = 0;
+        while seen < bytes.len() && self.at != At::Done {
+            if self.at == At::Payload {
+                let own = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len() - seen);
+                self.left -= own as u64;
+                seen += own;
+                if self.left == 0 {
+                    self.at = At::PayloadCr;
+                }
+            } else {
+                self.step(bytes[seen])?;
+                seen += 1;
+            }
+        }
+        Ok(seen)
+    }
+
+    fn step(&mut self, byte: u8) -> Result<(), Malformed> {
+        self.at = match (self.at, byte) {
+            (At::Size, _) if byte.is_ascii_hexdigit() => return self.digit(byte),
+            (At::Size, b'\r') if self.digits > 0 => At::SizeLf,
+            (At::Size, b';') if self.digits > 0 => At::Extension,
+            (At::Size, _) => return Err(bad("a chunk's size is malformed")),
+            (At::Extension, b'\r') => At::SizeLf,
+            (At::Extension, _) => return self.extension(byte),
+            (At::SizeLf, b'\n') => self.payload(),
+            (At::PayloadCr, b'\r') => At::PayloadLf,
+            (At::PayloadLf, b'\n') => At::Size,
+            (At::PayloadCr | At::PayloadLf, _) => {
+                return Err(bad("a chunk is longer than its size says"));
+            }
+            (At::TrailerStart, b'\r') => At::LastLf,
+            (At::TrailerStart | At::TrailerName, _) => return self.trailer_name(byte),
+            (At::TrailerValue, b'\r') => At::TrailerLf,
+            (At::TrailerValue, _) => return self.trailer_value(byte),
+            (At::TrailerLf, b'\n') => At::TrailerStart,
+            (At::LastLf, b'\n') => At::Done,
+            (At::SizeLf | At::TrailerLf | At::LastLf, _) => {
+                return Err(bad("a bare CR in the chunked coding"));
+            }
+            // Handled by `advance`.
+            (At::Payload | At::Done, _) => self.at,
+        };
+        Ok(())
+    }
+
+    fn digit(&mut self, byte: u8) -> Result<(), Malformed> {
+        self.digits += 1;
+        if self.digits > MAX_SIZE_DIGITS {
+            return Err(bad("a chunk's size is too large"));
+        }
+        let digit = (byte as char).to_digit(16).unwrap_or_default();
+        self.left = self.left << 4 | u64::from(digit);
+        Ok(())
+    }
+
+    /// What follows a chunk's size line: its payload, or after the last chunk the trailers.
+    fn payload(&mut self) -> At {
+        self.digits = 0;
+        self.extension = 0;
+        if self.left > 0 { At::Payload } else { At::TrailerStart }
+    }
+
+    fn extension(&mut self, byte: u8) -> Result<(), Malformed> {
+        self.extension += 1;
+        if self.extension > MAX_EXTENSION {
+            return Err(bad("a chunk extension is too long"));
+        }
+        if is_text(byte) { Ok(()) } else { Err(bad("a chunk extension is malformed")) }
+    }
+
+    fn count_trailer(&mut self) -> Result<(), Malformed> {
+        self.trailers += 1;
+        if self.trailers > MAX_TRAILERS { Err(bad("the trailers are too large")) } else { Ok(()) }
+    }
+
+    fn trailer_name(&mut self, byte: u8) -> Result<(), Malformed> {
+        self.count_trailer()?;
+        if self.at == At::TrailerStart {
+            self.name_length = 0;
+            self.at = At::TrailerName;
+        }
+        match byte {
+            b':' if self.name_length > 0 => {
+                self.at = At::TrailerValue;
+                self.refuse_forbidden()
+            }
+            _ if is_token(byte) => {
+                if let Some(place) = self.name.get_mut(self.name_length) {
+                    *place = byte.to_ascii_lowercase();
+                }
+                self.name_length += 1;
+                Ok(())
+            }
+            _ => Err(bad("a trailer is malformed")),
+        }
+    }
+
+    fn refuse_forbidden(&self) -> Result<(), Malformed> {
+        let known = &self.name[..self.name_length.min(LONGEST_FORBIDDEN)];
+        let whole = self.name_length <= LONGEST_FORBIDDEN;
+        if (whole && FORBIDDEN_TRAILERS.contains(&known)) || known.starts_with(FORBIDDEN_PREFIX) {
+            return Err(bad("a trailer that frames, addresses or routes the message"));
+        }
+        Ok(())
+    }
+
+    fn trailer_value(&mut self, byte: u8) -> Result<(), Malformed> {
+        self.count_trailer()?;
+        if is_text(byte) { Ok(()) } else { Err(bad("a trailer is malformed")) }
+    }
+}
+
+/// A byte of a field's value: anything but controls, tab excepted (RFC 9110, section 5.5).
+fn is_text(byte: u8) -> bool {
+    byte == b'\t' || (byte >= b' ' && byte != 0x7f)
+}
+
+/// A byte of a token (RFC 9110, section 5.6.2).
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// How many bytes are the body's, and whether it ended, when the bytes come in pieces of `piece`.
+    fn follow(body: Body, bytes: &[u8], piece: usize) -> Result<(usize, bool), &'static str> {
+        let mut progress = Progress::new(body);
+        let mut own = 0;
+        for bytes in bytes.chunks(piece) {
+            let seen = progress.advance(bytes).map_err(|malformed| malformed.what)?;
+            own += seen;
+            if seen < bytes.len() {
+                break;
+            }
+        }
+        Ok((own, progress.is_done()))
+    }
+
+    #[test]
+    fn a_body_ends_where_its_framing_says_and_nowhere_else() {
+        for (body, bytes, own, done) in [
+            (Body::Length(0), "GET", 0, true),
+            (Body::Length(3), "abcGET", 3, true),
+            (Body::Length(9), "abc", 3, false),
+            (Body::Chunked, "0\r\n\r\nGET", 5, true),
+            (Body::Chunked, "3\r\nabc\r\n0\r\n\r\nGET", 13, true),
+            (Body::Chunked, "00A;x=\"y z\"\r\n0123456789\r\n0\r\nA: b\r\nC-D:\r\n\r\nG", 42, true),
+            (Body::Chunked, "3\r\nab", 5, false),
+            (Body::Chunked, "0\r\nA: b\r\n", 9, false),
+            (Body::UntilClose, "anything", 8, false),
+        ] {
+            for piece in [1, 2, 3, 7, 100] {
+                assert_eq!(follow(body, bytes.as_bytes(), piece), Ok((own, done)), "{bytes:?} by {piece}");
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_that_readers_could_frame_differently_are_refused() {
+        let long = format!("1;{}\r\n", "x".repeat(300));
+        let trailers = format!("0\r\nA: {}\r\n", "x".repeat(MAX_TRAILERS));
+        for bytes in [
+            "\r\n",
+            "x\r\n",
+            "-1\r\n",
+            "+1\r\n",
+            "0x1\r\n",
+            " 1\r\n",
+            "1 \r\n",
+            "1\n",
+            ";a\r\n",
+            "1\rX",
+            "1;a\nb\r\n",
+            "1;a\rb",
+            "1;\0\r\n",
+            "ffffffffffffffff\r\n",
+            "0000000000000001\r\n",
+            "1\r\nab\r\n",
+            "1\r\na\n",
+            "1\r\na\rx",
+            "0\r\n\rx",
+            "0\r\n\n",
+            "0\r\nA : b\r\n",
+            "0\r\n A: b\r\n",
+            "0\r\nA\r\n",
+            "0\r\n: b\r\n",
+            "0\r\nA: b\nC: d\r\n",
+            "0\r\nA: \0\r\n",
+            "0\r\nContent-Length: 5\r\n",
+            "0\r\ntransfer-Encoding: chunked\r\n",
+            "0\r\nHost: x\r\n",
+            "0\r\nX-Overlay-Id: alice\r\n",
+            "0\r\nx-overlay-something-else: alice\r\n",
+            &long,
+            &trailers,
+        ] {
+            for piece in [1, 5, 100_000] {
+                assert!(follow(Body::Chunked, bytes.as_bytes(), piece).is_err(), "{bytes:?} by {piece}");
+            }
+        }
+    }
+
+    proptest! {
+        /// A body that was coded in chunks is followed to its last byte, whatever the pieces.
+        #[test]
+        fn any_chunking_is_followed_to_its_end(
+            chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..40), 0..6),
+            piece in 1usize..50,
+            after in prop::collection::vec(any::<u8>(), 0..5),
+        ) {
+            let mut coded = Vec::new();
+            for chunk in &chunks {
+                coded.extend(format!("{:x}\r\n", chunk.len()).bytes());
+                coded.extend(chunk);
+                coded.extend(b"\r\n");
+            }
+            coded.extend(b"0\r\n\r\n");
+            let length = coded.len();
+            coded.extend(after);
+            prop_assert_eq!(follow(Body::Chunked, &coded, piece), Ok((length, true)));
+        }
+
+        /// Hostile bytes get an error or an end, never a panic, and the pieces change nothing.
+        #[test]
+        fn the_pieces_change_nothing(bytes in "[0-9a-f;\r\n:A \\x00]{0,60}", piece in 1usize..9) {
+            let whole = follow(Body::Chunked, bytes.as_bytes(), 1000);
+            prop_assert_eq!(follow(Body::Chunked, bytes.as_bytes(), piece), whole);
+        }
+    }
+}

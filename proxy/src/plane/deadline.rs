@@ -1,0 +1,224 @@
+//! Deadlines of connections: coarse, and almost free to set.
+//!
+//! A connection keeps one slot for as long as it lives. Setting its deadline is a store into that
+//! slot; one task per worker sleeps until the nearest deadline, and wakes whoever is late. Nothing is
+//! registered or removed per request, no system call is made, and nothing crosses threads.
+
+use std::cell::RefCell;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use slab::Slab;
+
+/// Deadlines are late by at most this many milliseconds, so that one look serves many; a power of two.
+const GRAIN: u64 = 16;
+const NEVER: u64 = u64::MAX;
+/// A slot whose deadline has passed.
+const PASSED: u64 = 0;
+
+#[derive(Debug)]
+struct Slot {
+    /// In milliseconds of this thread.
+    due: u64,
+    waker: Option<Waker>,
+}
+
+#[derive(Debug)]
+struct Watch {
+    start: Instant,
+    slots: Slab<Slot>,
+    /// When the watching task looks next.
+    look: u64,
+    watcher: Option<Waker>,
+}
+
+thread_local! {
+    static WATCH: RefCell<Watch> =
+        RefCell::new(Watch { start: Instant::now(), slots: Slab::new(), look: NEVER, watcher: None });
+}
+
+impl Watch {
+    fn now(&self) -> u64 {
+        let since = self.start.elapsed();
+        since.as_secs() * 1000 + u64::from(since.subsec_millis())
+    }
+
+    fn arm(&mut self, slot: usize, limit: Duration) {
+        let limit = u64::try_from(limit.as_millis()).unwrap_or(NEVER / 2);
+        let due = (self.now() + limit + GRAIN) & !(GRAIN - 1);
+        if let Some(slot) = self.slots.get_mut(slot) {
+            slot.due = due;
+        }
+        if due < self.look {
+            self.look = due;
+            if let Some(watcher) = &self.watcher {
+                watcher.wake_by_ref();
+            }
+        }
+    }
+
+    /// Wakes who is late, and notes when to look next.
+    fn look(&mut self) {
+        let now = self.now();
+        self.look = NEVER;
+        for (_, slot) in &mut self.slots {
+            if slot.due <= now && slot.due != PASSED {
+                slot.due = PASSED;
+                if let Some(waker) = slot.waker.take() {
+                    waker.wake();
+                }
+            } else if slot.due != PASSED {
+                self.look = self.look.min(slot.due);
+            }
+        }
+    }
+}
+
+/// A deadline that can be set again and again. It belongs to the thread that made it.
+#[derive(Debug)]
+pub struct Deadline {
+    slot: usize,
+}
+
+impl Default for Deadline {
+    fn default() -> Self {
+        let slot = WATCH.with_borrow_mut(|watch| watch.slots.insert(Slot { due: NEVER, waker: None }));
+        Self { slot }
+    }
+}
+
+impl Deadline {
+    /// Sets it to `limit` from now.
+    pub fn arm(&self, limit: Duration) {
+        WATCH.with_borrow_mut(|watch| watch.arm(self.slot, limit));
+    }
+
+    /// Ready once it has passed; else the task is woken when it does.
+    pub fn poll(&self, cx: &Context<'_>) -> Poll<()> {
+        WATCH.with_borrow_mut(|watch| {
+            let Some(slot) = watch.slots.get_mut(self.slot) else {
+                return Poll::Pending;
+            };
+            if slot.due == PASSED {
+                return Poll::Ready(());
+            }
+            if !slot.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                slot.waker = Some(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+    }
+}
+
+impl Drop for Deadline {
+    fn drop(&mut self) {
+        // At the end of the thread the slots may be gone already.
+        let _ = WATCH.try_with(|watch| watch.borrow_mut().slots.try_remove(self.slot));
+    }
+}
+
+/// Wakes every task that waits with a deadline, so that it looks around.
+pub fn wake_all() {
+    WATCH.with_borrow_mut(|watch| {
+        for (_, slot) in &mut watch.slots {
+            if let Some(waker) = slot.waker.take() {
+                waker.wake();
+            }
+        }
+    });
+}
+
+/// Watches over this thread's deadlines; never ends.
+pub async fn watch() {
+    loop {
+        let left = WATCH.with_borrow_mut(|watch| {
+            watch.look();
+            match watch.look {
+                NEVER => None,
+                look => Some(Duration::from_millis(look - watch.now().min(look))),
+            }
+        });
+        let earlier = sooner();
+        match left {
+            None => earlier.await,
+            Some(left) => drop(tokio::time::timeout(left, earlier).await),
+        }
+    }
+}
+
+/// Completes when a deadline was set that is nearer than the next look.
+async fn sooner() {
+    let looked = WATCH.with_borrow(|watch| watch.look);
+    std::future::poll_fn(|cx| {
+        WATCH.with_borrow_mut(|watch| {
+            if watch.look < looked {
+                watch.watcher = None;
+                return Poll::Ready(());
+            }
+            watch.watcher = Some(cx.waker().clone());
+            Poll::Pending
+        })
+    })
+    .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    /// Everything on one thread, as in a worker; without waiting for the clock of the wall.
+    fn run(test: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("runtime");
+        runtime.block_on(async {
+            tokio::select! {
+                () = test => {}
+                () = watch() => {}
+            }
+        });
+    }
+
+    #[test]
+    fn a_deadline_passes_and_can_be_set_again() {
+        run(async {
+            let deadline = Deadline::default();
+            for _ in 0..3 {
+                let start = Instant::now();
+                deadline.arm(Duration::from_millis(20));
+                poll_fn(|cx| deadline.poll(cx)).await;
+                assert!(start.elapsed() >= Duration::from_millis(20), "never early");
+            }
+        });
+    }
+
+    #[test]
+    fn a_nearer_deadline_is_not_kept_waiting_by_a_later_one() {
+        run(async {
+            let (late, soon) = (Deadline::default(), Deadline::default());
+            late.arm(Duration::from_secs(3600));
+            tokio::task::yield_now().await;
+            soon.arm(Duration::from_millis(1));
+            tokio::select! {
+                () = poll_fn(|cx| soon.poll(cx)) => {}
+                () = poll_fn(|cx| late.poll(cx)) => panic!("the late one"),
+            }
+        });
+    }
+
+    #[test]
+    fn a_deadline_that_was_put_off_does_not_pass() {
+        let deadline = Deadline::default();
+        deadline.arm(Duration::ZERO);
+        deadline.arm(Duration::from_secs(3600));
+        WATCH.with_borrow_mut(Watch::look);
+        assert!(deadline.poll(&Context::from_waker(Waker::noop())).is_pending());
+    }
+
+    #[test]
+    fn slots_are_given_back() {
+        let before = WATCH.with_borrow(|watch| watch.slots.len());
+        drop((Deadline::default(), Deadline::default()));
+        assert_eq!(WATCH.with_borrow(|watch| watch.slots.len()), before);
+    }
+}

@@ -1,0 +1,207 @@
+//! The express engine: HTTP/1.1 to HTTP/1.1, where nothing has to be translated.
+//!
+//! What was read is what is written: heads are edited by leaving out and adding lines, bodies are
+//! only followed to their end. A request whose upstream speaks something else is handed back untouched.
+
+mod relay;
+
+use std::future::poll_fn;
+use std::task::Poll;
+use std::time::Duration;
+
+use overlane_config::url::Scheme;
+use pingora_core::protocols::IO;
+
+use super::answer::{Answer, Failure, Manner};
+use super::buffer::Text;
+use super::conn::Conn;
+use super::exchange::{Exchange, Refused};
+use super::link::Link;
+use super::worker::is_draining;
+use crate::h1::body::Body;
+use crate::h1::request::{self, Head};
+use relay::{Outcome, Relay};
+
+/// What the engine has to know of a request, besides where it goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// How many bytes its head has.
+    pub head: usize,
+    /// How its body is delimited.
+    pub body: Body,
+    /// Whether it is a HEAD request.
+    pub to_head: bool,
+    /// Whether the client closes after it.
+    pub close: bool,
+    /// Whether the client accepts JSON.
+    pub json: bool,
+    /// Whether it may be sent twice (RFC 9110, section 9.2.2); only without a body, which is not kept.
+    pub repeatable: bool,
+}
+
+impl Shape {
+    /// The shape of a request; `None` where this engine cannot carry it, whatever its upstream.
+    #[must_use]
+    pub fn of(head: &Head<'_>) -> Option<Self> {
+        const IDEMPOTENT: [&str; 6] = ["GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"];
+        (!head.old && !head.upgrade).then(|| Self {
+            head: head.length,
+            body: head.body,
+            to_head: head.method == "HEAD",
+            close: head.close,
+            json: head.accepts_json(),
+            repeatable: head.body == Body::Length(0) && IDEMPOTENT.contains(&head.method),
+        })
+    }
+}
+
+/// What came of carrying a request.
+pub enum Carried {
+    /// The connection is ready for the next one.
+    Ready,
+    /// The connection is over. What the client still sends is to be read and dropped where the answer
+    /// could otherwise be lost.
+    Over {
+        /// Whether the client may still be sending.
+        linger: bool,
+    },
+    /// The upstream speaks what this engine does not: nothing was consumed or sent.
+    Another(Box<Exchange>),
+}
+
+/// Carries the request at the start of what was read from `conn`.
+pub async fn carry<S: IO + 'static>(
+    conn: &mut Conn<S>,
+    mut exchange: Box<Exchange>,
+    shape: Shape,
+) -> Carried {
+    if let Some(refusal) = exchange.refusal().cloned() {
+        return answer(conn, &exchange, &refusal, shape).await;
+    }
+    let mut text = Text::default();
+    let mut fresh = false;
+    loop {
+        let unread = if fresh { &[] } else { &conn.ahead().filled()[..shape.head] };
+        let endpoint = match exchange.endpoint(unread).await {
+            Ok(endpoint) => endpoint,
+            Err(Refused(refusal)) => return answer(conn, &exchange, &refusal, shape).await,
+        };
+        if endpoint.url.scheme == Scheme::H2c {
+            return Carried::Another(exchange);
+        }
+        let mut link = match Link::to(&endpoint, exchange.limits(), fresh).await {
+            Ok(link) => link,
+            Err((reason, why)) => {
+                exchange.connect_failed(reason, why);
+                continue;
+            }
+        };
+        if !fresh {
+            exchange.sending();
+            write_head(&mut text, conn.ahead().filled(), &exchange);
+            conn.ahead().consume(shape.head);
+        }
+        let mut relay = Relay::new(conn, &mut link, &exchange, shape, &text);
+        let outcome = poll_fn(|cx| relay.poll(cx)).await;
+        match outcome {
+            Ok(Outcome { status, reusable, close, linger }) => {
+                if reusable {
+                    link.keep(&endpoint);
+                }
+                exchange.ended(status);
+                return if close { Carried::Over { linger } } else { Carried::Ready };
+            }
+            // An unused connection that the upstream had closed (docs/decisions/0009).
+            Err((Failure::UpstreamClosed, 0)) if link.reused && !link.heard && !fresh && shape.repeatable => {
+                fresh = true;
+            }
+            Err((failure, status)) => return failed(conn, &exchange, failure, status, shape).await,
+        }
+    }
+}
+
+/// Writes the head as it goes upstream.
+fn write_head(out: &mut Text, read: &[u8], exchange: &Exchange) {
+    // It was parsed before: it is right and complete.
+    let _ = request::parse(read, |head| {
+        head.copy(out, |name| exchange.removes(name));
+        exchange.add_lines(head, out);
+        out.extend_from_slice(b"\r\n");
+    });
+}
+
+/// Ends an exchange that failed after `status` was sent (0: nothing was).
+async fn failed<S: IO + 'static>(
+    conn: &mut Conn<S>,
+    exchange: &Exchange,
+    failure: Failure,
+    status: u16,
+    shape: Shape,
+) -> Carried {
+    tracing::debug!(?failure, "the exchange failed");
+    match failure.answer(exchange.upstream_address()) {
+        Some(refusal) if status == 0 => {
+            let shape = Shape { close: true, ..shape };
+            answer(conn, exchange, &refusal, shape).await
+        }
+        // The client sees that its response is not whole: the connection ends before the framing does.
+        _ => {
+            exchange.ended(status);
+            Carried::Over { linger: false }
+        }
+    }
+}
+
+/// Answers a request that goes nowhere. The connection lives on where all of the request is here.
+async fn answer<S: IO + 'static>(
+    conn: &mut Conn<S>,
+    exchange: &Exchange,
+    answer: &Answer,
+    shape: Shape,
+) -> Carried {
+    let whole = !shape.close && skip(conn, shape);
+    let manner = Manner {
+        json: shape.json,
+        receipt: exchange.receipt_to_send(),
+        close: !whole || is_draining(),
+        to_head: shape.to_head,
+    };
+    let sent = send(conn, &answer.bytes(&manner), exchange.limits().write).await;
+    exchange.ended(if sent { answer.status } else { 0 });
+    match sent {
+        true if !manner.close => Carried::Ready,
+        _ => Carried::Over { linger: sent && !whole },
+    }
+}
+
+/// Forgets a request that was not sent, if all of it is here.
+fn skip<S: IO + 'static>(conn: &mut Conn<S>, shape: Shape) -> bool {
+    let Body::Length(body) = shape.body else {
+        return false;
+    };
+    let whole = usize::try_from(body).ok().and_then(|body| body.checked_add(shape.head));
+    let Some(whole) = whole.filter(|whole| *whole <= conn.ahead().len()) else {
+        return false;
+    };
+    conn.ahead().consume(whole);
+    true
+}
+
+/// Writes all of `bytes`; false where the client is gone, or makes no progress within `limit`.
+pub async fn send<S: IO + 'static>(conn: &mut Conn<S>, mut bytes: &[u8], limit: Duration) -> bool {
+    conn.deadline().arm(limit);
+    poll_fn(|cx| {
+        while !bytes.is_empty() {
+            match conn.poll_send(cx, [bytes, &[]]) {
+                Poll::Ready(Ok(sent)) => {
+                    bytes = &bytes[sent..];
+                    conn.deadline().arm(limit);
+                }
+                Poll::Ready(Err(_)) => return Poll::Ready(false),
+                Poll::Pending => return conn.deadline().poll(cx).map(|()| false),
+            }
+        }
+        conn.poll_flush(cx).map(|flushed| flushed.is_ok())
+    })
+    .await
+}

@@ -1,0 +1,376 @@
+//! One exchange between a client's connection and an upstream's: both directions at once, each waiting
+//! for whichever peer is slower.
+
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use overlane_config::route::ROUTE_HEADER;
+use pingora_core::protocols::IO;
+
+use super::Shape;
+use crate::h1::body::Progress;
+use crate::h1::{has_end, response};
+use crate::plane::Limits;
+use crate::plane::answer::Failure;
+use crate::plane::buffer::{Text, Want};
+use crate::plane::conn::{Conn, READ_AHEAD};
+use crate::plane::deadline::Deadline;
+use crate::plane::exchange::Exchange;
+use crate::plane::link::Link;
+use crate::plane::worker::is_draining;
+
+/// Interim responses (1xx) to one request; more is a flood.
+const MAX_INTERIM: u32 = 32;
+
+/// How an exchange ended whose response is whole.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Outcome {
+    /// The status.
+    pub(super) status: u16,
+    /// Whether the upstream's connection can serve another request.
+    pub(super) reusable: bool,
+    /// Whether the client's connection ends.
+    pub(super) close: bool,
+    /// Whether the client may still be sending.
+    pub(super) linger: bool,
+}
+
+/// Whom a direction waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum On {
+    Client,
+    Upstream,
+}
+
+/// How far the request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sending {
+    Open,
+    /// All of it was sent.
+    Done,
+    /// The upstream takes no more of it; its response may be there already.
+    Cut,
+}
+
+/// For how long a direction has made no progress.
+#[derive(Debug, Default)]
+struct Wait {
+    on: Option<On>,
+    moved: u32,
+}
+
+impl Wait {
+    /// Whether nothing has moved for `limit` while this waits `on` the same peer; else the task is
+    /// woken when that is so.
+    fn is_over(
+        &mut self,
+        deadline: &Deadline,
+        cx: &Context<'_>,
+        on: On,
+        moved: u32,
+        limit: Duration,
+    ) -> bool {
+        if self.on != Some(on) || self.moved != moved {
+            *self = Self { on: Some(on), moved };
+            deadline.arm(limit);
+        }
+        deadline.poll(cx).is_ready()
+    }
+}
+
+/// An exchange on its way.
+pub(super) struct Relay<'r, S> {
+    conn: &'r mut Conn<S>,
+    link: &'r mut Link,
+    exchange: &'r Exchange,
+    shape: Shape,
+
+    /// What of the request's head is not sent yet.
+    head: &'r [u8],
+    request: Progress,
+    sending: Sending,
+    /// How much of what was read from the client belongs to the body.
+    request_ready: usize,
+    request_wait: Wait,
+    request_moved: u32,
+
+    /// Heads on their way to the client, and how much of them is sent.
+    text: Text,
+    text_sent: usize,
+    /// The response's body, once its head is there.
+    response: Option<Progress>,
+    /// How much of what was read from the upstream belongs to the body.
+    response_ready: usize,
+    response_wait: Wait,
+    response_deadline: Deadline,
+    response_moved: u32,
+    /// How much was searched for the end of the response's head.
+    searched: usize,
+    interim: u32,
+    status: u16,
+    reusable: bool,
+    close: bool,
+}
+
+impl<'r, S: IO + 'static> Relay<'r, S> {
+    /// An exchange in which `head` goes to `link`, and then the body that `conn` brings.
+    pub(super) fn new(
+        conn: &'r mut Conn<S>,
+        link: &'r mut Link,
+        exchange: &'r Exchange,
+        shape: Shape,
+        head: &'r [u8],
+    ) -> Self {
+        Self {
+            conn,
+            link,
+            exchange,
+            shape,
+            head,
+            request: Progress::new(shape.body),
+            sending: Sending::Open,
+            request_ready: 0,
+            request_wait: Wait::default(),
+            request_moved: 0,
+            text: Text::default(),
+            text_sent: 0,
+            response: None,
+            response_ready: 0,
+            response_wait: Wait::default(),
+            response_deadline: Deadline::default(),
+            response_moved: 0,
+            searched: 0,
+            interim: 0,
+            status: 0,
+            reusable: false,
+            close: shape.close,
+        }
+    }
+
+    /// Carries what can be carried now; ready when the response is whole.
+    ///
+    /// # Errors
+    /// Why it never will be, and the status whose head was sent (0: none was).
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Outcome, (Failure, u16)>> {
+        match self.advance(cx) {
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(())) => Poll::Ready(Ok(self.outcome())),
+            Err(failure) => Poll::Ready(Err((failure, if self.has_begun() { self.status } else { 0 }))),
+        }
+    }
+
+    /// Whether something of the final response may have reached the client.
+    fn has_begun(&self) -> bool {
+        self.response.is_some() && self.text_sent > 0
+    }
+
+    fn outcome(&self) -> Outcome {
+        let sent = self.sending == Sending::Done;
+        // What arrives after the end was asked for by nobody: nobody gets it.
+        let reusable = self.reusable && sent && self.link.ahead.is_empty();
+        Outcome { status: self.status, reusable, close: self.close || !sent, linger: !sent }
+    }
+
+    fn advance(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, Failure> {
+        let request = self.poll_request(cx)?;
+        let Some(response) = self.poll_response(cx)? else {
+            return Ok(Poll::Ready(()));
+        };
+        self.poll_deadlines(cx, request, response)?;
+        if request.is_none() && response == On::Upstream {
+            self.poll_client(cx)?;
+        }
+        Ok(Poll::Pending)
+    }
+
+    /// Carries the request on; says whom it waits for, `None` where nothing of it is left.
+    fn poll_request(&mut self, cx: &mut Context<'_>) -> Result<Option<On>, Failure> {
+        if self.sending != Sending::Open {
+            return Ok(None);
+        }
+        loop {
+            if self.request_ready == 0 && !self.request.is_done() {
+                let read = self.conn.ahead().filled();
+                self.request_ready = self.request.advance(read).map_err(|_| Failure::BodyMalformed)?;
+            }
+            if !self.head.is_empty() || self.request_ready > 0 {
+                let body = &self.conn.ahead().filled()[..self.request_ready];
+                match self.link.poll_send(cx, [self.head, body]) {
+                    Poll::Ready(Ok(sent)) => self.request_sent(sent),
+                    Poll::Ready(Err(_)) => {
+                        self.sending = Sending::Cut;
+                        return Ok(None);
+                    }
+                    Poll::Pending => return Ok(Some(On::Upstream)),
+                }
+                continue;
+            }
+            match self.link.poll_flush(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => {
+                    self.sending = Sending::Cut;
+                    return Ok(None);
+                }
+                Poll::Pending => return Ok(Some(On::Upstream)),
+            }
+            if self.request.is_done() {
+                self.sending = Sending::Done;
+                return Ok(None);
+            }
+            match self.conn.poll_fill(cx, Want::Body) {
+                Poll::Ready(Ok(0)) => return Err(Failure::BodyMalformed),
+                Poll::Ready(Ok(_)) => self.request_moved += 1,
+                Poll::Ready(Err(_)) => return Err(Failure::ClientGone),
+                Poll::Pending => return Ok(Some(On::Client)),
+            }
+        }
+    }
+
+    fn request_sent(&mut self, sent: usize) {
+        self.request_moved += 1;
+        let of_head = sent.min(self.head.len());
+        self.head = &self.head[of_head..];
+        self.request_ready -= sent - of_head;
+        self.conn.ahead().consume(sent - of_head);
+    }
+
+    /// Carries the response on; says whom it waits for, `None` where it is whole.
+    fn poll_response(&mut self, cx: &mut Context<'_>) -> Result<Option<On>, Failure> {
+        loop {
+            if let Some(response) = self.response.as_mut().filter(|_| self.response_ready == 0) {
+                let read = self.link.ahead.filled();
+                self.response_ready = response.advance(read).map_err(|_| Failure::UpstreamMalformed)?;
+            }
+            let text = &self.text[self.text_sent..];
+            if !text.is_empty() || self.response_ready > 0 {
+                let body = &self.link.ahead.filled()[..self.response_ready];
+                match self.conn.poll_send(cx, [text, body]) {
+                    Poll::Ready(Ok(sent)) => self.response_sent(sent),
+                    Poll::Ready(Err(_)) => return Err(Failure::ClientGone),
+                    Poll::Pending => return Ok(Some(On::Client)),
+                }
+                continue;
+            }
+            match self.response.as_ref().map(Progress::is_done) {
+                Some(true) => return self.poll_flushed(cx),
+                None if self.take_head()? => continue,
+                _ => {}
+            }
+            match self.link.poll_fill(cx) {
+                Poll::Ready(Ok(0)) if self.response.as_ref().is_some_and(Progress::until_close) => {
+                    return self.poll_flushed(cx);
+                }
+                Poll::Ready(Ok(0) | Err(_)) => return Err(Failure::UpstreamClosed),
+                Poll::Ready(Ok(_)) => self.response_moved += 1,
+                Poll::Pending => return Ok(self.poll_flushed(cx)?.or(Some(On::Upstream))),
+            }
+        }
+    }
+
+    fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Result<Option<On>, Failure> {
+        match self.conn.poll_flush(cx) {
+            Poll::Ready(Ok(())) => Ok(None),
+            Poll::Ready(Err(_)) => Err(Failure::ClientGone),
+            Poll::Pending => Ok(Some(On::Client)),
+        }
+    }
+
+    fn response_sent(&mut self, sent: usize) {
+        self.response_moved += 1;
+        let of_text = sent.min(self.text.len() - self.text_sent);
+        self.text_sent += of_text;
+        self.response_ready -= sent - of_text;
+        self.link.ahead.consume(sent - of_text);
+    }
+
+    /// Takes one head, interim or final, from what was read; false where it is not complete.
+    fn take_head(&mut self) -> Result<bool, Failure> {
+        let Self { link, text, exchange, shape, sending, close, .. } = self;
+        let read = link.ahead.filled();
+        let fresh = self.searched == 0;
+        if read.is_empty() || !(fresh || has_end(read, self.searched)) {
+            return self.wait_for_head();
+        }
+        text.clear();
+        self.text_sent = 0;
+        let parsed = response::parse(read, shape.to_head, |head| {
+            head.copy(text, |name| name.eq_ignore_ascii_case(ROUTE_HEADER));
+            if !head.is_interim() {
+                exchange.add_receipts(head.fields.values(ROUTE_HEADER), text);
+                // A client that is not done sending cannot be told where the next request begins.
+                *close |= *sending != Sending::Done
+                    || head.body == crate::h1::body::Body::UntilClose
+                    || is_draining();
+                if *close {
+                    text.extend_from_slice(b"Connection: close\r\n");
+                }
+            }
+            text.extend_from_slice(b"\r\n");
+            (head.length, head.status, head.is_interim(), head.reusable, head.body)
+        });
+        match parsed {
+            Ok(Some((_, 101, ..))) | Err(_) => Err(Failure::UpstreamMalformed),
+            Ok(None) => self.wait_for_head(),
+            Ok(Some((length, _, true, ..))) => {
+                self.interim += 1;
+                self.searched = 0;
+                self.link.ahead.consume(length);
+                if self.interim > MAX_INTERIM { Err(Failure::UpstreamMalformed) } else { Ok(true) }
+            }
+            Ok(Some((length, status, false, reusable, body))) => {
+                self.link.ahead.consume(length);
+                self.status = status;
+                self.reusable = reusable;
+                self.response = Some(Progress::new(body));
+                Ok(true)
+            }
+        }
+    }
+
+    fn wait_for_head(&mut self) -> Result<bool, Failure> {
+        self.searched = self.link.ahead.len();
+        let limit = self.exchange.limits().head_bytes;
+        if self.searched > limit { Err(Failure::UpstreamMalformed) } else { Ok(false) }
+    }
+
+    /// Ends the exchange when a peer was silent for too long.
+    fn poll_deadlines(&mut self, cx: &Context<'_>, request: Option<On>, response: On) -> Result<(), Failure> {
+        let Limits { body, write, upstream_read, upstream_write, .. } = *self.exchange.limits();
+        if let Some(on) = request {
+            let (limit, failure) = match on {
+                On::Client => (body, Failure::BodySlow),
+                On::Upstream => (upstream_write, Failure::UpstreamSilent),
+            };
+            if self.request_wait.is_over(self.conn.deadline(), cx, on, self.request_moved, limit) {
+                return Err(failure);
+            }
+        }
+        let (limit, failure) = match (response, request) {
+            (On::Client, _) => (write, Failure::ClientGone),
+            (On::Upstream, None) => (upstream_read, Failure::UpstreamSilent),
+            // It waits for the rest of the request, whose own deadline counts.
+            (On::Upstream, Some(_)) => {
+                self.response_wait.on = None;
+                return Ok(());
+            }
+        };
+        let wait = &mut self.response_wait;
+        if wait.is_over(&self.response_deadline, cx, response, self.response_moved, limit) {
+            return Err(failure);
+        }
+        Ok(())
+    }
+
+    /// While the upstream thinks: sees that the client is gone, and reads a pipelined next request, up
+    /// to a bound. A client that only closed its sending side still wants the answer.
+    fn poll_client(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
+        while !self.conn.ended() && self.conn.ahead().len() < READ_AHEAD {
+            match self.conn.poll_fill(cx, Want::Head) {
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(_)) => return Err(Failure::ClientGone),
+                Poll::Pending => break,
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,278 @@
+//! Upstream connections of the express engine: how they are made, kept and checked.
+//!
+//! Each worker keeps its own, without a lock. They are kept under the endpoint itself, not its
+//! address: when a service or an address is removed, its endpoint is gone, its connections are closed
+//! and never serve anybody else.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock, Weak};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
+
+use foldhash::fast::RandomState;
+use overlane_config::route::Reason;
+use overlane_config::url::Scheme;
+use pingora_core::connectors::TransportConnector;
+use pingora_core::protocols::Stream;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+
+use super::Limits;
+use super::buffer::{Buffer, Want};
+use super::conn::{Tcp, poll_gathered};
+use super::engine::{connect_failure, peer};
+use crate::upstream::{Address, Endpoint};
+
+/// Unused connections that a worker keeps.
+const KEPT: usize = 1024;
+/// How often those that are of no use any more are closed.
+const SWEEP: Duration = Duration::from_millis(500);
+
+/// What carries a connection. Plain sockets are opened here: Pingora's own stream would hold 64 KiB of
+/// buffer for each (docs/decisions/0012-the-express-engine.md).
+enum Transport {
+    Tcp(Tcp),
+    Unix(UnixStream),
+    /// TLS, by Pingora's connector.
+    Tls(Stream),
+}
+
+/// Hands a call to whichever transport it is.
+macro_rules! with {
+    ($transport:expr, $io:ident => $call:expr) => {
+        match $transport {
+            Transport::Tcp($io) => $call,
+            Transport::Unix($io) => $call,
+            Transport::Tls($io) => $call,
+        }
+    };
+}
+
+impl AsyncRead for Transport {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        with!(self.get_mut(), io => Pin::new(io).poll_read(cx, out))
+    }
+}
+
+impl AsyncWrite for Transport {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        with!(self.get_mut(), io => Pin::new(io).poll_write(cx, bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        with!(self.get_mut(), io => Pin::new(io).poll_write_vectored(cx, parts))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        with!(self.get_mut(), io => Pin::new(io).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        with!(self.get_mut(), io => Pin::new(io).poll_shutdown(cx))
+    }
+}
+
+/// A connection to an endpoint.
+pub struct Link {
+    transport: Transport,
+    /// Read from the upstream, not yet consumed.
+    pub ahead: Buffer,
+    /// Whether it has served another request before.
+    pub reused: bool,
+    /// Whether anything was read from it for this request.
+    pub heard: bool,
+}
+
+impl Link {
+    /// A connection to `endpoint`: an unused one where there is one that lives, else a new one.
+    ///
+    /// # Errors
+    /// Why none could be made, as a reason and in words.
+    pub async fn to(
+        endpoint: &Arc<Endpoint>,
+        limits: &Limits,
+        fresh: bool,
+    ) -> Result<Self, (Reason, &'static str)> {
+        if !fresh && let Some(transport) = take(endpoint) {
+            return Ok(Self { transport, ahead: Buffer::default(), reused: true, heard: false });
+        }
+        let transport = connect(endpoint, limits).await?;
+        Ok(Self { transport, ahead: Buffer::default(), reused: false, heard: false })
+    }
+
+    /// Keeps the connection for the next request to `endpoint`. It has to be idle: nothing was read
+    /// that is not consumed, and nothing is expected.
+    pub fn keep(self, endpoint: &Arc<Endpoint>) {
+        POOL.with_borrow_mut(|pool| pool.put(endpoint, self.transport));
+    }
+
+    /// Reads more into [`Link::ahead`]; ready with how much, 0 at the end of the stream.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let read = ready!(self.ahead.poll_fill(&mut self.transport, cx, Want::Body))?;
+        self.heard |= read > 0;
+        Poll::Ready(Ok(read))
+    }
+
+    /// Writes the parts in one go; ready with how many bytes were taken, never 0.
+    pub fn poll_send(&mut self, cx: &mut Context<'_>, parts: [&[u8]; 2]) -> Poll<io::Result<usize>> {
+        poll_gathered(&mut self.transport, cx, parts)
+    }
+
+    /// Hands on what was written, where the transport holds it back (TLS).
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.transport {
+            Transport::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            _ => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+async fn connect(endpoint: &Endpoint, limits: &Limits) -> Result<Transport, (Reason, &'static str)> {
+    if endpoint.url.scheme == Scheme::Https {
+        return connect_tls(endpoint, limits).await;
+    }
+    let opened = async {
+        match &endpoint.address {
+            Address::Tcp(address) => Ok(Transport::Tcp(Tcp::new(TcpStream::connect(address).await?)?)),
+            Address::Unix(path) => Ok(Transport::Unix(UnixStream::connect(&**path).await?)),
+        }
+    };
+    match timeout(limits.connect, opened).await {
+        Ok(opened) => opened.map_err(|error| reason_of(&error)),
+        Err(_) => Err((Reason::Unhealthy, "no connection in time")),
+    }
+}
+
+fn reason_of(error: &io::Error) -> (Reason, &'static str) {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => (Reason::Refused, "connection refused"),
+        io::ErrorKind::NotFound => (Reason::Unhealthy, "no such socket"),
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
+            (Reason::Unhealthy, "no route to it")
+        }
+        io::ErrorKind::PermissionDenied => (Reason::Unhealthy, "permission denied"),
+        _ => (Reason::Unhealthy, "no connection"),
+    }
+}
+
+/// One connector for all workers: it remembers TLS sessions, and loads the system's certificates only
+/// when somebody needs them.
+async fn connect_tls(endpoint: &Endpoint, limits: &Limits) -> Result<Transport, (Reason, &'static str)> {
+    static CONNECTOR: OnceLock<TransportConnector> = OnceLock::new();
+    let connector = CONNECTOR.get_or_init(|| TransportConnector::new(None));
+    let opened = async { connector.new_stream(&peer(endpoint, limits)?).await };
+    opened.await.map(Transport::Tls).map_err(|error| connect_failure(&error))
+}
+
+/// An unused connection.
+struct Unused {
+    transport: Transport,
+    since: Instant,
+}
+
+/// The unused connections to one endpoint.
+struct Shelf {
+    /// Only weak: the table decides how long an endpoint lives.
+    endpoint: Weak<Endpoint>,
+    /// The one used last is at the end, and used next.
+    unused: Vec<Unused>,
+}
+
+/// A worker's unused connections.
+#[derive(Default)]
+struct Pool {
+    /// By the endpoint's address in memory, which nobody else gets while the shelf refers to it.
+    shelves: HashMap<usize, Shelf, RandomState>,
+    count: usize,
+    sweeper: Option<Waker>,
+}
+
+thread_local! {
+    static POOL: RefCell<Pool> = RefCell::default();
+}
+
+fn place(endpoint: &Arc<Endpoint>) -> usize {
+    Arc::as_ptr(endpoint) as usize
+}
+
+impl Pool {
+    fn put(&mut self, endpoint: &Arc<Endpoint>, transport: Transport) {
+        if self.count >= KEPT {
+            return;
+        }
+        self.count += 1;
+        let shelf = self
+            .shelves
+            .entry(place(endpoint))
+            .or_insert_with(|| Shelf { endpoint: Arc::downgrade(endpoint), unused: Vec::new() });
+        shelf.unused.push(Unused { transport, since: Instant::now() });
+        if let Some(sweeper) = self.sweeper.take() {
+            sweeper.wake();
+        }
+    }
+
+    fn take(&mut self, endpoint: &Arc<Endpoint>) -> Option<Transport> {
+        let shelf = self.shelves.get_mut(&place(endpoint))?;
+        while let Some(mut unused) = shelf.unused.pop() {
+            self.count -= 1;
+            if unused.transport.is_quiet() {
+                return Some(unused.transport);
+            }
+        }
+        None
+    }
+
+    /// Closes what was unused for too long, what the upstream closed, and what leads to an endpoint
+    /// that is gone.
+    fn sweep(&mut self, limit: Duration) {
+        self.shelves.retain(|_, shelf| {
+            if shelf.endpoint.strong_count() == 0 {
+                return false;
+            }
+            shelf.unused.retain_mut(|unused| unused.since.elapsed() < limit && unused.transport.is_quiet());
+            !shelf.unused.is_empty()
+        });
+        self.count = self.shelves.values().map(|shelf| shelf.unused.len()).sum();
+    }
+}
+
+impl Transport {
+    /// Whether the upstream neither closed the connection nor sent what nobody asked for.
+    fn is_quiet(&mut self) -> bool {
+        let mut byte = [0];
+        let mut cx = Context::from_waker(Waker::noop());
+        Pin::new(self).poll_read(&mut cx, &mut ReadBuf::new(&mut byte)).is_pending()
+    }
+}
+
+fn take(endpoint: &Arc<Endpoint>) -> Option<Transport> {
+    POOL.with_borrow_mut(|pool| pool.take(endpoint))
+}
+
+/// Closes this thread's connections that are of no use any more; never ends. `limit` is how long
+/// one is kept unused.
+pub async fn sweep(limit: Duration) {
+    loop {
+        // While there is nothing to watch, nothing runs.
+        std::future::poll_fn(|cx| {
+            POOL.with_borrow_mut(|pool| match pool.count {
+                0 => {
+                    pool.sweeper = Some(cx.waker().clone());
+                    Poll::Pending
+                }
+                _ => Poll::Ready(()),
+            })
+        })
+        .await;
+        tokio::time::sleep(SWEEP).await;
+        POOL.with_borrow_mut(|pool| pool.sweep(limit));
+    }
+}
