@@ -180,10 +180,6 @@ pub struct Served<'t, U> {
 
 /// What is to be done with a request.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "boxing what every request gets would cost each one an allocation"
-)]
 pub enum Decision<'t, U> {
     /// Serve it.
     Serve(Served<'t, U>),
