@@ -200,7 +200,7 @@ mod tests {
         ] {
             let mut out = Vec::new();
             parse(head.as_bytes(), false, |head| {
-                head.copy(&mut out, |name| name.eq_ignore_ascii_case("x-gone"))
+                head.copy(&mut out, |name| name.eq_ignore_ascii_case("x-gone"));
             })
             .expect("right")
             .expect("complete");

@@ -219,7 +219,7 @@ async fn lend<S: IO + 'static>(
     worker: &Worker,
 ) -> Option<Conn<S>> {
     // It was parsed before: it is right and complete.
-    let head = request::parse(conn.ahead().filled(), |head| head.in_origin_form()).ok()??;
+    let head = request::parse(conn.ahead().filled(), request::in_origin_form).ok()??;
     conn.ahead().consume(length);
     conn.lend(head.clone(), body);
     let mut session = ServerSession::new_http1(Box::new(conn));
