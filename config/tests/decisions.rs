@@ -313,11 +313,9 @@ fn edits(
         panic!("not served")
     };
     let edits = Edits::serve(&served, lines());
-    let baggage = match edits.baggage {
-        BaggageEdit::Untouched => None,
-        BaggageEdit::Remove => Some(String::new()),
-        BaggageEdit::Set(line) => Some(String::from_utf8(line).unwrap()),
-    };
+    let mut line = Vec::new();
+    edits.write_baggage(&mut line);
+    let baggage = (edits.baggage != BaggageEdit::Untouched).then(|| String::from_utf8(line).unwrap());
     (edits.key.map(|keys| keys.as_str().to_owned()), baggage, edits.hop.map(|id| id.to_string()))
 }
 

@@ -3,8 +3,8 @@
 use overlane_config::carrier::{self, baggage};
 use overlane_config::name::{EnvironmentId, HeaderName, ServiceName};
 use overlane_config::route::{
-    self, BaggageEdit, Decision, Edits, HOP_HEADER, Listener, REQUIRE_HEADER, ROUTE_HEADER, Refusal, Request,
-    Role, Served, Step, To, Tried,
+    self, Decision, Edits, HOP_HEADER, Listener, REQUIRE_HEADER, ROUTE_HEADER, Refusal, Request, Role,
+    Served, Step, To, Tried,
 };
 use overlane_config::table::RoutingTable;
 use overlane_config::time::UnixMillis;
@@ -202,10 +202,10 @@ fn serve<U>(
 /// The overlay headers that go upstream, as `name: value` pairs.
 fn headers(edits: &Edits, key_header: &str) -> Vec<(String, String)> {
     let key = edits.key.as_ref().map(|keys| (key_header.to_owned(), keys.as_str().to_owned()));
-    let baggage = match &edits.baggage {
-        BaggageEdit::Set(line) => Some(("baggage".to_owned(), String::from_utf8_lossy(line).into_owned())),
-        BaggageEdit::Untouched | BaggageEdit::Remove => None,
-    };
+    let mut line = Vec::new();
+    let baggage = edits
+        .write_baggage(&mut line)
+        .then(|| ("baggage".to_owned(), String::from_utf8_lossy(&line).into_owned()));
     let hop = edits.hop.as_ref().map(|environment| (HOP_HEADER.to_owned(), environment.to_string()));
     key.into_iter().chain(baggage).chain(hop).collect()
 }

@@ -32,12 +32,14 @@ pub fn read<'l>(lines: impl IntoIterator<Item = &'l [u8]>) -> Result<Option<Keys
 /// Beyond 64 members or 8,192 bytes, whole foreign members are dropped from the end; ours never is.
 #[must_use]
 pub fn rewrite<'l>(lines: impl IntoIterator<Item = &'l [u8]>, keys: Option<&Keys>) -> Option<Vec<u8>> {
-    let own = keys.map(|keys| format!("{MEMBER}={}", keys.as_str().replace(", ", "%2C")));
-    let room = MAX_BYTES - own.as_ref().map_or(0, |own| own.len() + 1);
-    let most = MAX_MEMBERS - usize::from(own.is_some());
+    let mut own = Vec::new();
+    if let Some(keys) = keys {
+        write_own(keys, &mut own);
+    }
+    let room = MAX_BYTES - if own.is_empty() { 0 } else { own.len() + 1 };
+    let most = MAX_MEMBERS - usize::from(keys.is_some());
     let mut line = Vec::new();
-    let foreign = lines.into_iter().flat_map(members).filter(|member| ours(member).is_none());
-    for member in foreign.take(most) {
+    for member in foreign(lines).take(most) {
         if line.len() + 1 + member.len() > room {
             continue;
         }
@@ -46,13 +48,25 @@ pub fn rewrite<'l>(lines: impl IntoIterator<Item = &'l [u8]>, keys: Option<&Keys
         }
         line.extend_from_slice(member);
     }
-    if let Some(own) = own {
-        if !line.is_empty() {
-            line.push(b',');
-        }
-        line.extend_from_slice(own.as_bytes());
+    if !own.is_empty() && !line.is_empty() {
+        line.push(b',');
     }
+    line.append(&mut own);
     (!line.is_empty()).then_some(line)
+}
+
+/// Appends our own member to `out`.
+pub fn write_own(keys: &Keys, out: &mut Vec<u8>) {
+    out.extend_from_slice(MEMBER.as_bytes());
+    for (number, id) in keys.iter().enumerate() {
+        out.extend_from_slice(if number == 0 { b"=" } else { b"%2C" });
+        out.extend_from_slice(id.as_bytes());
+    }
+}
+
+/// The members that are not ours.
+pub fn foreign<'l>(lines: impl IntoIterator<Item = &'l [u8]>) -> impl Iterator<Item = &'l [u8]> {
+    lines.into_iter().flat_map(members).filter(|member| ours(member).is_none())
 }
 
 /// The list members of one line, without surrounding white space; empty ones are skipped.

@@ -9,6 +9,8 @@ use crate::name::EnvironmentId;
 pub enum BaggageEdit {
     /// Leave it as it came.
     Untouched,
+    /// Replace all lines by our own member, with the key that the request travels on with.
+    Own,
     /// Replace all lines by this one.
     Set(Vec<u8>),
     /// Remove it.
@@ -46,6 +48,16 @@ impl Edits {
         }
     }
 
+    /// Appends the line that `baggage` becomes to `out`; false where it has none, or is left as it came.
+    pub fn write_baggage(&self, out: &mut Vec<u8>) -> bool {
+        match (&self.baggage, &self.key) {
+            (BaggageEdit::Own, Some(keys)) => baggage::write_own(keys, out),
+            (BaggageEdit::Set(line), _) => out.extend_from_slice(line),
+            _ => return false,
+        }
+        true
+    }
+
     /// The edits for a request that passes through: nothing of ours leaves.
     pub fn pass_through<'l>(lines: impl Iterator<Item = &'l [u8]> + Clone) -> Self {
         Self { key: None, baggage: edit_baggage(lines, None), hop: None, require: false }
@@ -53,6 +65,9 @@ impl Edits {
 }
 
 fn edit_baggage<'l>(lines: impl Iterator<Item = &'l [u8]> + Clone, keys: Option<&Keys>) -> BaggageEdit {
+    if keys.is_some() && baggage::foreign(lines.clone()).next().is_none() {
+        return BaggageEdit::Own;
+    }
     let ours = baggage::read(lines.clone());
     match (keys, ours) {
         // No key, and no member of ours or one that means nothing to us: it travels untouched.

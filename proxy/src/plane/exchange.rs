@@ -5,11 +5,14 @@
 //! request keeps its own.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io::Write;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use foldhash::fast::RandomState;
 use overlane_config::blueprint::OnUnavailable;
 use overlane_config::carrier::{self, Keys, baggage};
 use overlane_config::lineage::Policy;
@@ -31,6 +34,8 @@ use crate::upstream::{Address, Endpoint, Upstream};
 
 /// How long a held request waits before it looks again, where nothing wakes it earlier.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// Hosts that a worker knows of those that requests pass through to.
+const MAX_OUTSIDE: usize = 1024;
 /// How long a request that passes through waits for its host's name and connection.
 const PASS_THROUGH_HOLD: Duration = Duration::from_secs(5);
 
@@ -248,8 +253,11 @@ impl Exchange {
         if edits.require {
             head.values(REQUIRE_HEADER).for_each(|value| line(out, REQUIRE_HEADER, value));
         }
-        if let BaggageEdit::Set(members) = &edits.baggage {
-            line(out, "baggage", members);
+        let before = out.len();
+        out.extend_from_slice(b"baggage: ");
+        match edits.write_baggage(out) {
+            true => out.extend_from_slice(b"\r\n"),
+            false => out.truncate(before),
         }
         if self.forwards() {
             self.add_forwarded(head, out);
@@ -329,11 +337,21 @@ impl Exchange {
     /// # Errors
     /// The answer to give.
     pub async fn endpoint(&mut self, head: &[u8]) -> Result<Arc<Endpoint>, Refused> {
-        let found = self.find_endpoint(head).await;
+        if let Some(endpoint) = self.endpoint_now() {
+            return Ok(endpoint);
+        }
+        // Boxed: it is rare, and would be part of every request's memory.
+        let found = Box::pin(self.find_endpoint(head)).await;
         if let Err(Refused(answer)) = &found {
             self.failed = Some(answer.reason);
         }
         found
+    }
+
+    /// Where to connect, if nothing has to be waited for.
+    fn endpoint_now(&mut self) -> Option<Arc<Endpoint>> {
+        let endpoint = self.target.as_ref().ok()?.upstream.pick().ok()?;
+        self.chosen(endpoint).ok()
     }
 
     async fn find_endpoint(&mut self, head: &[u8]) -> Result<Arc<Endpoint>, Refused> {
@@ -621,11 +639,32 @@ fn pass_through(plane: &Plane, authority: &str, edits: Edits) -> Result<Target, 
         ));
     }
     Ok(Target {
-        upstream: Upstream::new(Arc::new([url]), &plane.names, false),
+        upstream: outside(url, plane),
         application: false,
         edits,
         policy: Policy { on_unavailable: OnUnavailable::Fail, hold_for: PASS_THROUGH_HOLD },
         receipt: None,
         overlay: None,
+    })
+}
+
+thread_local! {
+    /// The hosts that this worker's requests pass through to, so that their names are resolved and
+    /// their connections kept as those of services are.
+    static OUTSIDE: RefCell<HashMap<Url, Arc<Upstream>, RandomState>> = RefCell::default();
+}
+
+fn outside(url: Url, plane: &Plane) -> Arc<Upstream> {
+    OUTSIDE.with_borrow_mut(|known| {
+        if let Some(upstream) = known.get(&url) {
+            return upstream.clone();
+        }
+        // Whoever calls ever new hosts gains nothing by their being known.
+        if known.len() >= MAX_OUTSIDE {
+            known.clear();
+        }
+        let upstream = Upstream::new(Arc::new([url.clone()]), &plane.names, false);
+        known.insert(url, upstream.clone());
+        upstream
     })
 }

@@ -70,40 +70,41 @@ pub enum Carried {
 }
 
 /// Carries the request at the start of what was read from `conn`.
-pub async fn carry<S: IO + 'static>(
-    conn: &mut Conn<S>,
-    mut exchange: Box<Exchange>,
-    shape: Shape,
-) -> Carried {
+///
+/// What is rare is boxed: a connection's memory is that of the largest thing that it may do.
+pub async fn carry<S: IO + 'static>(conn: &mut Conn<S>, mut exchange: Exchange, shape: Shape) -> Carried {
     if let Some(refusal) = exchange.refusal().cloned() {
-        return answer(conn, &exchange, &refusal, shape).await;
+        return Box::pin(answer(conn, &exchange, &refusal, shape)).await;
     }
     let mut text = Text::default();
-    let mut fresh = false;
+    let mut again = false;
     loop {
-        let unread = if fresh { &[] } else { &conn.ahead().filled()[..shape.head] };
+        let unread = if again { &[] } else { &conn.ahead().filled()[..shape.head] };
         let endpoint = match exchange.endpoint(unread).await {
             Ok(endpoint) => endpoint,
-            Err(Refused(refusal)) => return answer(conn, &exchange, &refusal, shape).await,
+            Err(Refused(refusal)) => return Box::pin(answer(conn, &exchange, &refusal, shape)).await,
         };
         if endpoint.url.scheme == Scheme::H2c {
-            return Carried::Another(exchange);
+            return Carried::Another(Box::new(exchange));
         }
-        let mut link = match Link::to(&endpoint, exchange.limits(), fresh).await {
-            Ok(link) => link,
-            Err((reason, why)) => {
-                exchange.connect_failed(reason, why);
-                continue;
-            }
+        let unused = if again { None } else { Link::unused(&endpoint) };
+        let mut link = match unused {
+            Some(link) => link,
+            None => match Box::pin(Link::new(&endpoint, exchange.limits())).await {
+                Ok(link) => link,
+                Err((reason, why)) => {
+                    exchange.connect_failed(reason, why);
+                    continue;
+                }
+            },
         };
-        if !fresh {
+        if !again {
             exchange.sending();
             write_head(&mut text, conn.ahead().filled(), &exchange);
             conn.ahead().consume(shape.head);
         }
         let mut relay = Relay::new(conn, &mut link, &exchange, shape, &text);
-        let outcome = poll_fn(|cx| relay.poll(cx)).await;
-        match outcome {
+        match poll_fn(|cx| relay.poll(cx)).await {
             Ok(Outcome { status, reusable, close, linger }) => {
                 if reusable {
                     link.keep(&endpoint);
@@ -112,10 +113,12 @@ pub async fn carry<S: IO + 'static>(
                 return if close { Carried::Over { linger } } else { Carried::Ready };
             }
             // An unused connection that the upstream had closed (docs/decisions/0009).
-            Err((Failure::UpstreamClosed, 0)) if link.reused && !link.heard && !fresh && shape.repeatable => {
-                fresh = true;
+            Err((Failure::UpstreamClosed, 0)) if link.reused && !link.heard && shape.repeatable => {
+                again = true;
             }
-            Err((failure, status)) => return failed(conn, &exchange, failure, status, shape).await,
+            Err((failure, status)) => {
+                return Box::pin(failed(conn, &exchange, failure, status, shape)).await;
+            }
         }
     }
 }

@@ -92,18 +92,18 @@ pub struct Link {
 }
 
 impl Link {
-    /// A connection to `endpoint`: an unused one where there is one that lives, else a new one.
+    /// An unused connection to `endpoint` that lives.
+    #[must_use]
+    pub fn unused(endpoint: &Arc<Endpoint>) -> Option<Self> {
+        let transport = POOL.with_borrow_mut(|pool| pool.take(endpoint))?;
+        Some(Self { transport, ahead: Buffer::default(), reused: true, heard: false })
+    }
+
+    /// A new connection to `endpoint`.
     ///
     /// # Errors
     /// Why none could be made, as a reason and in words.
-    pub async fn to(
-        endpoint: &Arc<Endpoint>,
-        limits: &Limits,
-        fresh: bool,
-    ) -> Result<Self, (Reason, &'static str)> {
-        if !fresh && let Some(transport) = take(endpoint) {
-            return Ok(Self { transport, ahead: Buffer::default(), reused: true, heard: false });
-        }
+    pub async fn new(endpoint: &Endpoint, limits: &Limits) -> Result<Self, (Reason, &'static str)> {
         let transport = connect(endpoint, limits).await?;
         Ok(Self { transport, ahead: Buffer::default(), reused: false, heard: false })
     }
@@ -251,10 +251,6 @@ impl Transport {
         let mut cx = Context::from_waker(Waker::noop());
         Pin::new(self).poll_read(&mut cx, &mut ReadBuf::new(&mut byte)).is_pending()
     }
-}
-
-fn take(endpoint: &Arc<Endpoint>) -> Option<Transport> {
-    POOL.with_borrow_mut(|pool| pool.take(endpoint))
 }
 
 /// Closes this thread's connections that are of no use any more; never ends. `limit` is how long

@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
+use std::time::Duration;
 
 use pingora_core::apps::HttpServerApp;
 use pingora_core::protocols::IO;
@@ -28,6 +29,8 @@ use crate::metrics::{Event, count};
 
 /// How much a client may still send after it was refused, so that it reads the answer before a reset.
 const LINGER_BYTES: usize = 256 * 1024;
+/// For how long a connection between two requests keeps what it needs to serve one.
+const BUSY: Duration = Duration::from_secs(1);
 /// Seconds that Pingora believes a connection may be idle; the idle deadline is ours.
 const KEEPALIVE: u64 = 60;
 
@@ -60,7 +63,7 @@ impl Worker {
 
 /// A request whose head was read and decided.
 struct Next {
-    exchange: Box<Exchange>,
+    exchange: Exchange,
     /// How the express engine sees it; `None` where it is Pingora's.
     shape: Option<Shape>,
     /// How many bytes its head has.
@@ -69,81 +72,91 @@ struct Next {
     body: Option<u64>,
 }
 
+/// What came of waiting for a request's first byte.
+enum Awaited {
+    Begun,
+    Nothing,
+    /// The connection is over.
+    Closed,
+}
+
 /// Serves a connection until it ends.
 pub async fn serve<S: IO + 'static>(mut conn: Conn<S>, gate: Arc<Gate>, client: IpAddr, worker: Arc<Worker>) {
     let limits = &worker.plane.limits;
-    conn.deadline().arm(limits.head);
-    let mut first = true;
-    while has_begun(&mut conn, first).await {
-        if !first {
-            conn.deadline().arm(limits.head);
-        }
-        first = false;
-        // Boxed, so that an idle connection is small.
-        match Box::pin(serve_requests(conn, &gate, client, &worker)).await {
+    let (mut first, mut limit) = (true, limits.head);
+    while let Awaited::Begun = first_byte(&mut conn, first, limit).await {
+        // Boxed while it is busy, so that an idle connection is small.
+        match Box::pin(serve_requests(conn, &gate, client, &worker, first)).await {
             Some(back) => conn = back,
             None => return,
         }
-        conn.deadline().arm(limits.idle);
+        (first, limit) = (false, limits.idle.saturating_sub(BUSY));
     }
 }
 
-/// Waits for the first byte of a request; false where the connection is over. Holds no buffer.
-async fn has_begun<S: IO + 'static>(conn: &mut Conn<S>, first: bool) -> bool {
+/// Waits for the first byte of a request, at most for `limit`. Holds no buffer.
+async fn first_byte<S: IO + 'static>(conn: &mut Conn<S>, first: bool, limit: Duration) -> Awaited {
+    conn.deadline().arm(limit);
     poll_fn(|cx| {
         // Who was just accepted gets an answer, also from a process that was told to stop.
         if !first && is_draining() {
-            return Poll::Ready(false);
+            return Poll::Ready(Awaited::Closed);
         }
         match conn.poll_fill(cx, Want::Head) {
-            Poll::Ready(read) => Poll::Ready(read.is_ok_and(|read| read > 0)),
-            Poll::Pending => conn.deadline().poll(cx).map(|()| false),
+            Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Awaited::Closed),
+            Poll::Ready(Ok(_)) => Poll::Ready(Awaited::Begun),
+            Poll::Pending => conn.deadline().poll(cx).map(|()| Awaited::Nothing),
         }
     })
     .await
 }
 
-/// Serves what was read, and what is pipelined behind it. Returns the connection when it is idle
-/// again, `None` when it is over.
+/// Serves what was read, and what follows soon. Returns the connection when nothing does, `None` when
+/// it is over.
 async fn serve_requests<S: IO + 'static>(
     mut conn: Conn<S>,
     gate: &Arc<Gate>,
     client: IpAddr,
     worker: &Arc<Worker>,
+    mut first: bool,
 ) -> Option<Conn<S>> {
     loop {
-        let next = match next_request(&mut conn, gate, client, worker).await {
+        let next = match next_request(&mut conn, gate, client, worker, first).await {
             Ok(next) => next?,
             Err(answer) => {
-                refuse(conn, &answer, gate, client, worker).await;
+                Box::pin(refuse(conn, &answer, gate, client, worker)).await;
                 return None;
             }
         };
-        let carried = match next {
-            Next { exchange, shape: Some(shape), .. } => express::carry(&mut conn, exchange, shape).await,
-            Next { exchange, .. } => Carried::Another(exchange),
+        let (head, body) = (next.head, next.body);
+        let carried = match next.shape {
+            Some(shape) => express::carry(&mut conn, next.exchange, shape).await,
+            None => Carried::Another(Box::new(next.exchange)),
         };
         match carried {
             Carried::Ready => {}
             Carried::Over { linger } => {
                 if linger {
-                    drain(&mut conn, worker).await;
+                    Box::pin(drain(&mut conn, worker)).await;
                 }
                 return None;
             }
             Carried::Another(exchange) => {
-                conn = Box::pin(lend(conn, *exchange, next.head, next.body, worker)).await?;
+                conn = Box::pin(lend(conn, exchange, head, body, worker)).await?;
             }
         }
+        first = false;
         if conn.ahead().is_empty() {
-            return Some(conn);
+            match first_byte(&mut conn, false, BUSY.min(worker.plane.limits.idle)).await {
+                Awaited::Begun => {}
+                Awaited::Nothing => return Some(conn),
+                Awaited::Closed => return None,
+            }
         }
-        conn.deadline().arm(worker.plane.limits.head);
     }
 }
 
-/// Reads a whole head within the deadline that is running, and decides it; `None` where the client
-/// closed the connection before there was one.
+/// A whole head, decided; `None` where the client closed the connection before there was one.
 ///
 /// # Errors
 /// The answer with which it is refused.
@@ -152,38 +165,60 @@ async fn next_request<S: IO + 'static>(
     gate: &Arc<Gate>,
     client: IpAddr,
     worker: &Arc<Worker>,
+    first: bool,
 ) -> Result<Option<Next>, Answer> {
-    let limit = worker.plane.limits.head_bytes;
     let mut searched = 0;
-    loop {
-        skip_empty_lines(conn);
-        let read = conn.ahead().filled();
-        // Parsing again and again what comes byte by byte would be quadratic.
-        if !read.is_empty() && (searched == 0 || has_end(read, searched)) {
-            match request::parse(read, |head| next(&worker.plane, gate, client, head)) {
-                Ok(None) => {}
-                Ok(Some(Ok(next))) if next.head > limit => return Err(too_large(limit)),
-                Ok(Some(next)) => return next.map(Some),
-                Err(malformed) => return Err(refusal_of(malformed, read)),
-            }
-        }
-        searched = read.len();
-        if searched > limit {
-            return Err(too_large(limit));
-        }
-        let more = poll_fn(|cx| match conn.poll_fill(cx, Want::Head) {
-            Poll::Ready(read) => Poll::Ready(Some(read.is_ok_and(|read| read > 0))),
-            Poll::Pending => conn.deadline().poll(cx).map(|()| None),
-        });
-        match more.await {
-            Some(true) => {}
-            Some(false) => return Ok(None),
-            None => {
-                let what = "the request's head did not arrive in time";
-                return Err(Answer::plain(408, "http_request_error", "timeout", what));
-            }
+    if let Some(next) = read_request(conn, gate, client, worker, &mut searched)? {
+        return Ok(Some(next));
+    }
+    // The first head's deadline runs since the connection was accepted.
+    if !first {
+        conn.deadline().arm(worker.plane.limits.head);
+    }
+    while await_more(conn).await? {
+        if let Some(next) = read_request(conn, gate, client, worker, &mut searched)? {
+            return Ok(Some(next));
         }
     }
+    Ok(None)
+}
+
+/// Reads more of a head; false where the client closed the connection.
+async fn await_more<S: IO + 'static>(conn: &mut Conn<S>) -> Result<bool, Answer> {
+    let late = || {
+        let what = "the request's head did not arrive in time";
+        Err(Answer::plain(408, "http_request_error", "timeout", what))
+    };
+    poll_fn(|cx| match conn.poll_fill(cx, Want::Head) {
+        Poll::Ready(read) => Poll::Ready(Ok(read.is_ok_and(|read| read > 0))),
+        Poll::Pending => conn.deadline().poll(cx).map(|()| late()),
+    })
+    .await
+}
+
+/// Parses and decides what was read; `None` where the head is not complete, of which so much was
+/// `searched` for its end.
+fn read_request<S: IO + 'static>(
+    conn: &mut Conn<S>,
+    gate: &Arc<Gate>,
+    client: IpAddr,
+    worker: &Arc<Worker>,
+    searched: &mut usize,
+) -> Result<Option<Next>, Answer> {
+    let limit = worker.plane.limits.head_bytes;
+    skip_empty_lines(conn);
+    let read = conn.ahead().filled();
+    // Parsing again and again what comes byte by byte would be quadratic.
+    if *searched == 0 || has_end(read, *searched) {
+        match request::parse(read, |head| next(&worker.plane, gate, client, head)) {
+            Ok(None) => {}
+            Ok(Some(Ok(next))) if next.head > limit => return Err(too_large(limit)),
+            Ok(Some(next)) => return next.map(Some),
+            Err(malformed) => return Err(refusal_of(malformed, read)),
+        }
+    }
+    *searched = read.len();
+    if *searched > limit { Err(too_large(limit)) } else { Ok(None) }
 }
 
 /// Decides a request, and which engine carries it.
@@ -199,7 +234,7 @@ fn next(plane: &Arc<Plane>, gate: &Arc<Gate>, client: IpAddr, head: &Head<'_>) -
         _ => None,
     };
     let shape = if plane.engine == EngineChoice::Auto { Shape::of(head) } else { None };
-    let exchange = Box::new(Exchange::new(plane, gate, head, client));
+    let exchange = Exchange::new(plane, gate, head, client);
     Ok(Next { exchange, shape, head: head.length, body })
 }
 
@@ -213,7 +248,7 @@ fn skip_empty_lines<S: IO + 'static>(conn: &mut Conn<S>) {
 /// Lends the connection to Pingora for one request; `None` where it does not come back.
 async fn lend<S: IO + 'static>(
     mut conn: Conn<S>,
-    exchange: Exchange,
+    exchange: Box<Exchange>,
     length: usize,
     body: Option<u64>,
     worker: &Worker,
@@ -224,7 +259,7 @@ async fn lend<S: IO + 'static>(
     conn.lend(head.clone(), body);
     let mut session = ServerSession::new_http1(Box::new(conn));
     session.set_keepalive(Some(KEEPALIVE));
-    session.set_connection_user_context(Some(Box::new(Lent { exchange, head })));
+    session.set_connection_user_context(Some(Box::new(Lent { exchange: *exchange, head })));
     let back = worker.pingora().process_new_http(session, &worker.draining).await?;
     let (stream, _) = back.consume();
     let mut conn = *stream.into_any().downcast::<Conn<S>>().ok()?;
