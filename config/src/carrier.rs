@@ -8,6 +8,8 @@ pub mod header;
 
 use std::fmt;
 
+use arrayvec::ArrayString;
+
 use crate::name::{MAX_LABEL, is_label, printable};
 
 /// The most ids that one request may name.
@@ -20,7 +22,7 @@ pub struct Keys(Ids);
 /// One id, as nearly every request has it, is kept inline: reading it allocates nothing.
 #[derive(Clone, PartialEq, Eq)]
 enum Ids {
-    One { length: u8, bytes: [u8; MAX_LABEL] },
+    One(ArrayString<MAX_LABEL>),
     Several(Box<str>),
 }
 
@@ -111,25 +113,32 @@ impl Keys {
 
     /// The ids, in order.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
-        self.as_str().split(", ")
+        let mut rest = Some(self.as_str());
+        std::iter::from_fn(move || {
+            let text = rest?;
+            let (id, after) = match &self.0 {
+                Ids::One(_) => (text, None),
+                Ids::Several(_) => {
+                    text.split_once(", ").map_or((text, None), |(id, after)| (id, Some(after)))
+                }
+            };
+            rest = after;
+            Some(id)
+        })
     }
 
     /// The ids as they leave in a header: `a, b`.
     #[must_use]
     pub fn as_str(&self) -> &str {
         match &self.0 {
-            Ids::One { length, bytes } => {
-                std::str::from_utf8(&bytes[..usize::from(*length)]).unwrap_or_default()
-            }
+            Ids::One(id) => id,
             Ids::Several(text) => text,
         }
     }
 
     /// `id` is a label: it fits.
     fn inline(id: &str) -> Self {
-        let mut bytes = [0; MAX_LABEL];
-        bytes[..id.len()].copy_from_slice(id.as_bytes());
-        Self(Ids::One { length: u8::try_from(id.len()).unwrap_or_default(), bytes })
+        Self(Ids::One(ArrayString::from(id).unwrap_or_default()))
     }
 
     fn followed_by(&self, id: &str) -> Self {

@@ -214,7 +214,8 @@ impl<U> Environment<U> {
 pub struct RoutingTable<U> {
     environments: Environments<U>,
     baselines: BTreeSet<EnvironmentId>,
-    sole: Option<EnvironmentId>,
+    /// The baseline of listeners that are told none, found without a search.
+    sole: Option<(EnvironmentId, Arc<Environment<U>>)>,
 }
 
 impl<U> Clone for RoutingTable<U> {
@@ -271,7 +272,11 @@ impl<U> RoutingTable<U> {
     /// no traffic.
     #[must_use]
     pub fn baseline(&self, told: Option<&EnvironmentId>) -> Option<&Baseline<U>> {
-        match self.environments.get(told.or(self.sole.as_ref())?)?.as_ref() {
+        let environment = match told {
+            Some(told) => self.environments.get(told)?,
+            None => &self.sole.as_ref()?.1,
+        };
+        match environment.as_ref() {
             Environment::Baseline(baseline) => Some(baseline),
             _ => None,
         }
@@ -325,11 +330,12 @@ impl<U> RoutingTable<U> {
             }
             next.environments.insert(id.clone(), Arc::new(environment));
         }
-        next.sole = match &next.sole {
-            Some(sole) if next.baselines.contains(sole) => next.sole,
-            _ if next.baselines.len() == 1 => next.baselines.first().cloned(),
+        let sole = match &next.sole {
+            Some((sole, _)) if next.baselines.contains(sole) => Some(sole),
+            _ if next.baselines.len() == 1 => next.baselines.first(),
             _ => None,
         };
+        next.sole = sole.and_then(|sole| Some((sole.clone(), next.environments.get(sole)?.clone())));
         next
     }
 }

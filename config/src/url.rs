@@ -89,6 +89,17 @@ impl FromStr for Url {
     }
 }
 
+/// The bytes of a host name.
+const HOST: [bool; 256] = {
+    let mut host = [false; 256];
+    let mut byte = 0u8;
+    while byte < 128 {
+        host[byte as usize] = byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+        byte += 1;
+    }
+    host
+};
+
 /// Splits `host`, `host:port`, `[v6]` or `[v6]:port`; the host comes without brackets.
 ///
 /// # Errors
@@ -112,8 +123,7 @@ pub fn split_authority(authority: &str) -> Result<(&str, Option<u16>), String> {
                 Some((host, port)) => (host, Some(port)),
                 None => (authority, None),
             };
-            let fine = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
-            if host.is_empty() || host.len() > 253 || !host.bytes().all(fine) {
+            if host.is_empty() || host.len() > 253 || !host.bytes().all(|byte| HOST[usize::from(byte)]) {
                 return Err(format!("`{}` is not a host name", printable(host, 60)));
             }
             (host, port)

@@ -48,16 +48,22 @@ pub struct Fields<'b> {
     /// The whole head, its empty line included.
     head: &'b [u8],
     list: &'b [Header<'b>],
-    /// Whether there is a `Connection` field that says more than `keep-alive` or `close`.
+    /// Whether `Connection` says `close`.
+    close: bool,
+    /// Whether `Connection` says more than `keep-alive` or `close`.
     nominates: bool,
 }
 
 impl<'b> Fields<'b> {
     fn new(head: &'b [u8], list: &'b [Header<'b>]) -> Self {
-        let mut fields = Self { head, list, nominates: false };
-        fields.nominates = fields.connection_options().any(|option| {
-            !option.eq_ignore_ascii_case(b"keep-alive") && !option.eq_ignore_ascii_case(b"close")
-        });
+        let mut fields = Self { head, list, close: false, nominates: false };
+        for option in fields.connection_options() {
+            if option.eq_ignore_ascii_case(b"close") {
+                fields.close = true;
+            } else if !option.eq_ignore_ascii_case(b"keep-alive") {
+                fields.nominates = true;
+            }
+        }
         fields
     }
 
@@ -69,10 +75,6 @@ impl<'b> Fields<'b> {
     /// The options of `Connection`, without white space.
     pub fn connection_options(&self) -> impl Iterator<Item = &'b [u8]> + Clone + use<'b> {
         self.values("connection").flat_map(members)
-    }
-
-    fn has_option(&self, option: &str) -> bool {
-        self.connection_options().any(|own| own.eq_ignore_ascii_case(option.as_bytes()))
     }
 
     /// Whether a field is for this hop only (RFC 9110, section 7.6.1). What frames and addresses the
@@ -91,7 +93,8 @@ impl<'b> Fields<'b> {
 
     fn is_nominated(&self, name: &str) -> bool {
         const NEVER: [&str; 3] = ["host", "content-length", "transfer-encoding"];
-        !NEVER.iter().any(|never| name.eq_ignore_ascii_case(never)) && self.has_option(name)
+        !NEVER.iter().any(|never| name.eq_ignore_ascii_case(never))
+            && self.connection_options().any(|own| own.eq_ignore_ascii_case(name.as_bytes()))
     }
 
     /// Appends the head from its byte `from` on to `out`, without the lines that are not kept and

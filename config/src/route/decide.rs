@@ -1,11 +1,13 @@
 //! The decision: from a request's key and address to who serves it.
 
+use arrayvec::ArrayVec;
+
 use super::{
     Decision, Listener, Problem, REQUIRE_HEADER, Reason, Refusal, Request, Role, Served, To, Trace, Tried,
     Via,
 };
 use crate::blueprint::{OnUnavailable, OnUnknown};
-use crate::carrier::Keys;
+use crate::carrier::{Keys, MAX_KEYS};
 use crate::diagnostic::did_you_mean;
 use crate::name::{EnvironmentId, ServiceName, printable};
 use crate::table::{Baseline, Environment, Exposure, Overlay, Owned, Route, RoutingTable, spellings};
@@ -47,7 +49,9 @@ pub fn decide<'t, U>(
         (None, None) if request.untrusted => {}
         (None, None) => trace.step(None, || "the request carries no key".to_owned()),
     }
-    let lookup = Lookup { table, baseline, keys, untrusted: request.untrusted, now, tried };
+    let mut lookup =
+        Lookup { table, baseline, keys, named: ArrayVec::new(), untrusted: request.untrusted, now, tried };
+    lookup.name();
     let decided = match &listener.role {
         Role::Gateway => lookup.gateway(request, trace),
         Role::Outbound { .. } => lookup.outbound(request, trace),
@@ -122,13 +126,23 @@ struct Lookup<'t, 'r, U> {
     table: &'t RoutingTable<U>,
     baseline: &'t Baseline<U>,
     keys: Option<&'r Keys>,
+    /// The ids of the key, and what each names.
+    named: ArrayVec<(&'r str, Named<'t, U>), MAX_KEYS>,
     untrusted: bool,
     now: UnixMillis,
     tried: &'r Tried,
 }
 
-impl<'t, U> Lookup<'t, '_, U> {
-    fn named(&self, id: &str) -> Named<'t, U> {
+impl<'t, 'r, U> Lookup<'t, 'r, U> {
+    /// Looks the key's ids up, once.
+    fn name(&mut self) {
+        for id in self.keys.into_iter().flat_map(Keys::iter) {
+            let named = self.find(id);
+            self.named.push((id, named));
+        }
+    }
+
+    fn find(&self, id: &str) -> Named<'t, U> {
         if id == self.baseline.id.as_str() {
             return Named::Baseline;
         }
@@ -145,21 +159,21 @@ impl<'t, U> Lookup<'t, '_, U> {
         }
     }
 
-    fn ids(&self) -> impl Iterator<Item = &str> {
-        self.keys.into_iter().flat_map(Keys::iter)
+    fn ids(&self) -> impl Iterator<Item = &'r str> {
+        self.named.iter().map(|(id, _)| *id)
     }
 
     /// The live overlays that the key names, in order.
     fn overlays(&self) -> impl Iterator<Item = &'t Overlay<U>> {
-        self.ids().filter_map(|id| match self.named(id) {
-            Named::Overlay(overlay) => Some(overlay),
+        self.named.iter().filter_map(|(_, named)| match named {
+            Named::Overlay(overlay) => Some(*overlay),
             _ => None,
         })
     }
 
     /// What is the matter with the first id that names nothing here.
     fn missed(&self) -> Option<Reason> {
-        self.ids().find_map(|id| match self.named(id) {
+        self.named.iter().find_map(|(_, named)| match named {
             Named::Expired(_) => Some(Reason::Expired),
             Named::Unknown => Some(Reason::Unknown),
             Named::Baseline | Named::Overlay(_) | Named::Broken(_) => None,
@@ -325,8 +339,8 @@ impl<'t, U> Lookup<'t, '_, U> {
     fn upstream(&self, service: &str, trace: &mut impl Trace) -> Result<Served<'t, U>, Refusal> {
         let mut missed = None;
         let mut known = None;
-        for id in self.ids() {
-            match self.ask(id, service, trace)? {
+        for (id, named) in &self.named {
+            match self.ask(id, named, service, trace)? {
                 Asked::Found { route, via, reason, key } => return Ok(self.served(route, via, reason, key)),
                 Asked::Unavailable(overlay) => {
                     let because = self.tried.because.unwrap_or(Reason::Unhealthy);
@@ -349,9 +363,15 @@ impl<'t, U> Lookup<'t, '_, U> {
     }
 
     /// What one id of the key says about `service`.
-    fn ask(&self, id: &str, service: &str, trace: &mut impl Trace) -> Result<Asked<'t, U>, Refusal> {
+    fn ask(
+        &self,
+        id: &str,
+        named: &Named<'t, U>,
+        service: &str,
+        trace: &mut impl Trace,
+    ) -> Result<Asked<'t, U>, Refusal> {
         let reject = self.baseline.on_unknown == OnUnknown::Reject;
-        match self.named(id) {
+        match *named {
             Named::Baseline => {
                 trace.step(Some(&self.baseline.declared), || format!("`{id}` is the baseline itself"));
                 Ok(match self.baseline.route(service) {
@@ -454,10 +474,15 @@ impl<'t, U> Lookup<'t, '_, U> {
 
     /// The keys that go upstream: all but those whose environment says `propagateHeader: false`.
     fn onward(&self) -> Option<Keys> {
-        self.keys?.filtered(|id| match self.named(id) {
+        let keys = self.keys?;
+        let propagates = |named: &Named<'t, U>| match named {
             Named::Overlay(overlay) | Named::Expired(overlay) => overlay.propagate,
             _ => self.baseline.propagate,
-        })
+        };
+        if self.named.iter().all(|(_, named)| propagates(named)) {
+            return Some(keys.clone());
+        }
+        keys.filtered(|id| self.named.iter().any(|(own, named)| *own == id && propagates(named)))
     }
 
     /// Holds `x-overlay-require` against who serves at this hop; it beats fallback.
@@ -543,7 +568,10 @@ fn lineage_of<U>(overlay: &Overlay<U>) -> String {
 
 /// The host of an authority, without port and trailing dot.
 fn host_of(authority: &str) -> &str {
-    let host = split_authority(authority).map_or(authority, |(host, _)| host);
+    let host = match authority.as_bytes() {
+        [b'[', ..] => split_authority(authority).map_or(authority, |(host, _)| host),
+        bytes => &authority[..bytes.iter().position(|byte| *byte == b':').unwrap_or(bytes.len())],
+    };
     host.strip_suffix('.').unwrap_or(host)
 }
 

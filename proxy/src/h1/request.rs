@@ -146,7 +146,7 @@ pub fn parse<R>(bytes: &[u8], with: impl FnOnce(&Head<'_>) -> R) -> Result<Optio
         absolute,
         upgrade: framing.upgrade,
         old: minor == 0,
-        close: fields.has_option("close"),
+        close: fields.close,
         fields,
     };
     Ok(Some(with(&head)))

@@ -87,7 +87,7 @@ pub fn parse<R>(
     };
     // What says that it has a body where none can be is not trusted with another exchange.
     let lying = (status < 200 || status == 204) && !matches!(framed, Body::UntilClose | Body::Length(0));
-    let reusable = minor == 1 && !lying && !matches!(body, Body::UntilClose) && !fields.has_option("close");
+    let reusable = minor == 1 && !lying && !matches!(body, Body::UntilClose) && !fields.close;
     Ok(Some(with(&Head { length, status, body, reusable, fields, minor })))
 }
 

@@ -34,6 +34,8 @@ pub struct Conn<S> {
     ended: bool,
     /// Passes when the client was silent for too long; armed by whoever waits for it.
     deadline: Deadline,
+    /// The same for what is to be sent to it.
+    response_deadline: Deadline,
     /// A head that a borrower reads before anything else.
     lent: Bytes,
     /// How many bytes the borrower may still read; then it sees only the end of the stream.
@@ -61,6 +63,7 @@ impl<S: IO + 'static> Conn<S> {
             ahead: Buffer::default(),
             ended: false,
             deadline: Deadline::default(),
+            response_deadline: Deadline::default(),
             lent: Bytes::new(),
             grant: None,
             unsent: BytesMut::new(),
@@ -84,6 +87,12 @@ impl<S: IO + 'static> Conn<S> {
     #[must_use]
     pub fn deadline(&self) -> &Deadline {
         &self.deadline
+    }
+
+    /// The deadline of what is to be sent to the client.
+    #[must_use]
+    pub fn response_deadline(&self) -> &Deadline {
+        &self.response_deadline
     }
 
     /// Prepares for a borrower: it reads `head` first, and then `body` bytes, or everything.

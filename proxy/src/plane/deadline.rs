@@ -38,14 +38,13 @@ thread_local! {
 }
 
 impl Watch {
-    fn now(&self) -> u64 {
-        let since = self.start.elapsed();
+    fn millis(&self, at: Instant) -> u64 {
+        let since = at.saturating_duration_since(self.start);
         since.as_secs() * 1000 + u64::from(since.subsec_millis())
     }
 
-    fn arm(&mut self, slot: usize, limit: Duration) {
-        let limit = u64::try_from(limit.as_millis()).unwrap_or(NEVER / 2);
-        let due = (self.now() + limit + GRAIN) & !(GRAIN - 1);
+    fn arm(&mut self, slot: usize, at: Instant) {
+        let due = (self.millis(at) + GRAIN) & !(GRAIN - 1);
         if let Some(slot) = self.slots.get_mut(slot) {
             slot.due = due;
         }
@@ -59,7 +58,7 @@ impl Watch {
 
     /// Wakes who is late, and notes when to look next.
     fn look(&mut self) {
-        let now = self.now();
+        let now = self.millis(Instant::now());
         self.look = NEVER;
         for (_, slot) in &mut self.slots {
             if slot.due <= now && slot.due != PASSED {
@@ -88,9 +87,9 @@ impl Default for Deadline {
 }
 
 impl Deadline {
-    /// Sets it to `limit` from now.
-    pub fn arm(&self, limit: Duration) {
-        WATCH.with_borrow_mut(|watch| watch.arm(self.slot, limit));
+    /// Sets it to `at`.
+    pub fn arm(&self, at: Instant) {
+        WATCH.with_borrow_mut(|watch| watch.arm(self.slot, at));
     }
 
     /// Ready once it has passed; else the task is woken when it does.
@@ -135,7 +134,7 @@ pub async fn watch() {
             watch.look();
             match watch.look {
                 NEVER => None,
-                look => Some(Duration::from_millis(look - watch.now().min(look))),
+                look => Some(Duration::from_millis(look.saturating_sub(watch.millis(Instant::now())))),
             }
         });
         let earlier = sooner();
@@ -185,7 +184,7 @@ mod tests {
             let deadline = Deadline::default();
             for _ in 0..3 {
                 let start = Instant::now();
-                deadline.arm(Duration::from_millis(20));
+                deadline.arm(start + Duration::from_millis(20));
                 poll_fn(|cx| deadline.poll(cx)).await;
                 assert!(start.elapsed() >= Duration::from_millis(20), "never early");
             }
@@ -196,9 +195,9 @@ mod tests {
     fn a_nearer_deadline_is_not_kept_waiting_by_a_later_one() {
         run(async {
             let (late, soon) = (Deadline::default(), Deadline::default());
-            late.arm(Duration::from_secs(3600));
+            late.arm(Instant::now() + Duration::from_secs(3600));
             tokio::task::yield_now().await;
-            soon.arm(Duration::from_millis(1));
+            soon.arm(Instant::now() + Duration::from_millis(1));
             tokio::select! {
                 () = poll_fn(|cx| soon.poll(cx)) => {}
                 () = poll_fn(|cx| late.poll(cx)) => panic!("the late one"),
@@ -209,8 +208,8 @@ mod tests {
     #[test]
     fn a_deadline_that_was_put_off_does_not_pass() {
         let deadline = Deadline::default();
-        deadline.arm(Duration::ZERO);
-        deadline.arm(Duration::from_secs(3600));
+        deadline.arm(Instant::now());
+        deadline.arm(Instant::now() + Duration::from_secs(3600));
         WATCH.with_borrow_mut(Watch::look);
         assert!(deadline.poll(&Context::from_waker(Waker::noop())).is_pending());
     }

@@ -6,6 +6,7 @@
 
 use std::any::Any;
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use http::header::{self, HeaderName, HeaderValue};
@@ -243,7 +244,8 @@ impl ProxyHttp for Engine {
 
     async fn logging(&self, session: &mut Session, _: Option<&Error>, carried: &mut Carried) {
         if let Some(exchange) = carried.exchange() {
-            exchange.ended(session.response_written().map_or(0, |head| head.status.as_u16()));
+            let status = session.response_written().map_or(0, |head| head.status.as_u16());
+            exchange.ended(status, Instant::now());
         }
     }
 

@@ -7,8 +7,6 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::io::Write;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,6 +23,7 @@ use overlane_config::url::{Scheme, Url, split_authority};
 use tokio::time::timeout;
 
 use super::answer::Answer;
+use super::trust::Peer;
 use super::{Gate, Plane};
 use crate::clock;
 use crate::h1::request::{self, Head};
@@ -76,17 +75,16 @@ struct Key {
     header: HeaderName,
     /// The key that a trusted sender put on the request.
     keys: Option<Keys>,
-    trusted: bool,
     /// Whether overlay headers of an untrusted sender must be removed.
     untrusted: bool,
 }
 
 impl Key {
-    fn read(snapshot: &Snapshot, gate: &Gate, head: &Head<'_>, client: IpAddr) -> (Self, Option<Refusal>) {
+    fn read(snapshot: &Snapshot, gate: &Gate, head: &Head<'_>, trusted: bool) -> (Self, Option<Refusal>) {
         let baseline = snapshot.table.baseline(gate.listener.baseline.as_ref());
         let header = baseline.map_or_else(HeaderName::default_key, |baseline| baseline.header.clone());
-        let mut key = Self { header, keys: None, trusted: gate.trust.covers(client), untrusted: false };
-        if !key.trusted {
+        let mut key = Self { header, keys: None, untrusted: false };
+        if !trusted {
             let ours = [key.header.as_str(), HOP_HEADER, REQUIRE_HEADER, route::ROUTE_HEADER];
             key.untrusted = ours.into_iter().any(|name| head.values(name).next().is_some())
                 || !matches!(baggage::read(head.values("baggage")), Ok(None));
@@ -134,7 +132,7 @@ pub struct Refused(pub Answer);
 pub struct Exchange {
     plane: Arc<Plane>,
     gate: Arc<Gate>,
-    client: IpAddr,
+    peer: Arc<Peer>,
     key: Key,
     method: &'static str,
     tried: Tried,
@@ -173,11 +171,11 @@ impl std::fmt::Debug for Exchange {
 impl Exchange {
     /// Decides a request whose head was just read.
     #[must_use]
-    pub fn new(plane: &Arc<Plane>, gate: &Arc<Gate>, head: &Head<'_>, client: IpAddr) -> Self {
+    pub fn new(plane: &Arc<Plane>, gate: &Arc<Gate>, head: &Head<'_>, peer: &Arc<Peer>) -> Self {
         count(Event::RequestStarted);
         let snapshot = plane.published.load_full();
-        let (key, refusal) = Key::read(&snapshot, gate, head, client);
-        let inquiry = Inquiry::read(head, key.trusted);
+        let (key, refusal) = Key::read(&snapshot, gate, head, peer.trusted);
+        let inquiry = Inquiry::read(head, peer.trusted);
         let target = match &refusal {
             Some(refusal) => Err(Answer::from(refusal)),
             None => decide(plane, gate, &snapshot, &inquiry, &key, &Tried::default()),
@@ -186,7 +184,7 @@ impl Exchange {
         let exchange = Self {
             plane: plane.clone(),
             gate: gate.clone(),
-            client,
+            peer: peer.clone(),
             key,
             method: method_label(head.method),
             tried: Tried::default(),
@@ -266,14 +264,14 @@ impl Exchange {
 
     /// `X-Forwarded-*` as a gateway adds them; what the untrusted sent in them is replaced.
     fn add_forwarded(&self, head: &Head<'_>, out: &mut Vec<u8>) {
-        let before = |name| head.values(name).filter(|_| self.key.trusted);
+        let before = |name| head.values(name).filter(|_| self.peer.trusted);
         out.extend_from_slice(b"X-Forwarded-For: ");
         for value in before("x-forwarded-for").filter(|value| !value.is_empty()) {
             out.extend_from_slice(value);
             out.extend_from_slice(b", ");
         }
-        // Writing to memory does not fail.
-        let _ = write!(out, "{}\r\n", self.client);
+        out.extend_from_slice(self.peer.text.as_bytes());
+        out.extend_from_slice(b"\r\n");
         line(out, "X-Forwarded-Proto", before("x-forwarded-proto").next().unwrap_or(b"http"));
         let host = before("x-forwarded-host").next().unwrap_or(head.authority.as_bytes());
         if !host.is_empty() {
@@ -446,7 +444,7 @@ impl Exchange {
 
     fn decide(&self, head: &[u8], snapshot: &Snapshot) -> Result<Target, Answer> {
         reread(head, |head| {
-            let inquiry = Inquiry::read(head, self.key.trusted);
+            let inquiry = Inquiry::read(head, self.peer.trusted);
             decide(&self.plane, &self.gate, snapshot, &inquiry, &self.key, &self.tried)
         })
         .unwrap_or_else(|| Err(Answer::plain(500, "proxy_internal_error", "internal", "the proxy failed")))
@@ -490,7 +488,7 @@ impl Exchange {
             return Answer::plain(503, error, reason.as_str(), format!("{what}{at} {how}{detail}"));
         }
         let refusal = reread(head, |head| {
-            let inquiry = Inquiry::read(head, self.key.trusted);
+            let inquiry = Inquiry::read(head, self.peer.trusted);
             let request = inquiry.request(self.key.keys.as_ref(), self.key.untrusted);
             let (table, listener) = (&self.snapshot.table, &self.gate.listener);
             match route::decide(table, listener, &request, clock::now(), &self.tried, &mut Untraced) {
@@ -507,8 +505,15 @@ impl Exchange {
         )
     }
 
-    /// Counts and logs the request; `status` is 0 where no answer was sent. Called once, at its end.
-    pub fn ended(&self, status: u16) {
+    /// When its head was read; later where it had to wait.
+    #[must_use]
+    pub fn since(&self) -> Instant {
+        if self.held_since.is_some() { Instant::now() } else { self.started }
+    }
+
+    /// Counts and logs the request, which ends `now`; `status` is 0 where no answer was sent. Called
+    /// once.
+    pub fn ended(&self, status: u16, now: Instant) {
         let target = self.target.as_ref().ok();
         let receipt = self.receipt();
         let labels = Labels {
@@ -518,7 +523,7 @@ impl Exchange {
             class: u8::try_from(status / 100).unwrap_or_default(),
             method: self.method,
         };
-        let took = self.started.elapsed();
+        let took = now.saturating_duration_since(self.started);
         observe(labels, took);
         if let Some(asked) = &self.logged {
             self.plane.access.log(self.log_line(asked, status, took));
@@ -534,7 +539,7 @@ impl Exchange {
             authority: asked.authority.clone(),
             path: asked.path.clone(),
             status,
-            client: self.client.to_string(),
+            client: self.peer.text.to_string(),
             duration_s: crate::access::seconds(took),
             upstream: self.endpoint.as_ref().map(|endpoint| endpoint.address.to_string()),
             service: receipt.map(|receipt| receipt.service.to_string()),

@@ -7,7 +7,7 @@ mod relay;
 
 use std::future::poll_fn;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use overlane_config::url::Scheme;
 use pingora_core::protocols::IO;
@@ -57,8 +57,8 @@ impl Shape {
 
 /// What came of carrying a request.
 pub enum Carried {
-    /// The connection is ready for the next one.
-    Ready,
+    /// The connection is ready for the next one, from then on.
+    Ready(Instant),
     /// The connection is over. What the client still sends is to be read and dropped where the answer
     /// could otherwise be lost.
     Over {
@@ -103,14 +103,16 @@ pub async fn carry<S: IO + 'static>(conn: &mut Conn<S>, mut exchange: Exchange, 
             write_head(&mut text, conn.ahead().filled(), &exchange);
             conn.ahead().consume(shape.head);
         }
-        let mut relay = Relay::new(conn, &mut link, &exchange, shape, &text);
+        let since = if link.reused { exchange.since() } else { Instant::now() };
+        let mut relay = Relay::new(conn, &mut link, &exchange, shape, &text, since);
         match poll_fn(|cx| relay.poll(cx)).await {
             Ok(Outcome { status, reusable, close, linger }) => {
+                let now = Instant::now();
+                exchange.ended(status, now);
                 if reusable {
-                    link.keep(&endpoint);
+                    link.keep(&endpoint, now);
                 }
-                exchange.ended(status);
-                return if close { Carried::Over { linger } } else { Carried::Ready };
+                return if close { Carried::Over { linger } } else { Carried::Ready(now) };
             }
             // An unused connection that the upstream had closed (docs/decisions/0009).
             Err((Failure::UpstreamClosed, 0)) if link.reused && !link.heard && shape.repeatable => {
@@ -149,7 +151,7 @@ async fn failed<S: IO + 'static>(
         }
         // The client sees that its response is not whole: the connection ends before the framing does.
         _ => {
-            exchange.ended(status);
+            exchange.ended(status, Instant::now());
             Carried::Over { linger: false }
         }
     }
@@ -170,9 +172,10 @@ async fn answer<S: IO + 'static>(
         to_head: shape.to_head,
     };
     let sent = send(conn, &answer.bytes(&manner), exchange.limits().write).await;
-    exchange.ended(if sent { answer.status } else { 0 });
+    let now = Instant::now();
+    exchange.ended(if sent { answer.status } else { 0 }, now);
     match sent {
-        true if !manner.close => Carried::Ready,
+        true if !manner.close => Carried::Ready(now),
         _ => Carried::Over { linger: sent && !whole },
     }
 }
@@ -192,13 +195,13 @@ fn skip<S: IO + 'static>(conn: &mut Conn<S>, shape: Shape) -> bool {
 
 /// Writes all of `bytes`; false where the client is gone, or makes no progress within `limit`.
 pub async fn send<S: IO + 'static>(conn: &mut Conn<S>, mut bytes: &[u8], limit: Duration) -> bool {
-    conn.deadline().arm(limit);
+    conn.deadline().arm(Instant::now() + limit);
     poll_fn(|cx| {
         while !bytes.is_empty() {
             match conn.poll_send(cx, [bytes, &[]]) {
                 Poll::Ready(Ok(sent)) => {
                     bytes = &bytes[sent..];
-                    conn.deadline().arm(limit);
+                    conn.deadline().arm(Instant::now() + limit);
                 }
                 Poll::Ready(Err(_)) => return Poll::Ready(false),
                 Poll::Pending => return conn.deadline().poll(cx).map(|()| false),

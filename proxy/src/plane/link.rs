@@ -108,10 +108,11 @@ impl Link {
         Ok(Self { transport, ahead: Buffer::default(), reused: false, heard: false })
     }
 
-    /// Keeps the connection for the next request to `endpoint`. It has to be idle: nothing was read
+    /// Keeps the connection, unused from `now` on, for the next request to `endpoint`. It has to be idle: nothing was read
     /// that is not consumed, and nothing is expected.
-    pub fn keep(self, endpoint: &Arc<Endpoint>) {
-        POOL.with_borrow_mut(|pool| pool.put(endpoint, self.transport));
+    pub fn keep(self, endpoint: &Arc<Endpoint>, now: Instant) {
+        let unused = Unused { transport: self.transport, since: now };
+        POOL.with_borrow_mut(|pool| pool.put(endpoint, unused));
     }
 
     /// Reads more into [`Link::ahead`]; ready with how much, 0 at the end of the stream.
@@ -204,7 +205,7 @@ fn place(endpoint: &Arc<Endpoint>) -> usize {
 }
 
 impl Pool {
-    fn put(&mut self, endpoint: &Arc<Endpoint>, transport: Transport) {
+    fn put(&mut self, endpoint: &Arc<Endpoint>, unused: Unused) {
         if self.count >= KEPT {
             return;
         }
@@ -213,7 +214,7 @@ impl Pool {
             .shelves
             .entry(place(endpoint))
             .or_insert_with(|| Shelf { endpoint: Arc::downgrade(endpoint), unused: Vec::new() });
-        shelf.unused.push(Unused { transport, since: Instant::now() });
+        shelf.unused.push(unused);
         if let Some(sweeper) = self.sweeper.take() {
             sweeper.wake();
         }

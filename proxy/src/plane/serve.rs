@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pingora_core::apps::HttpServerApp;
 use pingora_core::protocols::IO;
@@ -19,6 +19,7 @@ use super::conn::Conn;
 use super::engine::{Engine, Lent, engine};
 use super::exchange::Exchange;
 use super::express::{self, Carried, Shape};
+use super::trust::Peer;
 use super::worker::is_draining;
 use super::{EngineChoice, Gate, Plane};
 use crate::access::Line;
@@ -83,10 +84,11 @@ enum Awaited {
 /// Serves a connection until it ends.
 pub async fn serve<S: IO + 'static>(mut conn: Conn<S>, gate: Arc<Gate>, client: IpAddr, worker: Arc<Worker>) {
     let limits = &worker.plane.limits;
+    let peer = Peer::new(client, &gate.trust);
     let (mut first, mut limit) = (true, limits.head);
-    while let Awaited::Begun = first_byte(&mut conn, first, limit).await {
+    while let Awaited::Begun = first_byte(&mut conn, first, Instant::now() + limit).await {
         // Boxed while it is busy, so that an idle connection is small.
-        match Box::pin(serve_requests(conn, &gate, client, &worker, first)).await {
+        match Box::pin(serve_requests(conn, &gate, &peer, &worker, first)).await {
             Some(back) => conn = back,
             None => return,
         }
@@ -94,9 +96,9 @@ pub async fn serve<S: IO + 'static>(mut conn: Conn<S>, gate: Arc<Gate>, client: 
     }
 }
 
-/// Waits for the first byte of a request, at most for `limit`. Holds no buffer.
-async fn first_byte<S: IO + 'static>(conn: &mut Conn<S>, first: bool, limit: Duration) -> Awaited {
-    conn.deadline().arm(limit);
+/// Waits for the first byte of a request, at most until `until`. Holds no buffer.
+async fn first_byte<S: IO + 'static>(conn: &mut Conn<S>, first: bool, until: Instant) -> Awaited {
+    conn.deadline().arm(until);
     poll_fn(|cx| {
         // Who was just accepted gets an answer, also from a process that was told to stop.
         if !first && is_draining() {
@@ -116,15 +118,15 @@ async fn first_byte<S: IO + 'static>(conn: &mut Conn<S>, first: bool, limit: Dur
 async fn serve_requests<S: IO + 'static>(
     mut conn: Conn<S>,
     gate: &Arc<Gate>,
-    client: IpAddr,
+    peer: &Arc<Peer>,
     worker: &Arc<Worker>,
     mut first: bool,
 ) -> Option<Conn<S>> {
     loop {
-        let next = match next_request(&mut conn, gate, client, worker, first).await {
+        let next = match next_request(&mut conn, gate, peer, worker, first).await {
             Ok(next) => next?,
             Err(answer) => {
-                Box::pin(refuse(conn, &answer, gate, client, worker)).await;
+                Box::pin(refuse(conn, &answer, gate, peer, worker)).await;
                 return None;
             }
         };
@@ -133,8 +135,8 @@ async fn serve_requests<S: IO + 'static>(
             Some(shape) => express::carry(&mut conn, next.exchange, shape).await,
             None => Carried::Another(Box::new(next.exchange)),
         };
-        match carried {
-            Carried::Ready => {}
+        let now = match carried {
+            Carried::Ready(now) => now,
             Carried::Over { linger } => {
                 if linger {
                     Box::pin(drain(&mut conn, worker)).await;
@@ -143,11 +145,12 @@ async fn serve_requests<S: IO + 'static>(
             }
             Carried::Another(exchange) => {
                 conn = Box::pin(lend(conn, exchange, head, body, worker)).await?;
+                Instant::now()
             }
-        }
+        };
         first = false;
         if conn.ahead().is_empty() {
-            match first_byte(&mut conn, false, BUSY.min(worker.plane.limits.idle)).await {
+            match first_byte(&mut conn, false, now + BUSY.min(worker.plane.limits.idle)).await {
                 Awaited::Begun => {}
                 Awaited::Nothing => return Some(conn),
                 Awaited::Closed => return None,
@@ -163,20 +166,20 @@ async fn serve_requests<S: IO + 'static>(
 async fn next_request<S: IO + 'static>(
     conn: &mut Conn<S>,
     gate: &Arc<Gate>,
-    client: IpAddr,
+    peer: &Arc<Peer>,
     worker: &Arc<Worker>,
     first: bool,
 ) -> Result<Option<Next>, Answer> {
     let mut searched = 0;
-    if let Some(next) = read_request(conn, gate, client, worker, &mut searched)? {
+    if let Some(next) = read_request(conn, gate, peer, worker, &mut searched)? {
         return Ok(Some(next));
     }
     // The first head's deadline runs since the connection was accepted.
     if !first {
-        conn.deadline().arm(worker.plane.limits.head);
+        conn.deadline().arm(Instant::now() + worker.plane.limits.head);
     }
     while await_more(conn).await? {
-        if let Some(next) = read_request(conn, gate, client, worker, &mut searched)? {
+        if let Some(next) = read_request(conn, gate, peer, worker, &mut searched)? {
             return Ok(Some(next));
         }
     }
@@ -201,7 +204,7 @@ async fn await_more<S: IO + 'static>(conn: &mut Conn<S>) -> Result<bool, Answer>
 fn read_request<S: IO + 'static>(
     conn: &mut Conn<S>,
     gate: &Arc<Gate>,
-    client: IpAddr,
+    peer: &Arc<Peer>,
     worker: &Arc<Worker>,
     searched: &mut usize,
 ) -> Result<Option<Next>, Answer> {
@@ -210,7 +213,7 @@ fn read_request<S: IO + 'static>(
     let read = conn.ahead().filled();
     // Parsing again and again what comes byte by byte would be quadratic.
     if *searched == 0 || has_end(read, *searched) {
-        match request::parse(read, |head| next(&worker.plane, gate, client, head)) {
+        match request::parse(read, |head| next(&worker.plane, gate, peer, head)) {
             Ok(None) => {}
             Ok(Some(Ok(next))) if next.head > limit => return Err(too_large(limit)),
             Ok(Some(next)) => return next.map(Some),
@@ -222,7 +225,7 @@ fn read_request<S: IO + 'static>(
 }
 
 /// Decides a request, and which engine carries it.
-fn next(plane: &Arc<Plane>, gate: &Arc<Gate>, client: IpAddr, head: &Head<'_>) -> Result<Next, Answer> {
+fn next(plane: &Arc<Plane>, gate: &Arc<Gate>, peer: &Arc<Peer>, head: &Head<'_>) -> Result<Next, Answer> {
     if head.method == "CONNECT" {
         let what = "CONNECT is not tunnelled by this version";
         let hint = "call services with plain http; TLS tunnels are not carried yet".to_owned();
@@ -234,7 +237,7 @@ fn next(plane: &Arc<Plane>, gate: &Arc<Gate>, client: IpAddr, head: &Head<'_>) -
         _ => None,
     };
     let shape = if plane.engine == EngineChoice::Auto { Shape::of(head) } else { None };
-    let exchange = Exchange::new(plane, gate, head, client);
+    let exchange = Exchange::new(plane, gate, head, peer);
     Ok(Next { exchange, shape, head: head.length, body })
 }
 
@@ -286,13 +289,13 @@ async fn refuse<S: IO + 'static>(
     mut conn: Conn<S>,
     answer: &Answer,
     gate: &Gate,
-    client: IpAddr,
+    peer: &Peer,
     worker: &Worker,
 ) {
     count(Event::HeadRefused);
     let access = &worker.plane.access;
     if access.is_on() {
-        access.log(Line::refused(gate.role(), answer.status, answer.reason, client));
+        access.log(Line::refused(gate.role(), answer.status, answer.reason, peer.address));
     }
     let bytes = answer.bytes(&Manner { close: true, ..Manner::default() });
     if express::send(&mut conn, &bytes, worker.plane.limits.write).await {
@@ -306,7 +309,7 @@ async fn drain<S: IO + 'static>(conn: &mut Conn<S>, worker: &Worker) {
     if conn.shutdown().await.is_err() {
         return;
     }
-    conn.deadline().arm(worker.plane.limits.head);
+    conn.deadline().arm(Instant::now() + worker.plane.limits.head);
     let mut discarded = conn.ahead().len();
     while discarded < LINGER_BYTES && !conn.ended() {
         conn.ahead().consume(usize::MAX);

@@ -1,10 +1,34 @@
 //! Whose overlay headers mean something.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 
+use arrayvec::ArrayString;
 use ipnet::IpNet;
+
+/// Who is at the other end of a connection.
+#[derive(Debug)]
+pub struct Peer {
+    /// Its address.
+    pub address: IpAddr,
+    /// The address as text.
+    pub text: ArrayString<45>,
+    /// Whether its overlay headers mean something.
+    pub trusted: bool,
+}
+
+impl Peer {
+    /// The peer at `address`.
+    #[must_use]
+    pub fn new(address: IpAddr, trust: &Trust) -> Arc<Self> {
+        let mut text = ArrayString::new();
+        // The longest address has 45 characters.
+        let _ = write!(text, "{address}");
+        Arc::new(Self { address, text, trusted: trust.covers(address) })
+    }
+}
 
 /// The peers from whom our headers are taken.
 #[derive(Debug, Clone, PartialEq, Eq)]

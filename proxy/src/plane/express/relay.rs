@@ -2,7 +2,7 @@
 //! for whichever peer is slower.
 
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use overlane_config::route::ROUTE_HEADER;
 use pingora_core::protocols::IO;
@@ -53,8 +53,9 @@ enum Sending {
 }
 
 /// For how long a direction has made no progress.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Copy)]
 struct Wait {
+    since: Instant,
     on: Option<On>,
     moved: u32,
 }
@@ -71,8 +72,10 @@ impl Wait {
         limit: Duration,
     ) -> bool {
         if self.on != Some(on) || self.moved != moved {
-            *self = Self { on: Some(on), moved };
-            deadline.arm(limit);
+            // The first wait begins where the exchange did: no need to ask for the time again.
+            let now = if self.on.is_none() { self.since } else { Instant::now() };
+            *self = Self { on: Some(on), moved, ..*self };
+            deadline.arm(now + limit);
         }
         deadline.poll(cx).is_ready()
     }
@@ -102,7 +105,6 @@ pub(super) struct Relay<'r, S> {
     /// How much of what was read from the upstream belongs to the body.
     response_ready: usize,
     response_wait: Wait,
-    response_deadline: Deadline,
     response_moved: u32,
     /// How much was searched for the end of the response's head.
     searched: usize,
@@ -120,7 +122,9 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
         exchange: &'r Exchange,
         shape: Shape,
         head: &'r [u8],
+        since: Instant,
     ) -> Self {
+        let wait = Wait { since, on: None, moved: 0 };
         Self {
             conn,
             link,
@@ -130,14 +134,13 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
             request: Progress::new(shape.body),
             sending: Sending::Open,
             request_ready: 0,
-            request_wait: Wait::default(),
+            request_wait: wait,
             request_moved: 0,
             text: Text::default(),
             text_sent: 0,
             response: None,
             response_ready: 0,
-            response_wait: Wait::default(),
-            response_deadline: Deadline::default(),
+            response_wait: wait,
             response_moved: 0,
             searched: 0,
             interim: 0,
@@ -350,12 +353,12 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
             (On::Upstream, None) => (upstream_read, Failure::UpstreamSilent),
             // It waits for the rest of the request, whose own deadline counts.
             (On::Upstream, Some(_)) => {
-                self.response_wait.on = None;
+                self.response_wait = Wait { since: Instant::now(), on: None, moved: 0 };
                 return Ok(());
             }
         };
         let wait = &mut self.response_wait;
-        if wait.is_over(&self.response_deadline, cx, response, self.response_moved, limit) {
+        if wait.is_over(self.conn.response_deadline(), cx, response, self.response_moved, limit) {
             return Err(failure);
         }
         Ok(())
