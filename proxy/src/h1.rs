@@ -10,7 +10,7 @@ pub mod request;
 pub mod response;
 
 use httparse::Header;
-use memchr::{memchr_iter, memmem};
+use memchr::memmem;
 
 /// The most header fields in a head.
 pub const MAX_FIELDS: usize = 100;
@@ -34,13 +34,99 @@ pub fn has_end(bytes: &[u8], seen: usize) -> bool {
     memmem::find(&bytes[seen.saturating_sub(3)..], b"\r\n\r\n").is_some()
 }
 
-/// httparse forgives a bare LF; other readers do not agree on what it means. (A bare CR it refuses.)
-fn refuse_bare_line_feeds(head: &[u8]) -> Result<(), Malformed> {
-    match memchr_iter(b'\n', head).all(|at| at > 0 && head[at - 1] == b'\r') {
-        true => Ok(()),
-        false => Err(bad("a line ends with a bare LF")),
+/// The fields that somebody here looks for. Each field's name is told once; who looks for one that is
+/// not there then looks at nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    Other,
+    Accept,
+    Baggage,
+    Connection,
+    ContentLength,
+    /// One of `x-forwarded-…`.
+    Forwarded,
+    Host,
+    KeepAlive,
+    /// One of `x-overlay-…`.
+    Overlay,
+    ProxyConnection,
+    Te,
+    TransferEncoding,
+    Upgrade,
+}
+
+impl Known {
+    const fn of(name: &str) -> Self {
+        let name = name.as_bytes();
+        match name.len() {
+            2 if begins(name, b"te") => Self::Te,
+            4 if begins(name, b"host") => Self::Host,
+            6 if begins(name, b"accept") => Self::Accept,
+            7 if begins(name, b"baggage") => Self::Baggage,
+            7 if begins(name, b"upgrade") => Self::Upgrade,
+            10 if begins(name, b"connection") => Self::Connection,
+            10 if begins(name, b"keep-alive") => Self::KeepAlive,
+            14 if begins(name, b"content-length") => Self::ContentLength,
+            16 if begins(name, b"proxy-connection") => Self::ProxyConnection,
+            17 if begins(name, b"transfer-encoding") => Self::TransferEncoding,
+            11.. if begins(name, b"x-overlay-") => Self::Overlay,
+            13.. if begins(name, b"x-forwarded-") => Self::Forwarded,
+            _ => Self::Other,
+        }
+    }
+
+    /// Whether it stands for names of which there are several.
+    const fn is_family(self) -> bool {
+        matches!(self, Self::Other | Self::Forwarded | Self::Overlay)
+    }
+
+    const fn bit(self) -> u16 {
+        1 << self as u16
     }
 }
+
+/// Whether a field's name begins with these letters and dashes, which are in lower case.
+///
+/// A name is a token, as httparse sees to: with that bit set, only a letter becomes that letter, and
+/// only a dash a dash. Without an early end, this is a comparison or two.
+const fn begins<const N: usize>(name: &[u8], lower: &[u8; N]) -> bool {
+    let Some((start, _)) = name.split_first_chunk::<N>() else {
+        return false;
+    };
+    let (mut at, mut differs) = (0, 0);
+    while at < N {
+        differs |= (start[at] | 0x20) ^ lower[at];
+        at += 1;
+    }
+    differs == 0
+}
+
+/// The name of a field, told what it is: at compile time, where the name is known then.
+#[derive(Debug, Clone, Copy)]
+pub struct Name<'n> {
+    text: &'n str,
+    known: Known,
+}
+
+impl<'n> Name<'n> {
+    /// This name, in whatever case.
+    #[must_use]
+    pub const fn of(text: &'n str) -> Self {
+        Self { text, known: Known::of(text) }
+    }
+
+    /// Whether both are the same field's.
+    #[must_use]
+    pub fn is(&self, other: &Name<'_>) -> bool {
+        self.known == other.known && (!self.known.is_family() || self.text.eq_ignore_ascii_case(other.text))
+    }
+}
+
+const ACCEPT: Name<'_> = Name::of("accept");
+const CONNECTION: Name<'_> = Name::of("connection");
+const CONTENT_LENGTH: Name<'_> = Name::of("content-length");
+const TE: Name<'_> = Name::of("te");
+const TRANSFER_ENCODING: Name<'_> = Name::of("transfer-encoding");
 
 /// The field lines of a head that is right, and the bytes that they are in.
 #[derive(Debug, Clone, Copy)]
@@ -48,6 +134,10 @@ pub struct Fields<'b> {
     /// The whole head, its empty line included.
     head: &'b [u8],
     list: &'b [Header<'b>],
+    /// What each of the list is.
+    known: &'b [Known],
+    /// The bits of those that are there.
+    seen: u16,
     /// Whether `Connection` says `close`.
     close: bool,
     /// Whether `Connection` says more than `keep-alive` or `close`.
@@ -55,8 +145,27 @@ pub struct Fields<'b> {
 }
 
 impl<'b> Fields<'b> {
-    fn new(head: &'b [u8], list: &'b [Header<'b>]) -> Self {
-        let mut fields = Self { head, list, close: false, nominates: false };
+    /// The fields of `head`; `known` is room for what each of the list is.
+    ///
+    /// httparse forgives a line that ends with a bare LF, on which other readers do not agree; a bare
+    /// CR it refuses.
+    fn new(
+        head: &'b [u8],
+        list: &'b [Header<'b>],
+        known: &'b mut [Known; MAX_FIELDS],
+    ) -> Result<Self, Malformed> {
+        let mut seen = 0;
+        for (field, known) in list.iter().zip(&mut *known) {
+            *known = Known::of(field.name);
+            seen |= known.bit();
+        }
+        let mut fields =
+            Self { head, list, known: &known[..list.len()], seen, close: false, nominates: false };
+        let starts = list.iter().map(|field| fields.offset(field.name)).chain([head.len() - 2]);
+        // The empty line is the last line.
+        if !head.ends_with(b"\r\n\r\n") || !starts.into_iter().all(|start| head[..start].ends_with(b"\r\n")) {
+            return Err(bad("a line ends with a bare LF"));
+        }
         for option in fields.connection_options() {
             if option.eq_ignore_ascii_case(b"close") {
                 fields.close = true;
@@ -64,52 +173,65 @@ impl<'b> Fields<'b> {
                 fields.nominates = true;
             }
         }
-        fields
+        Ok(fields)
     }
 
-    /// The values of a field, in order, whatever the case of its name.
-    pub fn values<'h>(&self, name: &'h str) -> impl Iterator<Item = &'b [u8]> + Clone + use<'b, 'h> {
-        self.list.iter().filter(move |field| field.name.eq_ignore_ascii_case(name)).map(|field| field.value)
+    /// The values of a field, in order.
+    pub fn values<'h>(&self, name: Name<'h>) -> impl Iterator<Item = &'b [u8]> + Clone + use<'b, 'h> {
+        let list = if self.seen & name.known.bit() == 0 { &[] } else { self.list };
+        list.iter()
+            .zip(self.known)
+            .filter(move |(field, known)| name.is(&Name { text: field.name, known: **known }))
+            .map(|(field, _)| field.value)
     }
 
     /// The options of `Connection`, without white space.
-    pub fn connection_options(&self) -> impl Iterator<Item = &'b [u8]> + Clone + use<'b> {
-        self.values("connection").flat_map(members)
+    fn connection_options(&self) -> impl Iterator<Item = &'b [u8]> + Clone + use<'b> {
+        self.values(CONNECTION).flat_map(members)
     }
 
     /// Whether a field is for this hop only (RFC 9110, section 7.6.1). What frames and addresses the
     /// message is never up to `Connection`.
-    #[must_use]
-    pub fn is_hop_by_hop(&self, name: &str) -> bool {
-        let fixed = match name.len() {
-            2 => name.eq_ignore_ascii_case("te"),
-            7 => name.eq_ignore_ascii_case("upgrade"),
-            10 => name.eq_ignore_ascii_case("connection") || name.eq_ignore_ascii_case("keep-alive"),
-            16 => name.eq_ignore_ascii_case("proxy-connection"),
-            _ => false,
-        };
-        fixed || (self.nominates && self.is_nominated(name))
+    fn is_hop_by_hop(&self, name: Name<'_>) -> bool {
+        match name.known {
+            Known::Connection | Known::KeepAlive | Known::ProxyConnection | Known::Te | Known::Upgrade => {
+                true
+            }
+            Known::Host | Known::ContentLength | Known::TransferEncoding => false,
+            _ => {
+                self.nominates
+                    && self.connection_options().any(|own| own.eq_ignore_ascii_case(name.text.as_bytes()))
+            }
+        }
     }
 
-    fn is_nominated(&self, name: &str) -> bool {
-        const NEVER: [&str; 3] = ["host", "content-length", "transfer-encoding"];
-        !NEVER.iter().any(|never| name.eq_ignore_ascii_case(never))
-            && self.connection_options().any(|own| own.eq_ignore_ascii_case(name.as_bytes()))
-    }
-
-    /// Appends the head from its byte `from` on to `out`, without the lines that are not kept and
-    /// without the empty line. Runs of lines are copied as they came.
-    fn copy(&self, from: usize, out: &mut Vec<u8>, mut keeps: impl FnMut(&'b str) -> bool) {
+    /// Appends the head from its byte `from` on to `out`, without what is for one hop, without the
+    /// lines that are not kept and without the empty line. Runs of lines are copied as they came.
+    fn copy(&self, from: usize, out: &mut Vec<u8>, mut keeps: impl FnMut(Name<'b>) -> bool) {
         let mut run = from;
-        let mut next = self.list.iter().map(|field| self.offset(field.name)).skip(1);
-        for field in self.list {
-            let end = next.next().unwrap_or(self.head.len() - 2);
-            if !keeps(field.name) {
+        for (at, field) in self.list.iter().enumerate() {
+            let name = Name { text: field.name, known: self.known[at] };
+            if self.is_hop_by_hop(name) || !keeps(name) {
                 out.extend_from_slice(&self.head[run..self.offset(field.name)]);
-                run = end;
+                run = self.line_after(at);
             }
         }
         out.extend_from_slice(&self.head[run..self.head.len() - 2]);
+    }
+
+    /// Appends the lines from the head's byte `from` on to `out`, without one field.
+    fn copy_all_but(&self, left_out: Known, from: usize, out: &mut Vec<u8>) {
+        let mut run = from;
+        for (at, field) in self.list.iter().enumerate().filter(|(at, _)| self.known[*at] == left_out) {
+            out.extend_from_slice(&self.head[run..self.offset(field.name)]);
+            run = self.line_after(at);
+        }
+        out.extend_from_slice(&self.head[run..self.head.len() - 2]);
+    }
+
+    /// Where the line after the field at `at` begins.
+    fn line_after(&self, at: usize) -> usize {
+        self.list.get(at + 1).map_or(self.head.len() - 2, |next| self.offset(next.name))
     }
 
     /// Where a field's name stands in the head.
@@ -131,10 +253,12 @@ pub(crate) fn members(line: &[u8]) -> impl Iterator<Item = &[u8]> + Clone {
 /// A `Content-Length` (RFC 9112, section 6.3): digits only. Not a list, no sign, and short enough
 /// for every reader.
 fn content_length(value: &[u8]) -> Option<u64> {
-    if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
+    if value.is_empty() || value.len() > 18 {
         return None;
     }
-    std::str::from_utf8(value).ok()?.parse().ok()
+    value
+        .iter()
+        .try_fold(0, |length, byte| byte.is_ascii_digit().then(|| length * 10 + u64::from(byte - b'0')))
 }
 
 #[cfg(test)]

@@ -79,26 +79,68 @@ struct Observed {
     buckets: [u64; BOUNDS.len()],
 }
 
-/// One worker's counts.
+impl Observed {
+    fn add(&mut self, other: &Self) {
+        self.count += other.count;
+        self.seconds += other.seconds;
+        for (total, own) in self.buckets.iter_mut().zip(other.buckets) {
+            *total += own;
+        }
+    }
+}
+
+/// The counts of one worker, or of all.
 #[derive(Debug, Clone, Default)]
 pub struct Meter {
     requests: HashMap<Labels, Observed, RandomState>,
     events: [u64; EVENTS],
 }
 
+/// Where labels are in memory. Names are shared with the table, so this tells two sets of labels apart
+/// without reading them; one name in two places is two entries, until somebody asks.
+#[derive(PartialEq, Eq, Hash)]
+struct Place {
+    overlay: usize,
+    service: usize,
+    via: Option<Via>,
+    class: u8,
+    method: usize,
+}
+
+impl Place {
+    fn of(labels: &Labels) -> Self {
+        let place = |text: &str| text.as_ptr() as usize;
+        Self {
+            overlay: labels.overlay.as_ref().map_or(0, |id| place(id.as_str())),
+            service: labels.service.as_ref().map_or(0, |name| place(name.as_str())),
+            via: labels.via,
+            class: labels.class,
+            method: place(labels.method),
+        }
+    }
+}
+
+/// What one worker counts. The labels are kept, so nobody else gets their place.
+#[derive(Default)]
+struct Counting {
+    requests: HashMap<Place, (Labels, Observed), RandomState>,
+    events: [u64; EVENTS],
+}
+
 thread_local! {
-    static METER: RefCell<Meter> = RefCell::default();
+    static COUNTING: RefCell<Counting> = RefCell::default();
 }
 
 /// Counts an event on this thread.
 pub fn count(event: Event) {
-    METER.with_borrow_mut(|meter| meter.events[event as usize] += 1);
+    COUNTING.with_borrow_mut(|counting| counting.events[event as usize] += 1);
 }
 
 /// Counts a finished request on this thread.
 pub fn observe(labels: Labels, took: Duration) {
-    METER.with_borrow_mut(|meter| {
-        let observed = meter.requests.entry(labels).or_default();
+    COUNTING.with_borrow_mut(|counting| {
+        let entry = counting.requests.entry(Place::of(&labels));
+        let (_, observed) = entry.or_insert_with(|| (labels, Observed::default()));
         let seconds = took.as_secs_f64();
         observed.count += 1;
         observed.seconds += seconds;
@@ -106,6 +148,17 @@ pub fn observe(labels: Labels, took: Duration) {
             observed.buckets[bucket] += 1;
         }
     });
+}
+
+/// What this thread has counted.
+fn counted() -> Meter {
+    COUNTING.with_borrow(|counting| {
+        let mut meter = Meter { events: counting.events, ..Meter::default() };
+        for (labels, observed) in counting.requests.values() {
+            meter.requests.entry(labels.clone()).or_default().add(observed);
+        }
+        meter
+    })
 }
 
 /// The method as a label: one of RFC 9110's and PATCH, else `_OTHER` (OpenTelemetry's word).
@@ -124,11 +177,10 @@ pub(crate) async fn answer_scrapes(
     exists: impl Fn(&EnvironmentId) -> bool,
 ) {
     while let Some(reply) = requests.recv().await {
-        let copy = METER.with_borrow_mut(|meter| {
-            meter.requests.retain(|labels, _| labels.overlay.as_ref().is_none_or(&exists));
-            meter.clone()
+        COUNTING.with_borrow_mut(|counting| {
+            counting.requests.retain(|_, (labels, _)| labels.overlay.as_ref().is_none_or(&exists));
         });
-        let _ = reply.send(copy);
+        let _ = reply.send(counted());
     }
 }
 
@@ -148,12 +200,7 @@ pub async fn gather(doors: &[MeterDoor]) -> Meter {
             *total += own;
         }
         for (labels, own) in meter.requests {
-            let total = sum.requests.entry(labels).or_default();
-            total.count += own.count;
-            total.seconds += own.seconds;
-            for (total, own) in total.buckets.iter_mut().zip(own.buckets) {
-                *total += own;
-            }
+            sum.requests.entry(labels).or_default().add(&own);
         }
     }
     sum
@@ -242,12 +289,7 @@ fn request_families(meter: &Meter) -> Vec<MetricFamily> {
         let via = labels.via.map_or("none", Via::as_str);
         *totals.entry((overlay(labels), service, via, labels.class, labels.method)).or_default() +=
             observed.count;
-        let total = durations.entry((service, via)).or_default();
-        total.count += observed.count;
-        total.seconds += observed.seconds;
-        for (total, own) in total.buckets.iter_mut().zip(observed.buckets) {
-            *total += own;
-        }
+        durations.entry((service, via)).or_default().add(observed);
     }
     let mut totals: Vec<_> = totals.into_iter().collect();
     totals.sort();
@@ -440,7 +482,7 @@ mod tests {
     fn buckets_are_cumulative() {
         observe(labels("a"), Duration::from_millis(2));
         observe(labels("a"), Duration::from_millis(200));
-        let text = METER.with_borrow(|meter| render(meter, &ControlFigures::default()));
+        let text = render(&counted(), &ControlFigures::default());
         assert!(
             text.contains(
                 "overlane_request_duration_seconds_bucket{service=\"web\",via=\"overlay\",le=\"0.0025\"} 1"

@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use httparse::{ParserConfig, Status};
 
 use super::body::Body;
-use super::{Fields, MAX_FIELDS, Malformed, bad, content_length, members, refuse_bare_line_feeds};
+use super::{ACCEPT, Fields, Known, MAX_FIELDS, Malformed, Name, TE, bad, content_length, members};
 
 /// A request's head that is right, borrowed from the bytes that it was read from.
 #[derive(Debug)]
@@ -38,23 +38,24 @@ pub struct Head<'b> {
 }
 
 impl<'b> Head<'b> {
-    /// The values of a header field, in order, whatever the case of its name.
-    pub fn values<'h>(&self, name: &'h str) -> impl Iterator<Item = &'b [u8]> + Clone + use<'b, 'h> {
+    /// The values of a field, in order.
+    pub fn values<'h>(&self, name: Name<'h>) -> impl Iterator<Item = &'b [u8]> + Clone + use<'b, 'h> {
         self.fields.values(name)
     }
 
     /// Whether the client accepts JSON.
     #[must_use]
     pub fn accepts_json(&self) -> bool {
-        self.values("accept").any(|value| memchr::memmem::find(value, b"json").is_some())
+        self.values(ACCEPT).any(|value| memchr::memmem::find(value, b"json").is_some())
     }
 
     /// Appends the head to `out`: in origin form, without its empty line, without what is for one hop,
     /// and without the fields for which `removes` holds.
-    pub fn copy(&self, out: &mut Vec<u8>, removes: impl Fn(&str) -> bool) {
-        let keeps = |name: &str| {
-            let replaced = self.absolute && name.eq_ignore_ascii_case("host");
-            !(replaced || self.fields.is_hop_by_hop(name) || removes(name))
+    pub fn copy(&self, out: &mut Vec<u8>, removes: impl Fn(Name<'_>) -> bool) {
+        let keeps = |name: Name<'_>| match name.known {
+            Known::Host => !self.absolute,
+            Known::ContentLength | Known::TransferEncoding => true,
+            _ => !removes(name),
         };
         if self.absolute {
             self.copy_request_line(out);
@@ -87,7 +88,7 @@ impl<'b> Head<'b> {
 
     /// `TE` is for one hop; trailers are kept here, so that much of it is said anew.
     fn copy_te(&self, out: &mut Vec<u8>) {
-        if self.values("te").flat_map(members).any(|coding| coding.eq_ignore_ascii_case(b"trailers")) {
+        if self.values(TE).flat_map(members).any(|coding| coding.eq_ignore_ascii_case(b"trailers")) {
             out.extend_from_slice(b"TE: trailers\r\nConnection: TE\r\n");
         }
     }
@@ -99,9 +100,11 @@ pub fn in_origin_form(head: &Head<'_>) -> Vec<u8> {
     let mut out = Vec::with_capacity(head.length + 8);
     if head.absolute {
         head.copy_request_line(&mut out);
-        head.fields.copy(head.fields.start(), &mut out, |name| !name.eq_ignore_ascii_case("host"));
+        let before = head.fields.start();
+        head.fields.copy_all_but(Known::Host, before, &mut out);
     } else {
-        head.fields.copy(0, &mut out, |_| true);
+        out.extend_from_slice(head.fields.head);
+        return out;
     }
     out.extend_from_slice(b"\r\n");
     out
@@ -129,11 +132,15 @@ pub fn parse<R>(bytes: &[u8], with: impl FnOnce(&Head<'_>) -> R) -> Result<Optio
         Err(_) => return Err(bad("the request line is malformed")),
     };
     let head = &bytes[..length];
-    refuse_bare_line_feeds(head)?;
+    // httparse forgives empty lines before the request line; those with a bare LF are left to it here.
+    if head.first().is_some_and(u8::is_ascii_whitespace) {
+        return Err(bad("the request line is malformed"));
+    }
     let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
         return Err(bad("the request line is malformed"));
     };
-    let fields = Fields::new(head, request.headers);
+    let mut known = [Known::Other; MAX_FIELDS];
+    let fields = Fields::new(head, request.headers, &mut known)?;
     let framing = Framing::of(&fields, minor)?;
     let (absolute, authority, path) = split_target(method, target)?;
     let head = Head {
@@ -162,23 +169,24 @@ struct Framing<'b> {
 impl<'b> Framing<'b> {
     fn of(fields: &Fields<'b>, minor: u8) -> Result<Self, Malformed> {
         let (mut host, mut length, mut chunked, mut upgrade) = (None, None, false, false);
-        for field in fields.list {
-            match field.name.len() {
-                4 if field.name.eq_ignore_ascii_case("host") => {
+        for (field, known) in fields.list.iter().zip(fields.known) {
+            match known {
+                Known::Host => {
                     let first = host.replace(field.value).is_none();
                     first.then_some(()).ok_or(bad("several Host fields"))?;
                 }
-                7 if field.name.eq_ignore_ascii_case("upgrade") => upgrade = true,
-                14 if field.name.eq_ignore_ascii_case("content-length") => {
+                Known::Upgrade => upgrade = true,
+                Known::ContentLength => {
                     let value = content_length(field.value);
                     if value.is_none() || length.is_some() {
                         return Err(bad("the Content-Length is malformed or repeated"));
                     }
                     length = value;
                 }
-                17 if field.name.eq_ignore_ascii_case("transfer-encoding") => {
+                Known::TransferEncoding => {
                     if chunked || !field.value.eq_ignore_ascii_case(b"chunked") {
-                        return Err(Malformed { status: 501, what: "the only transfer coding is `chunked`" });
+                        let what = "the only transfer coding is `chunked`";
+                        return Err(Malformed { status: 501, what });
                     }
                     chunked = true;
                 }
@@ -200,7 +208,7 @@ fn read_host(host: Option<&[u8]>, minor: u8) -> Result<&str, Malformed> {
         None if minor == 1 => Err(bad("HTTP/1.1 without a Host field")),
         None => Ok(""),
         Some(host) => {
-            let text = std::str::from_utf8(host).map_err(|_| bad("the Host field is not ASCII"))?.trim();
+            let text = std::str::from_utf8(host).map_err(|_| bad("the Host field is not ASCII"))?;
             let fine = text.is_empty() || overlane_config::url::split_authority(text).is_ok();
             if fine { Ok(text) } else { Err(bad("the Host field is malformed")) }
         }
@@ -355,7 +363,7 @@ mod tests {
         ] {
             let mut out = Vec::new();
             read(&format!("GET / HTTP/1.1\r\n{fields}\r\n"), |head| {
-                head.copy(&mut out, |name| name.eq_ignore_ascii_case("x-gone"));
+                head.copy(&mut out, |name| name.is(&Name::of("x-gone")));
             });
             assert_eq!(String::from_utf8_lossy(&out), format!("GET / HTTP/1.1\r\n{copied}"));
         }

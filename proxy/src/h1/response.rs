@@ -5,7 +5,9 @@ use std::mem::MaybeUninit;
 use httparse::{ParserConfig, Status};
 
 use super::body::Body;
-use super::{Fields, MAX_FIELDS, Malformed, bad, content_length, refuse_bare_line_feeds};
+use super::{
+    CONTENT_LENGTH, Fields, Known, MAX_FIELDS, Malformed, Name, TRANSFER_ENCODING, bad, content_length,
+};
 
 /// A response's head that is right, borrowed from the bytes that it was read from.
 #[derive(Debug)]
@@ -32,13 +34,12 @@ impl Head<'_> {
 
     /// Appends the head, as HTTP/1.1, to `out`: without its empty line, without what is for one hop,
     /// and without the fields for which `removes` holds.
-    pub fn copy(&self, out: &mut Vec<u8>, removes: impl Fn(&str) -> bool) {
+    pub fn copy(&self, out: &mut Vec<u8>, removes: impl Fn(Name<'_>) -> bool) {
         // Without a body there is nothing that these could frame (RFC 9110, section 8.6).
         let unframed = self.status < 200 || self.status == 204;
-        let keeps = |name: &str| {
-            let frames =
-                name.eq_ignore_ascii_case("content-length") || name.eq_ignore_ascii_case("transfer-encoding");
-            !(self.fields.is_hop_by_hop(name) || (unframed && frames) || removes(name))
+        let keeps = |name: Name<'_>| match name.known {
+            Known::ContentLength | Known::TransferEncoding => !unframed,
+            _ => !removes(name),
         };
         if self.minor == 1 {
             self.fields.copy(0, out, keeps);
@@ -70,7 +71,6 @@ pub fn parse<R>(
         Err(_) => return Err(bad("the head is malformed")),
     };
     let head = &bytes[..length];
-    refuse_bare_line_feeds(head)?;
     let (Some(status), Some(minor)) = (response.code, response.version) else {
         return Err(bad("the status line is malformed"));
     };
@@ -78,7 +78,8 @@ pub fn parse<R>(
     if !head.starts_with(b"HTTP/1.") || !(100..1000).contains(&status) {
         return Err(bad("the status line is malformed"));
     }
-    let fields = Fields::new(head, response.headers);
+    let mut known = [Known::Other; MAX_FIELDS];
+    let fields = Fields::new(head, response.headers, &mut known)?;
     let framed = framing(&fields, minor)?;
     let body = match status {
         100..200 | 204 | 304 => Body::Length(0),
@@ -93,8 +94,8 @@ pub fn parse<R>(
 
 /// What the fields say about the body's length (RFC 9112, section 6.3), whatever the status.
 fn framing(fields: &Fields<'_>, minor: u8) -> Result<Body, Malformed> {
-    let mut lengths = fields.values("content-length");
-    let mut codings = fields.values("transfer-encoding");
+    let mut lengths = fields.values(CONTENT_LENGTH);
+    let mut codings = fields.values(TRANSFER_ENCODING);
     match (lengths.next(), codings.next()) {
         (None, None) => Ok(Body::UntilClose),
         (Some(_), Some(_)) => Err(bad("both Content-Length and Transfer-Encoding")),
@@ -200,7 +201,7 @@ mod tests {
         ] {
             let mut out = Vec::new();
             parse(head.as_bytes(), false, |head| {
-                head.copy(&mut out, |name| name.eq_ignore_ascii_case("x-gone"));
+                head.copy(&mut out, |name| name.is(&Name::of("x-gone")));
             })
             .expect("right")
             .expect("complete");

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use super::Limits;
 use super::answer::{Answer, Failure};
 use super::exchange::Exchange;
-use crate::h1::request;
+use crate::h1::{Name, request};
 use crate::upstream::{Address, Endpoint};
 
 /// How often one request may be tried. The time that a hold lasts is the real bound; Pingora wants a number.
@@ -328,7 +328,7 @@ pub fn peer(endpoint: &Endpoint, limits: &Limits) -> Result<HttpPeer> {
 
 /// Applies the edits of the head, the same that the express engine applies.
 fn apply_edits(request: &mut RequestHeader, lent: &Lent) -> Result<()> {
-    let removed = request.headers.keys().filter(|name| lent.exchange.removes(name.as_str()));
+    let removed = request.headers.keys().filter(|name| lent.exchange.removes(Name::of(name.as_str())));
     for name in removed.cloned().collect::<Vec<_>>() {
         request.remove_header(&name);
     }

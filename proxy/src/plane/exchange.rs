@@ -26,10 +26,20 @@ use super::answer::Answer;
 use super::trust::Peer;
 use super::{Gate, Plane};
 use crate::clock;
+use crate::h1::Name;
 use crate::h1::request::{self, Head};
 use crate::metrics::{Event, Labels, count, method_label, observe};
 use crate::snapshot::Snapshot;
 use crate::upstream::{Address, Endpoint, Upstream};
+
+/// The names of our own headers, and of those that travel with them.
+pub const ROUTE: Name<'_> = Name::of(route::ROUTE_HEADER);
+const HOP: Name<'_> = Name::of(HOP_HEADER);
+const REQUIRE: Name<'_> = Name::of(REQUIRE_HEADER);
+const BAGGAGE: Name<'_> = Name::of("baggage");
+/// What a gateway says of its client.
+const FORWARDED: [Name<'_>; 3] =
+    [Name::of("x-forwarded-for"), Name::of("x-forwarded-proto"), Name::of("x-forwarded-host")];
 
 /// How long a held request waits before it looks again, where nothing wakes it earlier.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -51,10 +61,10 @@ impl<'h> Inquiry<'h> {
         if !trusted {
             return Self { head, hop: None, require: Cow::default() };
         }
-        let mut required = head.values(REQUIRE_HEADER).map(String::from_utf8_lossy);
+        let mut required = head.values(REQUIRE).map(String::from_utf8_lossy);
         let first = required.next().unwrap_or_default();
         let require = required.fold(first, |all, line| format!("{all},{line}").into());
-        Self { head, hop: head.values(HOP_HEADER).next().map(String::from_utf8_lossy), require }
+        Self { head, hop: head.values(HOP).next().map(String::from_utf8_lossy), require }
     }
 
     fn request<'r>(&'r self, keys: Option<&'r Keys>, untrusted: bool) -> Request<'r> {
@@ -85,15 +95,15 @@ impl Key {
         let header = baseline.map_or_else(HeaderName::default_key, |baseline| baseline.header.clone());
         let mut key = Self { header, keys: None, untrusted: false };
         if !trusted {
-            let ours = [key.header.as_str(), HOP_HEADER, REQUIRE_HEADER, route::ROUTE_HEADER];
+            let ours = [Name::of(key.header.as_str()), HOP, REQUIRE, ROUTE];
             key.untrusted = ours.into_iter().any(|name| head.values(name).next().is_some())
-                || !matches!(baggage::read(head.values("baggage")), Ok(None));
+                || !matches!(baggage::read(head.values(BAGGAGE)), Ok(None));
             if key.untrusted {
                 count(Event::UntrustedHeaders);
             }
             return (key, None);
         }
-        match carrier::read(head.values(key.header.as_str()), head.values("baggage")) {
+        match carrier::read(head.values(Name::of(key.header.as_str())), head.values(BAGGAGE)) {
             Ok(arrived) => {
                 key.keys = arrived.keys;
                 if arrived.ignored {
@@ -139,6 +149,7 @@ pub struct Exchange {
     snapshot: Arc<Snapshot>,
     target: Result<Target, Answer>,
     held_since: Option<Instant>,
+    held_at_all: bool,
     /// The endpoint that it was last sent to.
     endpoint: Option<Arc<Endpoint>>,
     /// Whether bytes may have gone upstream.
@@ -191,6 +202,7 @@ impl Exchange {
             snapshot,
             target,
             held_since: None,
+            held_at_all: false,
             endpoint: None,
             sent: false,
             last_failure: String::new(),
@@ -216,20 +228,16 @@ impl Exchange {
     /// Whether a field of the request's head stays behind, or is replaced by [`Exchange::add_lines`].
     /// What is for one hop stays behind besides.
     #[must_use]
-    pub fn removes(&self, name: &str) -> bool {
+    pub fn removes(&self, name: Name<'_>) -> bool {
         let Ok(target) = &self.target else {
             return false;
         };
-        let is = |own: &str| name.eq_ignore_ascii_case(own);
-        match name.len() {
-            length if length == self.key.header.as_str().len() && is(self.key.header.as_str()) => true,
-            7 => is("baggage") && target.edits.baggage != BaggageEdit::Untouched,
-            13 => is(HOP_HEADER),
-            15 => is(route::ROUTE_HEADER) && self.key.untrusted || self.forwards() && is("x-forwarded-for"),
-            16 => self.forwards() && is("x-forwarded-host"),
-            17 => is(REQUIRE_HEADER) || self.forwards() && is("x-forwarded-proto"),
-            _ => false,
-        }
+        name.is(&Name::of(self.key.header.as_str()))
+            || name.is(&HOP)
+            || name.is(&REQUIRE)
+            || (name.is(&BAGGAGE) && target.edits.baggage != BaggageEdit::Untouched)
+            || (self.key.untrusted && name.is(&ROUTE))
+            || (self.forwards() && FORWARDED.iter().any(|forwarded| name.is(forwarded)))
     }
 
     fn forwards(&self) -> bool {
@@ -249,7 +257,7 @@ impl Exchange {
             line(out, HOP_HEADER, environment.as_str());
         }
         if edits.require {
-            head.values(REQUIRE_HEADER).for_each(|value| line(out, REQUIRE_HEADER, value));
+            head.values(REQUIRE).for_each(|value| line(out, REQUIRE_HEADER, value));
         }
         let before = out.len();
         out.extend_from_slice(b"baggage: ");
@@ -264,16 +272,17 @@ impl Exchange {
 
     /// `X-Forwarded-*` as a gateway adds them; what the untrusted sent in them is replaced.
     fn add_forwarded(&self, head: &Head<'_>, out: &mut Vec<u8>) {
+        let [forwarded_for, proto, host] = FORWARDED;
         let before = |name| head.values(name).filter(|_| self.peer.trusted);
         out.extend_from_slice(b"X-Forwarded-For: ");
-        for value in before("x-forwarded-for").filter(|value| !value.is_empty()) {
+        for value in before(forwarded_for).filter(|value| !value.is_empty()) {
             out.extend_from_slice(value);
             out.extend_from_slice(b", ");
         }
         out.extend_from_slice(self.peer.text.as_bytes());
         out.extend_from_slice(b"\r\n");
-        line(out, "X-Forwarded-Proto", before("x-forwarded-proto").next().unwrap_or(b"http"));
-        let host = before("x-forwarded-host").next().unwrap_or(head.authority.as_bytes());
+        line(out, "X-Forwarded-Proto", before(proto).next().unwrap_or(b"http"));
+        let host = before(host).next().unwrap_or(head.authority.as_bytes());
         if !host.is_empty() {
             line(out, "X-Forwarded-Host", host);
         }
@@ -401,6 +410,7 @@ impl Exchange {
         if self.held_since.is_none() {
             count(Event::Held);
         }
+        self.held_at_all = true;
         let since = *self.held_since.get_or_insert_with(Instant::now);
         let left = target.policy.hold_for.saturating_sub(since.elapsed());
         if left.is_zero() {
@@ -505,10 +515,16 @@ impl Exchange {
         )
     }
 
+    /// Whether it had to wait for an upstream, and may have been decided anew.
+    #[must_use]
+    pub fn was_held(&self) -> bool {
+        self.held_at_all
+    }
+
     /// When its head was read; later where it had to wait.
     #[must_use]
     pub fn since(&self) -> Instant {
-        if self.held_since.is_some() { Instant::now() } else { self.started }
+        if self.held_at_all { Instant::now() } else { self.started }
     }
 
     /// Counts and logs the request, which ends `now`; `status` is 0 where no answer was sent. Called
@@ -583,7 +599,7 @@ fn decide(
     key: &Key,
     tried: &Tried,
 ) -> Result<Target, Answer> {
-    let lines = inquiry.head.values("baggage");
+    let lines = inquiry.head.values(BAGGAGE);
     let request = inquiry.request(key.keys.as_ref(), key.untrusted);
     match route::decide(&snapshot.table, &gate.listener, &request, clock::now(), tried, &mut Untraced) {
         Decision::Refuse(refusal) => Err(Answer::from(&refusal)),

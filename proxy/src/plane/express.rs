@@ -66,26 +66,31 @@ pub enum Carried {
         linger: bool,
     },
     /// The upstream speaks what this engine does not: nothing was consumed or sent.
-    Another(Box<Exchange>),
+    Another,
 }
 
-/// Carries the request at the start of what was read from `conn`.
+/// Carries the request at the start of what was read from `conn`. `text` is its head as it goes
+/// upstream, as [`write_head`] made it.
 ///
 /// What is rare is boxed: a connection's memory is that of the largest thing that it may do.
-pub async fn carry<S: IO + 'static>(conn: &mut Conn<S>, mut exchange: Exchange, shape: Shape) -> Carried {
+pub async fn carry<S: IO + 'static>(
+    conn: &mut Conn<S>,
+    exchange: &mut Exchange,
+    shape: Shape,
+    text: &mut Text,
+) -> Carried {
     if let Some(refusal) = exchange.refusal().cloned() {
-        return Box::pin(answer(conn, &exchange, &refusal, shape)).await;
+        return Box::pin(answer(conn, exchange, &refusal, shape)).await;
     }
-    let mut text = Text::default();
     let mut again = false;
     loop {
-        let unread = if again { &[] } else { &conn.ahead().filled()[..shape.head] };
+        let unread = if again { &[] } else { unread_of(conn, shape) };
         let endpoint = match exchange.endpoint(unread).await {
             Ok(endpoint) => endpoint,
-            Err(Refused(refusal)) => return Box::pin(answer(conn, &exchange, &refusal, shape)).await,
+            Err(Refused(refusal)) => return Box::pin(answer(conn, exchange, &refusal, shape)).await,
         };
         if endpoint.url.scheme == Scheme::H2c {
-            return Carried::Another(Box::new(exchange));
+            return Carried::Another;
         }
         let unused = if again { None } else { Link::unused(&endpoint) };
         let mut link = match unused {
@@ -99,12 +104,16 @@ pub async fn carry<S: IO + 'static>(conn: &mut Conn<S>, mut exchange: Exchange, 
             },
         };
         if !again {
+            if exchange.was_held() {
+                // Decided again, it may go elsewhere, and with another key.
+                text.clear();
+                let _ = request::parse(unread_of(conn, shape), |head| write_head(text, head, exchange));
+            }
             exchange.sending();
-            write_head(&mut text, conn.ahead().filled(), &exchange);
             conn.ahead().consume(shape.head);
         }
         let since = if link.reused { exchange.since() } else { Instant::now() };
-        let mut relay = Relay::new(conn, &mut link, &exchange, shape, &text, since);
+        let mut relay = Relay::new(conn, &mut link, exchange, shape, text, since);
         match poll_fn(|cx| relay.poll(cx)).await {
             Ok(Outcome { status, reusable, close, linger }) => {
                 let now = Instant::now();
@@ -119,20 +128,21 @@ pub async fn carry<S: IO + 'static>(conn: &mut Conn<S>, mut exchange: Exchange, 
                 again = true;
             }
             Err((failure, status)) => {
-                return Box::pin(failed(conn, &exchange, failure, status, shape)).await;
+                return Box::pin(failed(conn, exchange, failure, status, shape)).await;
             }
         }
     }
 }
 
-/// Writes the head as it goes upstream.
-fn write_head(out: &mut Text, read: &[u8], exchange: &Exchange) {
-    // It was parsed before: it is right and complete.
-    let _ = request::parse(read, |head| {
-        head.copy(out, |name| exchange.removes(name));
-        exchange.add_lines(head, out);
-        out.extend_from_slice(b"\r\n");
-    });
+fn unread_of<S: IO + 'static>(conn: &mut Conn<S>, shape: Shape) -> &[u8] {
+    &conn.ahead().filled()[..shape.head]
+}
+
+/// Writes a request's head as it goes upstream.
+pub fn write_head(out: &mut Text, head: &Head<'_>, exchange: &Exchange) {
+    head.copy(out, |name| exchange.removes(name));
+    exchange.add_lines(head, out);
+    out.extend_from_slice(b"\r\n");
 }
 
 /// Ends an exchange that failed after `status` was sent (0: nothing was).

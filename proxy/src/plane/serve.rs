@@ -14,7 +14,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 
 use super::answer::{Answer, Manner};
-use super::buffer::Want;
+use super::buffer::{Text, Want};
 use super::conn::Conn;
 use super::engine::{Engine, Lent, engine};
 use super::exchange::Exchange;
@@ -65,8 +65,8 @@ impl Worker {
 /// A request whose head was read and decided.
 struct Next {
     exchange: Exchange,
-    /// How the express engine sees it; `None` where it is Pingora's.
-    shape: Option<Shape>,
+    /// How the express engine sees it, and its head as it goes upstream; `None` where it is Pingora's.
+    express: Option<(Shape, Text)>,
     /// How many bytes its head has.
     head: usize,
     /// The bytes that belong to its body; `None` where only reading tells.
@@ -123,17 +123,19 @@ async fn serve_requests<S: IO + 'static>(
     mut first: bool,
 ) -> Option<Conn<S>> {
     loop {
-        let next = match next_request(&mut conn, gate, peer, worker, first).await {
-            Ok(next) => next?,
+        let mut next = None;
+        match next_request(&mut conn, gate, peer, worker, first, &mut next).await {
+            Ok(()) => {}
             Err(answer) => {
                 Box::pin(refuse(conn, &answer, gate, peer, worker)).await;
                 return None;
             }
-        };
-        let (head, body) = (next.head, next.body);
-        let carried = match next.shape {
-            Some(shape) => express::carry(&mut conn, next.exchange, shape).await,
-            None => Carried::Another(Box::new(next.exchange)),
+        }
+        // Without a next one the client has closed the connection.
+        let Next { exchange, express, head, body } = next.as_mut()?;
+        let carried = match express {
+            Some((shape, text)) => express::carry(&mut conn, exchange, *shape, text).await,
+            None => Carried::Another,
         };
         let now = match carried {
             Carried::Ready(now) => now,
@@ -143,7 +145,9 @@ async fn serve_requests<S: IO + 'static>(
                 }
                 return None;
             }
-            Carried::Another(exchange) => {
+            Carried::Another => {
+                let (head, body) = (*head, *body);
+                let exchange = Box::new(next?.exchange);
                 conn = Box::pin(lend(conn, exchange, head, body, worker)).await?;
                 Instant::now()
             }
@@ -159,7 +163,8 @@ async fn serve_requests<S: IO + 'static>(
     }
 }
 
-/// A whole head, decided; `None` where the client closed the connection before there was one.
+/// Reads a whole head and decides it into `next`, which is in its place already: it is large. Leaves
+/// it empty where the client closed the connection.
 ///
 /// # Errors
 /// The answer with which it is refused.
@@ -169,21 +174,21 @@ async fn next_request<S: IO + 'static>(
     peer: &Arc<Peer>,
     worker: &Arc<Worker>,
     first: bool,
-) -> Result<Option<Next>, Answer> {
+    next: &mut Option<Next>,
+) -> Result<(), Answer> {
     let mut searched = 0;
-    if let Some(next) = read_request(conn, gate, peer, worker, &mut searched)? {
-        return Ok(Some(next));
+    read_request(conn, gate, peer, worker, &mut searched, next)?;
+    if next.is_some() {
+        return Ok(());
     }
     // The first head's deadline runs since the connection was accepted.
     if !first {
         conn.deadline().arm(Instant::now() + worker.plane.limits.head);
     }
-    while await_more(conn).await? {
-        if let Some(next) = read_request(conn, gate, peer, worker, &mut searched)? {
-            return Ok(Some(next));
-        }
+    while next.is_none() && await_more(conn).await? {
+        read_request(conn, gate, peer, worker, &mut searched, next)?;
     }
-    Ok(None)
+    Ok(())
 }
 
 /// Reads more of a head; false where the client closed the connection.
@@ -199,33 +204,42 @@ async fn await_more<S: IO + 'static>(conn: &mut Conn<S>) -> Result<bool, Answer>
     .await
 }
 
-/// Parses and decides what was read; `None` where the head is not complete, of which so much was
-/// `searched` for its end.
+/// Parses and decides what was read, if it is a whole head. So much of it was `searched` for its end.
 fn read_request<S: IO + 'static>(
     conn: &mut Conn<S>,
     gate: &Arc<Gate>,
     peer: &Arc<Peer>,
     worker: &Arc<Worker>,
     searched: &mut usize,
-) -> Result<Option<Next>, Answer> {
+    next: &mut Option<Next>,
+) -> Result<(), Answer> {
     let limit = worker.plane.limits.head_bytes;
     skip_empty_lines(conn);
     let read = conn.ahead().filled();
     // Parsing again and again what comes byte by byte would be quadratic.
     if *searched == 0 || has_end(read, *searched) {
-        match request::parse(read, |head| next(&worker.plane, gate, peer, head)) {
+        match request::parse(read, |head| decide(&worker.plane, gate, peer, head, limit, next)) {
             Ok(None) => {}
-            Ok(Some(Ok(next))) if next.head > limit => return Err(too_large(limit)),
-            Ok(Some(next)) => return next.map(Some),
+            Ok(Some(decided)) => return decided,
             Err(malformed) => return Err(refusal_of(malformed, read)),
         }
     }
     *searched = read.len();
-    if *searched > limit { Err(too_large(limit)) } else { Ok(None) }
+    if *searched > limit { Err(too_large(limit)) } else { Ok(()) }
 }
 
 /// Decides a request, and which engine carries it.
-fn next(plane: &Arc<Plane>, gate: &Arc<Gate>, peer: &Arc<Peer>, head: &Head<'_>) -> Result<Next, Answer> {
+fn decide(
+    plane: &Arc<Plane>,
+    gate: &Arc<Gate>,
+    peer: &Arc<Peer>,
+    head: &Head<'_>,
+    limit: usize,
+    next: &mut Option<Next>,
+) -> Result<(), Answer> {
+    if head.length > limit {
+        return Err(too_large(limit));
+    }
     if head.method == "CONNECT" {
         let what = "CONNECT is not tunnelled by this version";
         let hint = "call services with plain http; TLS tunnels are not carried yet".to_owned();
@@ -238,7 +252,12 @@ fn next(plane: &Arc<Plane>, gate: &Arc<Gate>, peer: &Arc<Peer>, head: &Head<'_>)
     };
     let shape = if plane.engine == EngineChoice::Auto { Shape::of(head) } else { None };
     let exchange = Exchange::new(plane, gate, head, peer);
-    Ok(Next { exchange, shape, head: head.length, body })
+    let express = shape.map(|shape| (shape, Text::default()));
+    let next = next.insert(Next { exchange, express, head: head.length, body });
+    if let Some((_, text)) = &mut next.express {
+        express::write_head(text, head, &next.exchange);
+    }
+    Ok(())
 }
 
 /// Empty lines before a request line are skipped (RFC 9112, section 2.2).

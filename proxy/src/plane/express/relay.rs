@@ -4,7 +4,6 @@
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use overlane_config::route::ROUTE_HEADER;
 use pingora_core::protocols::IO;
 
 use super::Shape;
@@ -15,7 +14,7 @@ use crate::plane::answer::Failure;
 use crate::plane::buffer::{Text, Want};
 use crate::plane::conn::{Conn, READ_AHEAD};
 use crate::plane::deadline::Deadline;
-use crate::plane::exchange::Exchange;
+use crate::plane::exchange::{Exchange, ROUTE};
 use crate::plane::link::Link;
 use crate::plane::worker::is_draining;
 
@@ -297,9 +296,9 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
         text.clear();
         self.text_sent = 0;
         let parsed = response::parse(read, shape.to_head, |head| {
-            head.copy(text, |name| name.eq_ignore_ascii_case(ROUTE_HEADER));
+            head.copy(text, |name| name.is(&ROUTE));
             if !head.is_interim() {
-                exchange.add_receipts(head.fields.values(ROUTE_HEADER), text);
+                exchange.add_receipts(head.fields.values(ROUTE), text);
                 // A client that is not done sending cannot be told where the next request begins.
                 *close |= *sending != Sending::Done
                     || head.body == crate::h1::body::Body::UntilClose
