@@ -1,1 +1,8 @@
-//! End to end, in process, through real sockets: the tests are in `tests/`.
+//! The harness of the end-to-end tests: real sockets that record what arrives, scripts that drive both
+//! ends of a proxy, and the proxies themselves, one for each engine. The tests are in `tests/`.
+#![allow(clippy::unwrap_used)]
+
+pub mod message;
+pub mod scene;
+pub mod script;
+pub mod stage;

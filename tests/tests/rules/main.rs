@@ -1,6 +1,8 @@
 //! End to end, in process, through real sockets: one binary, a module for each side of the proxy.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+/// HTTP/1.1, script by script, on each engine.
+mod http;
 /// What reading and embedding Pingora taught, each as a rule that holds here.
 mod traps;
 /// The schemes of upstream urls, each spoken by a real peer.

@@ -1,0 +1,136 @@
+//! Running proxies, one for each engine, that all cases of a test process share; and proxies of one case's own.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
+
+use overlane::control::Trigger;
+use overlane::plane::trust::Trust;
+use overlane::plane::{EngineChoice, Limits, ListenerSettings};
+use overlane::process::{Prepared, Running};
+use overlane::settings::Settings;
+use overlane_config::diagnostic::Source;
+use overlane_config::lineage::{Content, FileChange};
+use overlane_config::route::{Listener, Role};
+
+/// How many cases can share a proxy at once.
+const SLOTS: usize = 16;
+
+/// Whether [`EngineChoice::Auto`] has an engine of its own by now. Until then it is Pingora, and what is expected
+/// of Pingora is expected of it.
+pub const EXPRESS: bool = false;
+
+/// A shared proxy: a gateway for each of its slots, and behind each a baseline with one service.
+struct Shared {
+    running: Running,
+    free: Mutex<Vec<usize>>,
+    freed: Condvar,
+}
+
+/// One gateway of a shared proxy, for one case at a time.
+pub struct Slot {
+    shared: &'static Shared,
+    number: usize,
+}
+
+impl Slot {
+    /// Waits for a free gateway, and puts `upstream` behind it: as service `web` of a baseline, and of the overlay
+    /// `alice` with [`Slot::suffix`].
+    #[must_use]
+    pub fn lease(engine: EngineChoice, upstream: SocketAddr) -> Self {
+        static PINGORA: OnceLock<Shared> = OnceLock::new();
+        static AUTO: OnceLock<Shared> = OnceLock::new();
+        let shared = match engine {
+            EngineChoice::Pingora => &PINGORA,
+            EngineChoice::Auto => &AUTO,
+        };
+        let shared = shared.get_or_init(|| Shared::start(engine));
+        let mut free = shared.free.lock().unwrap();
+        let number = loop {
+            match free.pop() {
+                Some(number) => break number,
+                None => free = shared.freed.wait(free).unwrap(),
+            }
+        };
+        drop(free);
+        let suffix = format!("-{number:02}");
+        shared.running.control().apply(files(&suffix, upstream), Trigger::Change);
+        Self { shared, number }
+    }
+
+    /// Where the gateway listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.shared.running.gates()[self.number].address
+    }
+
+    /// What the names of environments end with here.
+    #[must_use]
+    pub fn suffix(&self) -> String {
+        format!("-{:02}", self.number)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.shared.free.lock().unwrap().push(self.number);
+        self.shared.freed.notify_one();
+    }
+}
+
+impl Shared {
+    fn start(engine: EngineChoice) -> Self {
+        let nowhere = ([127, 0, 0, 1], 1).into();
+        let suffixes = (0..SLOTS).map(|number| format!("-{number:02}"));
+        let listeners = suffixes.clone().map(|suffix| listener(Role::Gateway, &suffix, None, Trust::Any));
+        let running =
+            start(engine, listeners.collect(), suffixes.flat_map(|suffix| files(&suffix, nowhere)).collect());
+        Self { running, free: Mutex::new((0..SLOTS).collect()), freed: Condvar::new() }
+    }
+}
+
+/// The blueprints of a baseline `base` and an overlay `alice`, both with `suffix`, that own the service `web`.
+#[must_use]
+pub fn files(suffix: &str, upstream: SocketAddr) -> Vec<FileChange> {
+    let base = format!(
+        "name: base{suffix}\nrouting: {{mode: baseline, holdFor: 100ms}}\nservices: [{{name: web, expose: true, url: 'http://{upstream}'}}]\n"
+    );
+    let alice = format!(
+        "name: alice{suffix}\nrouting: {{mode: overlay, baselineId: base{suffix}}}\nservices: [{{name: web, url: 'http://{upstream}'}}]\n"
+    );
+    vec![file(format!("base{suffix}.yaml"), base), file(format!("alice{suffix}.yaml"), alice)]
+}
+
+fn file(path: String, text: String) -> FileChange {
+    let path: Arc<str> = path.into();
+    let source = Source { path: path.clone(), text, modified: None };
+    FileChange { path, content: Content::Text(Arc::new(source)) }
+}
+
+/// A listener on a free port for the baseline with `suffix`.
+#[must_use]
+pub fn listener(role: Role, suffix: &str, app: Option<SocketAddr>, trust: Trust) -> ListenerSettings {
+    ListenerSettings {
+        address: ([127, 0, 0, 1], 0).into(),
+        listener: Listener { role, baseline: Some(format!("base{suffix}").parse().unwrap()) },
+        app: app.map(|app| format!("http://{app}").parse().unwrap()),
+        trust,
+    }
+}
+
+/// Starts a proxy.
+#[must_use]
+pub fn start(engine: EngineChoice, listeners: Vec<ListenerSettings>, files: Vec<FileChange>) -> Running {
+    start_within(engine, Limits::default(), listeners, files)
+}
+
+/// Starts a proxy with limits of its own.
+#[must_use]
+pub fn start_within(
+    engine: EngineChoice,
+    limits: Limits,
+    listeners: Vec<ListenerSettings>,
+    files: Vec<FileChange>,
+) -> Running {
+    let settings = Settings { engine, limits, ..Settings::in_process(listeners) };
+    Prepared::bind(settings).unwrap().start(files).unwrap()
+}
