@@ -177,6 +177,12 @@ impl Script {
         self.then(Step::Reply(bytes.as_ref().to_vec()))
     }
 
+    /// The same, byte by byte.
+    #[must_use]
+    pub fn reply_dripping(self, bytes: impl AsRef<[u8]>) -> Self {
+        bytes.as_ref().iter().fold(self, |script, byte| script.then(Step::Reply(vec![*byte])))
+    }
+
     /// The upstream sends no more on that connection, and still reads.
     #[must_use]
     pub fn upstream_half_closes(self) -> Self {

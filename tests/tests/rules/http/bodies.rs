@@ -3,10 +3,7 @@
 use overlane_tests::message::Framing;
 use overlane_tests::script::{Script, each_holds, holds, show};
 
-use super::differences;
-
-const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-const GET: &str = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+use super::{GET, OK, differences};
 
 #[test]
 fn every_method_reaches_the_upstream_as_it_is() {
@@ -102,5 +99,133 @@ fn large_bodies_travel_whole_both_ways() {
             .arrives(format!("POST / {}", show(&body)))
             .reply(reply)
             .answered(format!("200 {}", show(&body))),
+    );
+}
+
+#[test]
+fn a_body_in_pieces_arrives_as_the_pieces_come() {
+    holds(
+        Script::new()
+            .send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\n")
+            .arrives_so_far("POST /")
+            .send("abc")
+            .arrives_so_far("POST / abc")
+            .send("def")
+            .arrives("POST / abcdef")
+            .reply("HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n")
+            .answered_so_far("200")
+            .reply("uvw")
+            .answered_so_far("200 uvw")
+            .reply("xyz")
+            .answered("200 uvwxyz"),
+    );
+    holds(
+        Script::new()
+            .send("POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+            .arrives_so_far("POST /")
+            .send("3\r\nabc\r\n")
+            .arrives_so_far("POST / abc")
+            // The answer begins while the request still comes.
+            .reply("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nuvw\r\n")
+            .answered_so_far("200 uvw")
+            .send("3\r\ndef\r\n0\r\n\r\n")
+            .arrives("POST / abcdef")
+            .reply("3\r\nxyz\r\n0\r\n\r\n")
+            .answered("200 uvwxyz"),
+    );
+}
+
+#[test]
+fn messages_are_read_however_their_bytes_are_cut() {
+    holds(
+        Script::new()
+            .drip("POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
+            .arrives("POST /a abc")
+            .reply_dripping("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n")
+            .answered("200 ok")
+            .drip("POST /b HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc")
+            .arrives("POST /b abc")
+            .reply_dripping(OK)
+            .answered("200 ok"),
+    );
+}
+
+#[test]
+fn what_has_no_body_has_none_whatever_its_fields_say() {
+    each_holds(["Content-Length: 5", "Transfer-Encoding: chunked", "X: y"].map(|field| {
+        let script = Script::new()
+            .send("HEAD /1 HTTP/1.1\r\nHost: x\r\n\r\n")
+            .arrives("HEAD /1")
+            .reply(format!("HTTP/1.1 200 OK\r\n{field}\r\n\r\n"))
+            .answered_to_head("200")
+            .send("GET /2 HTTP/1.1\r\nHost: x\r\n\r\n")
+            .arrives("GET /2")
+            .reply(format!("HTTP/1.1 304 Not Modified\r\n{field}\r\n\r\n"))
+            .answered("304")
+            .send("DELETE /3 HTTP/1.1\r\nHost: x\r\n\r\n")
+            .arrives("DELETE /3")
+            .reply(OK)
+            .answered("200 ok");
+        (field, script)
+    }));
+    holds(
+        Script::new()
+            .send("GET /1 HTTP/1.1\r\nHost: x\r\n\r\n")
+            .arrives("GET /1")
+            .reply("HTTP/1.1 204 No Content\r\n\r\n")
+            .answered("204")
+            .lacks("content-length")
+            .lacks("transfer-encoding")
+            .send(GET)
+            .arrives("GET /")
+            .reply(OK)
+            .answered("200 ok"),
+    );
+}
+
+#[test]
+fn empty_bodies_are_bodies() {
+    holds(
+        Script::new()
+            .send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+            .arrives("POST /")
+            .framed(Framing::Length(0))
+            .reply("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            .answered("200")
+            .framed(Framing::Length(0))
+            .send("POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+            .arrives("POST /")
+            .framed(Framing::Chunked)
+            .reply("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+            .answered("200")
+            .framed(Framing::Chunked),
+    );
+}
+
+#[test]
+fn a_get_may_have_a_body() {
+    holds(
+        Script::new()
+            .send("GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc")
+            .arrives("GET / abc")
+            .reply(OK)
+            .answered("200 ok")
+            .send(GET)
+            .arrives("GET /")
+            .reply(OK)
+            .answered("200 ok"),
+    );
+}
+
+#[test]
+fn options_of_the_whole_server_reaches_it() {
+    holds(
+        Script::new()
+            .send("OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n")
+            .arrives("OPTIONS *")
+            .has("host: x")
+            .reply("HTTP/1.1 204 No Content\r\nAllow: GET\r\n\r\n")
+            .answered("204")
+            .has("allow: GET"),
     );
 }

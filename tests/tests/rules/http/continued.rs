@@ -1,0 +1,108 @@
+//! `Expect: 100-continue`, and what comes before a final response.
+
+use overlane_tests::script::{Script, each_holds, holds};
+
+use super::{OK, expecting};
+
+#[test]
+fn a_continue_of_the_upstream_reaches_a_client_that_waits_for_it() {
+    holds(
+        expecting(3)
+            .arrives_so_far("POST /")
+            .has("expect: 100-continue")
+            .reply("HTTP/1.1 100 Continue\r\n\r\n")
+            .answered("100")
+            .send("abc")
+            .arrives("POST / abc")
+            .reply(OK)
+            .answered("200 ok"),
+    );
+}
+
+#[test]
+fn an_upstream_that_refuses_at_once_saves_the_client_its_body() {
+    each_holds(["Connection: close\r\n", ""].map(|field| {
+        let script = expecting(3)
+            .arrives_so_far("POST /")
+            .reply(format!("HTTP/1.1 417 Expectation Failed\r\n{field}Content-Length: 2\r\n\r\nno"))
+            .answered("417 no");
+        (field, script)
+    }));
+}
+
+#[test]
+fn a_client_that_does_not_wait_is_served_all_the_same() {
+    holds(
+        expecting(3)
+            .send("abc")
+            .arrives("POST / abc")
+            .reply("HTTP/1.1 100 Continue\r\n\r\n")
+            .reply(OK)
+            .answered("100")
+            .answered("200 ok"),
+    );
+    holds(expecting(3).send("abc").arrives("POST / abc").reply(OK).answered("200 ok"));
+}
+
+#[test]
+fn a_chunked_body_waits_for_continue_like_any_other() {
+    holds(
+        Script::new()
+            .send("POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-Continue\r\nTransfer-Encoding: chunked\r\n\r\n")
+            .arrives_so_far("POST /")
+            .reply("HTTP/1.1 100 Continue\r\n\r\n")
+            .answered("100")
+            .send("3\r\nabc\r\n0\r\n\r\n")
+            .arrives("POST / abc")
+            .reply(OK)
+            .answered("200 ok"),
+    );
+}
+
+#[test]
+fn interim_responses_arrive_each_for_itself_and_carry_no_receipt() {
+    holds(
+        Script::new()
+            .send("GET / HTTP/1.1\r\nHost: x\r\nx-overlay-id: alice\r\n\r\n")
+            .arrives("GET /")
+            .reply("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")
+            .answered("103")
+            .has("link: </a>")
+            .lacks("x-overlay-route")
+            .reply("HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </b>\r\n\r\n")
+            .answered("102")
+            .answered("103")
+            .has("link: </b>")
+            .reply(OK)
+            .answered("200 ok")
+            .has("x-overlay-route: web;env=alice;via=overlay;reason=owned"),
+    );
+}
+
+#[test]
+fn an_interim_response_with_a_lying_length_has_no_body() {
+    holds(
+        Script::new()
+            .send("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            .arrives("GET /")
+            .reply(format!("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n{OK}"))
+            .answered("103")
+            .answered("200 ok")
+            .send("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            .arrives("GET /")
+            .reply(OK)
+            .answered("200 ok"),
+    );
+}
+
+#[test]
+fn an_http_1_0_client_gets_no_interim_responses() {
+    holds(
+        Script::new()
+            .send("GET / HTTP/1.0\r\nHost: x\r\n\r\n")
+            .arrives("GET /")
+            .reply(format!("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n{OK}"))
+            .answered("200 ok")
+            .ended(),
+    );
+}

@@ -1,0 +1,66 @@
+//! Final responses that come before the request is all there.
+
+use overlane_tests::script::{Script, holds};
+
+use super::{GET, OK};
+
+const LARGE: &str = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\nabc";
+
+#[test]
+fn an_upstream_that_answers_early_and_closes_is_heard() {
+    holds(
+        Script::new()
+            .send(LARGE)
+            .arrives_so_far("POST / abc")
+            .reply("HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: 3\r\n\r\nbig")
+            .upstream_half_closes()
+            .answered("413 big")
+            .ended(),
+    );
+}
+
+#[test]
+fn an_upstream_that_answers_early_and_reads_on_gets_the_rest() {
+    holds(
+        Script::new()
+            .send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\nabc")
+            .arrives_so_far("POST / abc")
+            .reply("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nearly")
+            .answered("200 early")
+            .send("def"),
+    );
+}
+
+#[test]
+fn what_was_not_read_of_a_body_is_no_request() {
+    // A body that looks like a request, after an early answer: it must not be served.
+    let body = "GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n";
+    holds(
+        Script::new()
+            .send(format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len() + 3))
+            .arrives_so_far("POST /")
+            .reply("HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: 3\r\n\r\nbig")
+            .upstream_closes()
+            .answered("413 big")
+            .send(body)
+            .ended()
+            .nothing_more_arrives(),
+    );
+}
+
+#[test]
+fn after_an_early_answer_the_upstreams_connection_is_not_given_to_anybody_else() {
+    holds(
+        Script::new()
+            .send(LARGE)
+            .arrives_so_far("POST / abc")
+            .reply(OK)
+            .answered("200 ok")
+            .client(1)
+            .send(GET)
+            .arrives("GET /")
+            .upstream_connections(2)
+            .reply(OK)
+            .answered("200 ok"),
+    );
+}

@@ -1,0 +1,176 @@
+//! What belongs to one connection stays on it, and what does not travels.
+
+use overlane_tests::script::{Script, each_holds, holds};
+
+use super::{GET, OK};
+
+#[test]
+fn what_a_client_says_to_the_proxy_does_not_travel() {
+    holds(
+        Script::new()
+            .send("GET / HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, x-mine, close-not\r\nX-Mine: 1\r\nClose-Not: 2\r\nKeep-Alive: timeout=5\r\nProxy-Connection: keep-alive\r\nTE: gzip\r\nX-Other: 3\r\n\r\n")
+            .arrives("GET /")
+            .lacks("x-mine")
+            .lacks("close-not")
+            .lacks("keep-alive")
+            .lacks("proxy-connection")
+            .lacks("te")
+            .has("x-other: 3")
+            .reply(OK)
+            .answered("200 ok"),
+    );
+}
+
+#[test]
+fn what_an_upstream_says_to_the_proxy_does_not_travel() {
+    holds(
+        Script::new()
+            .send(GET)
+            .arrives("GET /")
+            .reply("HTTP/1.1 200 OK\r\nConnection: x-mine\r\nX-Mine: 1\r\nKeep-Alive: timeout=5\r\nProxy-Connection: close\r\nX-Other: 3\r\nContent-Length: 2\r\n\r\nok")
+            .answered("200 ok")
+            .lacks("x-mine")
+            .lacks("keep-alive")
+            .lacks("proxy-connection")
+            .has("x-other: 3")
+            .send(GET)
+            .arrives("GET /")
+            .reply(OK)
+            .answered("200 ok"),
+    );
+}
+
+#[test]
+fn framing_and_host_cannot_be_nominated_away() {
+    each_holds(["content-length", "Host", "transfer-encoding, content-length, host"].map(|nominated| {
+        let script = Script::new()
+            .send(format!(
+                "POST / HTTP/1.1\r\nHost: x\r\nConnection: {nominated}\r\nContent-Length: 3\r\n\r\nabc"
+            ))
+            .arrives("POST / abc")
+            .has("host: x")
+            .reply(format!("HTTP/1.1 200 OK\r\nConnection: {nominated}\r\nContent-Length: 2\r\n\r\nok"))
+            .answered("200 ok")
+            .send(GET)
+            .arrives("GET /")
+            .reply(OK)
+            .answered("200 ok");
+        (nominated, script)
+    }));
+    holds(
+        Script::new()
+            .send("POST / HTTP/1.1\r\nHost: x\r\nConnection: transfer-encoding\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
+            .arrives("POST / abc")
+            .reply("HTTP/1.1 200 OK\r\nConnection: transfer-encoding\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n")
+            .answered("200 ok")
+            .send(GET)
+            .arrives("GET /")
+            .reply(OK)
+            .answered("200 ok"),
+    );
+}
+
+#[test]
+fn the_key_and_its_mark_cannot_be_nominated_away() {
+    each_holds(["x-overlay-id", "X-OVERLAY-ID, baggage", "close, x-overlay-id", "x-overlay-require"].map(
+        |nominated| {
+            let script = Script::new()
+                .send(format!(
+                    "GET / HTTP/1.1\r\nHost: x\r\nx-overlay-id: alice\r\nConnection: {nominated}\r\n\r\n"
+                ))
+                .arrives("GET /")
+                .has("x-overlay-id: alice")
+                .reply("HTTP/1.1 200 OK\r\nConnection: x-overlay-route\r\nContent-Length: 2\r\n\r\nok")
+                .answered("200 ok")
+                .has("x-overlay-route: web;env=alice;via=overlay;reason=owned");
+            (nominated, script)
+        },
+    ));
+}
+
+#[test]
+fn an_upgrade_that_the_upstream_accepts_is_a_tunnel() {
+    holds(
+        Script::new()
+            .send("GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+            .arrives("GET /")
+            .has("upgrade: echo")
+            .reply("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\nhello")
+            .answered("101")
+            .has("upgrade: echo")
+            .client_gets("hello")
+            .send("from the client")
+            .upstream_gets("from the client")
+            .reply("from the upstream")
+            .client_gets("from the upstream"),
+    );
+}
+
+#[test]
+fn an_upgrade_that_the_upstream_ignores_is_a_request_like_any_other() {
+    holds(
+        Script::new()
+            .send("GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+            .arrives("GET /")
+            .reply(OK)
+            .answered("200 ok")
+            .send(GET)
+            .arrives("GET /")
+            .reply(OK)
+            .answered("200 ok"),
+    );
+}
+
+#[test]
+fn an_upgrade_that_nobody_nominated_does_not_travel() {
+    holds(
+        Script::new()
+            .send("GET / HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n")
+            .arrives("GET /")
+            .lacks("upgrade")
+            .reply(OK)
+            .answered("200 ok"),
+    );
+}
+
+#[test]
+fn a_switch_of_protocols_that_nobody_asked_for_is_a_502() {
+    holds(
+        Script::new()
+            .send(GET)
+            .arrives("GET /")
+            .reply("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\nhello")
+            .refused(502),
+    );
+}
+
+#[test]
+fn fields_travel_as_they_are() {
+    holds(
+        Script::new()
+            .send("GET / HTTP/1.1\r\nHost: x\r\nCookie: a=1; b=2\r\nCookie: c=3\r\nX-Empty:\r\nX-Text: \u{e4}\u{f6} b  c\t\r\nAccept: a\r\nAccept: b\r\n\r\n")
+            .arrives("GET /")
+            .has("cookie: a=1; b=2 | c=3")
+            .has("x-empty: ")
+            .has("x-text: \u{e4}\u{f6} b  c")
+            .has("accept: a | b")
+            .reply("HTTP/1.1 200 Fine\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\nX-Empty: \r\nServer: s\r\nContent-Length: 2\r\n\r\nok")
+            .answered("200 ok")
+            .has("set-cookie: a=1 | b=2")
+            .has("server: s"),
+    );
+}
+
+#[test]
+fn a_gateway_says_for_whom_it_asks() {
+    holds(
+        Script::new()
+            .send("GET / HTTP/1.1\r\nHost: web.example\r\nX-Forwarded-For: 192.0.2.1\r\n\r\n")
+            .arrives("GET /")
+            .has("x-forwarded-for: 192.0.2.1, 127.0.0.1")
+            .has("x-forwarded-proto: http")
+            .has("x-forwarded-host: web.example")
+            .reply(OK)
+            .answered("200 ok"),
+    );
+}

@@ -1,0 +1,177 @@
+//! The key on its way, and tricks with it.
+
+use overlane::plane::trust::Trust;
+use overlane_config::route::Role;
+use overlane_tests::script::{Script, each_holds, holds};
+
+use super::{GET, OK};
+
+const OWNED: &str = "x-overlay-route: web;env=alice;via=overlay;reason=owned";
+
+#[test]
+fn the_key_leaves_on_one_line_however_it_came() {
+    each_holds(
+        [
+            "x-overlay-id: alice",
+            "X-Overlay-ID:alice",
+            "x-overlay-id:   alice  ",
+            "x-overlay-id: alice\r\nx-overlay-id: alice",
+            "x-overlay-id: alice, alice",
+            "baggage: overlay-id=alice",
+            "baggage: a=1\r\nBaggage: overlay-id=alice;p=q",
+            "x-overlay-id:\r\nbaggage: overlay-id=alice",
+        ]
+        .map(|fields| {
+            let script = Script::new()
+                .send(format!("GET / HTTP/1.1\r\nHost: x\r\n{fields}\r\n\r\n"))
+                .arrives("GET /")
+                .has("x-overlay-id: alice")
+                .reply(OK)
+                .answered("200 ok")
+                .has(OWNED);
+            (fields, script)
+        }),
+    );
+}
+
+#[test]
+fn several_keys_leave_in_order_on_one_line() {
+    holds(
+        Script::new()
+            .send("GET / HTTP/1.1\r\nHost: x\r\nx-overlay-id: nobody\r\nx-overlay-id: alice\r\n\r\n")
+            .arrives("GET /")
+            .has("x-overlay-id: nobody, alice")
+            .reply(OK)
+            .answered("200 ok"),
+    );
+}
+
+#[test]
+fn a_header_that_only_looks_like_ours_is_not() {
+    holds(
+        Script::new()
+            .send("GET / HTTP/1.1\r\nHost: x\r\nX_Overlay_Id: alice\r\n\r\n")
+            .arrives("GET /")
+            .lacks("x-overlay-id")
+            .reply(OK)
+            .answered("200 ok")
+            .lacks("x-overlay-route"),
+    );
+}
+
+#[test]
+fn a_key_that_is_no_id_is_refused_and_the_connection_stays() {
+    each_holds(["Alice!", "a--b", "-a", "a b", "a\u{e4}", "a/b", "\"alice\""].map(|key| {
+        let script = Script::new()
+            .send(format!("GET / HTTP/1.1\r\nHost: x\r\nx-overlay-id: {key}\r\n\r\n"))
+            .answered("400 overlane")
+            .send(GET)
+            .arrives("GET /")
+            .reply(OK)
+            .answered("200 ok");
+        (key, script)
+    }));
+}
+
+#[test]
+fn a_refusal_reads_the_body_that_it_does_not_want() {
+    holds(
+        Script::new()
+            .send("POST / HTTP/1.1\r\nHost: x\r\nx-overlay-id: A!\r\nContent-Length: 3\r\n\r\nabc")
+            .answered("400 overlane")
+            .send(GET)
+            .arrives("GET /")
+            .reply(OK)
+            .answered("200 ok"),
+    );
+}
+
+#[test]
+fn an_empty_key_is_none() {
+    each_holds(["x-overlay-id:", "x-overlay-id:  ", "x-overlay-id: ,"].map(|field| {
+        let script = Script::new()
+            .send(format!("GET / HTTP/1.1\r\nHost: x\r\n{field}\r\n\r\n"))
+            .arrives("GET /")
+            .has("x-overlay-id: ")
+            .reply(OK)
+            .answered("200 ok")
+            .lacks("x-overlay-route");
+        (field, script)
+    }));
+}
+
+#[test]
+fn receipts_of_upstreams_come_before_ours_and_only_where_somebody_asked() {
+    let reply = "HTTP/1.1 200 OK\r\nx-overlay-route: deep;env=alice;via=overlay;reason=owned\r\nX-Overlay-Route: deeper\r\nContent-Length: 2\r\n\r\nok";
+    holds(
+        Script::new()
+            .send("GET / HTTP/1.1\r\nHost: x\r\nx-overlay-id: alice\r\n\r\n")
+            .arrives("GET /")
+            .reply(reply)
+            .answered("200 ok")
+            .has("x-overlay-route: deep;env=alice;via=overlay;reason=owned, deeper, web;env=alice;via=overlay;reason=owned")
+            .send("GET / HTTP/1.1\r\nHost: x\r\nx-overlay-id: nobody\r\n\r\n")
+            .arrives("GET /")
+            .has("x-overlay-id: nobody")
+            .reply(OK)
+            .answered("200 ok")
+            .has("x-overlay-route: web;env=base;via=baseline;reason=unknown"),
+    );
+}
+
+#[test]
+fn answers_of_the_proxys_own_carry_the_receipt() {
+    holds(
+        Script::new()
+            .send("POST / HTTP/1.1\r\nHost: x\r\nx-overlay-id: alice\r\nContent-Length: 0\r\n\r\n")
+            .arrives("POST /")
+            .upstream_closes()
+            .answered("502 overlane")
+            .has(OWNED)
+            .ended(),
+    );
+}
+
+#[test]
+fn from_the_untrusted_nothing_of_ours_travels() {
+    holds(
+        Script::at(Role::Gateway, Trust::Nobody)
+            .send("GET / HTTP/1.1\r\nHost: x\r\nx-overlay-id: alice\r\nx-overlay-require: web\r\nx-overlay-hop: alice\r\nx-overlay-route: x\r\nbaggage: a=1,overlay-id=alice,c=3\r\nX-Forwarded-For: 192.0.2.1\r\n\r\n")
+            .arrives("GET /")
+            .lacks("x-overlay-id")
+            .lacks("x-overlay-require")
+            .lacks("x-overlay-hop")
+            .lacks("x-overlay-route")
+            .has("baggage: a=1,c=3")
+            .has("x-forwarded-for: 127.0.0.1")
+            .reply(OK)
+            .answered("200 ok")
+            .lacks("x-overlay-route"),
+    );
+}
+
+#[test]
+fn outbound_stamps_and_inbound_delivers() {
+    let environment = Some("alice".parse().unwrap());
+    holds(
+        Script::at(Role::Outbound { environment: environment.clone() }, Trust::Any)
+            .send("GET http://web/a HTTP/1.1\r\nHost: ignored\r\n\r\n")
+            .arrives("GET /a")
+            .has("host: web")
+            .has("x-overlay-id: alice")
+            .lacks("x-forwarded-for")
+            .reply(OK)
+            .answered("200 ok")
+            .lacks("x-overlay-route"),
+    );
+    holds(
+        Script::at(Role::Inbound { service: "web".parse().unwrap(), environment }, Trust::Any)
+            .send("POST /a HTTP/1.1\r\nHost: web\r\nx-overlay-id: alice\r\nx-overlay-hop: alice\r\nContent-Length: 3\r\n\r\nabc")
+            .arrives("POST /a abc")
+            .has("x-overlay-id: alice")
+            .lacks("x-overlay-hop")
+            .reply(OK)
+            .answered("200 ok")
+            .has(OWNED),
+    );
+}

@@ -1,0 +1,180 @@
+//! Responses on which readers could disagree: 502, and what an upstream sent too much goes to nobody.
+
+use overlane_tests::script::{Script, each_holds, holds};
+
+use super::{GET, OK, get};
+
+fn refused(heads: &[&str]) {
+    each_holds(heads.iter().map(|head| {
+        let script = Script::new().send(GET).arrives("GET /").reply(head).upstream_half_closes().refused(502);
+        (*head, script)
+    }));
+}
+
+#[test]
+fn framing_on_which_readers_could_disagree() {
+    let fields = [
+        "Content-Length: 3\r\nTransfer-Encoding: chunked",
+        "Content-Length: 3\r\nContent-Length: 4",
+        "Content-Length: 3,4",
+        "Content-Length: +3",
+        "Content-Length: -3",
+        "Content-Length: 0x3",
+        "Content-Length:",
+        "Content-Length: 18446744073709551619",
+        "Transfer-Encoding: gzip, chunked",
+        "Transfer-Encoding: chunked, chunked",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: xchunked",
+        "Transfer-Encoding: chunked, identity",
+    ];
+    let heads = fields.map(|field| format!("HTTP/1.1 200 OK\r\n{field}\r\n\r\n3\r\nabc\r\n0\r\n\r\n"));
+    refused(&heads.each_ref().map(String::as_str));
+}
+
+#[test]
+fn heads_whose_lines_are_no_lines() {
+    refused(&[
+        "HTTP/1.1 200 OK\nContent-Length: 2\r\n\r\nok",
+        "HTTP/1.1 200 OK\r\nContent-Length: 2\n\nok",
+        "HTTP/1.1 200 OK\r\nA: b\rC: d\r\nContent-Length: 2\r\n\r\nok",
+        "HTTP/1.1 200 OK\r\nA: b\0\r\nContent-Length: 2\r\n\r\nok",
+        "HTTP/1.1 200 OK\r\nA: b\r\n c\r\nContent-Length: 2\r\n\r\nok",
+        "HTTP/1.1 200 OK\r\nA : b\r\nContent-Length: 2\r\n\r\nok",
+        "HTTP/1.1 200 OK\r\nContent-Length : 2\r\n\r\nok",
+        "HTTP/1.1 200 OK\r\n: b\r\nContent-Length: 2\r\n\r\nok",
+        "HTTP/1.1 200 OK\r\nA\r\nContent-Length: 2\r\n\r\nok",
+        "HTTP/1.1 200 OK\r\nA(b): c\r\nContent-Length: 2\r\n\r\nok",
+    ]);
+}
+
+#[test]
+fn status_lines_that_are_none() {
+    refused(&[
+        "ok",
+        "<html>\r\n\r\n",
+        "HTTP/2.0 200 OK\r\nContent-Length: 2\r\n\r\nok",
+        "HTTP/1.1 20 OK\r\nContent-Length: 2\r\n\r\nok",
+        "HTTP/1.1 2000 OK\r\nContent-Length: 2\r\n\r\nok",
+        "HTTP/1.1 abc OK\r\nContent-Length: 2\r\n\r\nok",
+        "HTTP/1.1 099 OK\r\nContent-Length: 2\r\n\r\nok",
+        "HTTP/1.1  200 OK\r\nContent-Length: 2\r\n\r\nok",
+        " HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+        "ICY 200 OK\r\n\r\nok",
+    ]);
+}
+
+#[test]
+fn chunks_that_are_none_cut_the_response() {
+    each_holds(
+        [
+            "x\r\nabc\r\n0\r\n\r\n",
+            "-3\r\nabc\r\n0\r\n\r\n",
+            "+3\r\nabc\r\n0\r\n\r\n",
+            "3\nabc\r\n0\r\n\r\n",
+            "3\r\nabcd\r\n0\r\n\r\n",
+            "3\r\nabc0\r\n\r\n",
+            "10000000000000003\r\nabc\r\n0\r\n\r\n",
+            "fffffffffffffffff\r\nabc\r\n0\r\n\r\n",
+        ]
+        .map(|chunks| {
+            let script = Script::new()
+                .send(GET)
+                .arrives("GET /")
+                .reply("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+                .answered_so_far("200")
+                .reply(chunks)
+                .cut("200 abc");
+            (chunks, script)
+        }),
+    );
+}
+
+#[test]
+fn what_follows_a_response_is_given_to_nobody() {
+    let poison = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison";
+    each_holds(
+        [
+            ("after a length", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"),
+            ("after chunks", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"),
+        ]
+        .map(|(name, response)| {
+            let script = Script::new()
+                .send(get("/1"))
+                .arrives("GET /1")
+                .reply(format!("{response}{poison}"))
+                .answered("200 ok")
+                .client(1)
+                .send(get("/2"))
+                .arrives("GET /2")
+                .upstream_connections(2)
+                .reply(OK)
+                .answered("200 ok")
+                .client(0)
+                .send(get("/3"))
+                .arrives("GET /3")
+                .reply(OK)
+                .answered("200 ok");
+            (name, script)
+        }),
+    );
+    // The same where what follows comes when the connection is idle already.
+    holds(
+        Script::new()
+            .send(get("/1"))
+            .arrives("GET /1")
+            .reply(OK)
+            .answered("200 ok")
+            .reply(poison)
+            .client(1)
+            .send(get("/2"))
+            .arrives("GET /2")
+            .reply(OK)
+            .answered("200 ok"),
+    );
+}
+
+#[test]
+fn a_body_where_there_can_be_none_is_given_to_nobody() {
+    each_holds(
+        [
+            ("204", "GET", "HTTP/1.1 204 No Content\r\nContent-Length: 6\r\n\r\npoison"),
+            ("304", "GET", "HTTP/1.1 304 Not Modified\r\nContent-Length: 6\r\n\r\npoison"),
+            ("HEAD", "HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison"),
+        ]
+        .map(|(name, method, response)| {
+            let script = Script::new()
+                .send(format!("{method} /1 HTTP/1.1\r\nHost: x\r\n\r\n"))
+                .arrives(format!("{method} /1"));
+            let script = script.reply(response);
+            let script = if name == "HEAD" { script.answered_to_head("200") } else { script.answered(name) };
+            let script = script.client(1).send(get("/2")).arrives("GET /2").reply(OK).answered("200 ok");
+            (name, script)
+        }),
+    );
+}
+
+#[test]
+fn a_response_that_nobody_asked_for_is_given_to_nobody() {
+    holds(
+        Script::new()
+            .send(get("/1"))
+            .arrives("GET /1")
+            .reply(format!("{OK}{OK}"))
+            .answered("200 ok")
+            .send(get("/2"))
+            .arrives("GET /2")
+            .reply("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nown")
+            .answered("200 own"),
+    );
+}
+
+#[test]
+fn heads_that_are_too_large() {
+    let long = |length: usize| {
+        format!("HTTP/1.1 200 OK\r\nA: {}\r\nContent-Length: 2\r\n\r\nok", "a".repeat(length))
+    };
+    holds(Script::new().send(GET).arrives("GET /").reply(long(60_000)).answered("200 ok"));
+    holds(Script::new().send(GET).arrives("GET /").reply(long(2_000_000)).refused(502));
+    holds(Script::new().send(GET).arrives("GET /").reply("A".repeat(2_000_000)).refused(502));
+}
