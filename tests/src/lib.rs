@@ -2,7 +2,10 @@
 //! ends of a proxy, and the proxies themselves, one for each engine. The tests are in `tests/`.
 #![allow(clippy::unwrap_used)]
 
+pub mod case;
 pub mod message;
+pub mod play;
 pub mod scene;
 pub mod script;
 pub mod stage;
+pub mod told;

@@ -32,12 +32,14 @@ pub struct Wire {
     pub end: Option<End>,
     /// How much of `bytes` was taken as messages.
     pub taken: usize,
+    /// How much of `bytes` was looked at.
+    looked_at: usize,
 }
 
 impl Wire {
     fn new(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
-        Ok(Self { stream: Some(stream), bytes: Vec::new(), end: None, taken: 0 })
+        Ok(Self { stream: Some(stream), bytes: Vec::new(), end: None, taken: 0, looked_at: 0 })
     }
 
     /// What arrived and was not yet taken.
@@ -76,6 +78,17 @@ impl Wire {
             }
             return Poll::Ready(());
         }
+    }
+
+    /// Notes that a message was seen that is not whole yet.
+    pub fn look_at(&mut self, message: &Message) {
+        self.looked_at = self.taken + message.length;
+    }
+
+    /// What arrived after everything that was taken or looked at.
+    #[must_use]
+    pub fn unseen(&self) -> &[u8] {
+        &self.bytes[self.taken.max(self.looked_at)..]
     }
 
     /// Reads what is there; `Ready` where there was something new.

@@ -1,6 +1,7 @@
 //! Keeping and closing connections, on both sides, and what happens when one goes away.
 
-use overlane_tests::script::{Script, each_holds, holds};
+use overlane_tests::case::{each_holds, holds};
+use overlane_tests::script::Script;
 
 use super::{GET, OK, get};
 

@@ -1,7 +1,47 @@
-//! In what Pingora differs from what is right, on purpose or because it cannot be mended here. Each is used by a case,
-//! which fails when the difference is gone.
+//! In what the engines are not what they should be, and why. Each is used by a case, which fails when the difference is
+//! gone.
 
-use overlane_tests::script::Difference;
+use overlane_tests::case::Difference;
 
 /// Pingora reads the trailers of HTTP/1.1 and forwards none.
 pub(super) const TRAILERS: Difference = Difference("Pingora drops the trailers of HTTP/1.1 messages");
+
+/// It is forwarded before a filter could stop it.
+pub(super) const INTERIM_FOR_1_0: Difference =
+    Difference("Pingora sends interim responses to HTTP/1.0 clients too (RFC 9110, section 15.2)");
+
+/// Where a chunked body ends only its reader knows, and that one keeps what it read too much.
+pub(super) const AFTER_CHUNKS: Difference = Difference(
+    "Pingora closes after a chunked request that others follow in the same bytes, and said `keep-alive`",
+);
+
+/// Connection options are validated before a filter could mend them.
+pub(super) const HOST_NOMINATED: Difference =
+    Difference("Pingora refuses a request whose `Connection` names `Host`");
+
+/// httparse forgives these in responses, and what Pingora writes is made anew from what it read.
+pub(super) const LENIENT_HEADS: Difference = Difference(
+    "Pingora takes bare LF, folded lines and white space before the colon in responses, and writes none of them on",
+);
+
+/// The length is gone before a filter sees the head.
+pub(super) const LENGTH_AND_CHUNKS: Difference = Difference(
+    "Pingora drops the length of a response that has a length and chunks, as RFC 9112, section 6.3 allows",
+);
+
+/// Codings other than chunked pass through.
+pub(super) const CODINGS: Difference =
+    Difference("Pingora hands transfer codings on that it does not know, and reads such bodies to the close");
+
+/// Its reader of chunks looks at sizes and at little else.
+pub(super) const LENIENT_CHUNKS: Difference = Difference(
+    "Pingora takes an empty line as the last chunk, and does not read extensions and trailers; it reframes what it forwards",
+);
+
+/// 101 is a final response to Pingora, whoever asked.
+pub(super) const UNASKED_SWITCH: Difference =
+    Difference("Pingora hands a 101 on that the client did not ask for, and tunnels");
+
+/// The decision looks for a path that begins with `/`.
+pub(super) const OPTIONS_STAR: Difference =
+    Difference("no route matches the target `*`, so that OPTIONS * is a 404");

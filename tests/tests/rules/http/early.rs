@@ -1,6 +1,7 @@
 //! Final responses that come before the request is all there.
 
-use overlane_tests::script::{Script, holds};
+use overlane_tests::case::holds;
+use overlane_tests::script::Script;
 
 use super::{GET, OK};
 
@@ -15,6 +16,8 @@ fn an_upstream_that_answers_early_and_closes_is_heard() {
             .reply("HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: 3\r\n\r\nbig")
             .upstream_half_closes()
             .answered("413 big")
+            .has("connection: close")
+            .half_close()
             .ended(),
     );
 }
@@ -43,6 +46,7 @@ fn what_was_not_read_of_a_body_is_no_request() {
             .upstream_closes()
             .answered("413 big")
             .send(body)
+            .half_close()
             .ended()
             .nothing_more_arrives(),
     );

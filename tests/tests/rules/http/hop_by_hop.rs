@@ -1,8 +1,9 @@
 //! What belongs to one connection stays on it, and what does not travels.
 
-use overlane_tests::script::{Script, each_holds, holds};
+use overlane_tests::case::{each_holds, holds};
+use overlane_tests::script::Script;
 
-use super::{GET, OK};
+use super::{GET, OK, differences};
 
 #[test]
 fn what_a_client_says_to_the_proxy_does_not_travel() {
@@ -42,11 +43,13 @@ fn what_an_upstream_says_to_the_proxy_does_not_travel() {
 
 #[test]
 fn framing_and_host_cannot_be_nominated_away() {
-    each_holds(["content-length", "Host", "transfer-encoding, content-length, host"].map(|nominated| {
-        let script = Script::new()
-            .send(format!(
-                "POST / HTTP/1.1\r\nHost: x\r\nConnection: {nominated}\r\nContent-Length: 3\r\n\r\nabc"
-            ))
+    let request = |nominated: &str| {
+        Script::new().send(format!(
+            "POST / HTTP/1.1\r\nHost: x\r\nConnection: {nominated}\r\nContent-Length: 3\r\n\r\nabc"
+        ))
+    };
+    let served = |nominated: &str| {
+        request(nominated)
             .arrives("POST / abc")
             .has("host: x")
             .reply(format!("HTTP/1.1 200 OK\r\nConnection: {nominated}\r\nContent-Length: 2\r\n\r\nok"))
@@ -54,8 +57,13 @@ fn framing_and_host_cannot_be_nominated_away() {
             .send(GET)
             .arrives("GET /")
             .reply(OK)
-            .answered("200 ok");
-        (nominated, script)
+            .answered("200 ok")
+    };
+    holds(served("content-length"));
+    holds(served("close-not, transfer-encoding, content-length"));
+    each_holds(["Host", "transfer-encoding, content-length, host"].map(|nominated| {
+        let refused = request(nominated).refused(400).nothing_more_arrives();
+        (nominated, served(nominated).but_on_pingora(differences::HOST_NOMINATED, refused))
     }));
     holds(
         Script::new()
@@ -88,37 +96,33 @@ fn the_key_and_its_mark_cannot_be_nominated_away() {
     ));
 }
 
+const UPGRADE: &str = "GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+
 #[test]
 fn an_upgrade_that_the_upstream_accepts_is_a_tunnel() {
     holds(
         Script::new()
-            .send("GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+            .send(UPGRADE)
             .arrives("GET /")
-            .has("upgrade: echo")
-            .reply("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\nhello")
+            .has("upgrade: websocket")
+            .reply(SWITCH)
             .answered("101")
-            .has("upgrade: echo")
+            .has("upgrade: websocket")
+            .reply("hello")
             .client_gets("hello")
             .send("from the client")
             .upstream_gets("from the client")
             .reply("from the upstream")
-            .client_gets("from the upstream"),
+            .client_gets("from the upstream")
+            .upstream_closes()
+            .ended(),
     );
 }
 
 #[test]
 fn an_upgrade_that_the_upstream_ignores_is_a_request_like_any_other() {
-    holds(
-        Script::new()
-            .send("GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
-            .arrives("GET /")
-            .reply(OK)
-            .answered("200 ok")
-            .send(GET)
-            .arrives("GET /")
-            .reply(OK)
-            .answered("200 ok"),
-    );
+    holds(Script::new().send(UPGRADE).arrives("GET /").reply(OK).answered("200 ok"));
 }
 
 #[test]
@@ -135,13 +139,8 @@ fn an_upgrade_that_nobody_nominated_does_not_travel() {
 
 #[test]
 fn a_switch_of_protocols_that_nobody_asked_for_is_a_502() {
-    holds(
-        Script::new()
-            .send(GET)
-            .arrives("GET /")
-            .reply("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\nhello")
-            .refused(502),
-    );
+    let asked = Script::new().send(GET).arrives("GET /").reply(SWITCH);
+    holds(asked.clone().refused(502).but_on_pingora(differences::UNASKED_SWITCH, asked.answered("101")));
 }
 
 #[test]

@@ -2,7 +2,8 @@
 
 use overlane::plane::trust::Trust;
 use overlane_config::route::Role;
-use overlane_tests::script::{Script, each_holds, holds};
+use overlane_tests::case::{each_holds, holds};
+use overlane_tests::script::Script;
 
 use super::{GET, OK};
 
@@ -74,15 +75,17 @@ fn a_key_that_is_no_id_is_refused_and_the_connection_stays() {
 }
 
 #[test]
-fn a_refusal_reads_the_body_that_it_does_not_want() {
-    holds(
-        Script::new()
-            .send("POST / HTTP/1.1\r\nHost: x\r\nx-overlay-id: A!\r\nContent-Length: 3\r\n\r\nabc")
-            .answered("400 overlane")
-            .send(GET)
-            .arrives("GET /")
-            .reply(OK)
-            .answered("200 ok"),
+fn a_refusal_of_a_request_with_a_body_closes_and_says_so() {
+    each_holds(
+        ["Content-Length: 3\r\n\r\nabc", "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"].map(
+            |rest| {
+                let script = Script::new()
+                    .send(format!("POST / HTTP/1.1\r\nHost: x\r\nx-overlay-id: A!\r\n{rest}"))
+                    .refused(400)
+                    .nothing_more_arrives();
+                (rest, script)
+            },
+        ),
     );
 }
 
