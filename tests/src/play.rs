@@ -43,6 +43,7 @@ pub fn run(engine: EngineChoice, script: &Script, patience: Duration) -> Outcome
             client: 0,
             upstream: None,
             last: None,
+            half_closed: false,
             transcript: Vec::new(),
         };
         let mut failure = None;
@@ -111,6 +112,7 @@ struct Play {
     client: usize,
     upstream: Option<usize>,
     last: Option<Message>,
+    half_closed: bool,
     transcript: Vec<String>,
 }
 
@@ -126,6 +128,7 @@ impl Play {
             }
             Step::HalfClose(side) => {
                 let number = self.number(*side).await?;
+                self.half_closed |= *side == Side::Client;
                 self.scene.half_close(*side, number).await;
             }
             Step::Close(side, end) => {
@@ -369,7 +372,8 @@ impl Play {
 
     fn see(&mut self, who: &str, message: &Message) {
         let line = format!("{who}: {}", self.unnamed(&normalised(message)));
-        self.transcript.push(line);
+        // Whether the end of the client's sending is seen before the head of its answer leaves is a matter of time.
+        self.transcript.push(if self.half_closed { line.replace("connection: close", "") } else { line });
     }
 
     fn dump(&self) -> String {
