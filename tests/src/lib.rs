@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 pub mod case;
+pub mod exchange;
 pub mod message;
 pub mod play;
 pub mod scene;

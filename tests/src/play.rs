@@ -371,9 +371,9 @@ impl Play {
     }
 
     fn see(&mut self, who: &str, message: &Message) {
-        let line = format!("{who}: {}", self.unnamed(&normalised(message)));
         // Whether the end of the client's sending is seen before the head of its answer leaves is a matter of time.
-        self.transcript.push(if self.half_closed { line.replace("connection: close", "") } else { line });
+        let line = format!("{who}: {}", self.unnamed(&normalised(message, !self.half_closed)));
+        self.transcript.push(line);
     }
 
     fn dump(&self) -> String {

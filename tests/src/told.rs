@@ -36,8 +36,10 @@ pub(crate) fn own(message: &Message) -> bool {
     message.values("proxy-status").any(|value| value.starts_with("overlane;"))
 }
 
-/// Everything about a message in which engines must agree.
-pub(crate) fn normalised(message: &Message) -> String {
+/// Everything about a message in which engines must agree; whether it closes the connection where that `closing` matters.
+pub(crate) fn normalised(message: &Message, closing: bool) -> String {
+    let normalised_field =
+        |field| normalised_field(field).filter(|line| closing || line != "connection: close");
     let mut fields: Vec<_> = message.fields.iter().filter_map(normalised_field).collect();
     fields.sort();
     let mut trailers: Vec<_> = message.trailers.iter().filter_map(normalised_field).collect();
@@ -62,7 +64,8 @@ fn normalised_field((name, value): &Field) -> Option<String> {
     let name = name.to_ascii_lowercase();
     let value = match &*name {
         "date" | "keep-alive" | "content-length" | "transfer-encoding" => return None,
-        "connection" if !value.eq_ignore_ascii_case("close") => return None,
+        "connection" if value.eq_ignore_ascii_case("close") => "close",
+        "connection" => return None,
         // Up to the reason, which is a word of a closed list.
         "proxy-status" => value.split(": ").next().unwrap_or_default(),
         _ => value,

@@ -12,6 +12,8 @@ mod continued;
 mod differences;
 /// Final responses that come before the request is all there.
 mod early;
+/// Generated exchanges, compared.
+mod generated;
 /// What belongs to one connection.
 mod hop_by_hop;
 /// The key on its way.

@@ -1,0 +1,121 @@
+//! One exchange without a script: whatever a client sends, whatever the upstream replies, and what both saw in the end.
+
+use std::time::Duration;
+
+use overlane::plane::EngineChoice;
+
+use crate::message::{Kind, Read};
+use crate::scene::{Scene, Side};
+use crate::stage::Slot;
+use crate::told::{normalised, show};
+
+/// How long an exchange may last.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What both ends saw.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// What arrived at the upstream, normalised.
+    pub upstream: Vec<String>,
+    /// What arrived at the client until its end, normalised.
+    pub client: Vec<String>,
+}
+
+impl Seen {
+    /// Whether the proxy gave the first answer itself, with a status that begins so.
+    #[must_use]
+    pub fn refused(&self, status: &str) -> bool {
+        self.client.first().is_some_and(|answer| {
+            answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains("proxy-status: overlane;")
+        })
+    }
+
+    /// Whether the client got anything that is not whole.
+    #[must_use]
+    pub fn cut(&self) -> bool {
+        self.client.iter().any(|answer| answer.starts_with("cut ") || answer.starts_with("rest "))
+    }
+}
+
+/// Sends the pieces of a client, and no more; replies to each request that arrives whole with `reply`, and no more.
+#[must_use]
+pub fn exchange(engine: EngineChoice, pieces: &[Vec<u8>], reply: &[u8]) -> Seen {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut scene = Scene::new(PATIENCE).await.unwrap();
+        let slot = Slot::lease(engine, scene.upstream_address().unwrap());
+        scene.connect(slot.address()).await.unwrap();
+        let mut hung = None;
+        for piece in pieces {
+            hung = hung.or(scene.send(Side::Client, 0, &named(piece, &slot)).await.err());
+        }
+        scene.half_close(Side::Client, 0).await;
+        let mut upstream = Vec::new();
+        hung = hung.or(serve(&mut scene, reply, &mut upstream).await.err());
+        let to_head = pieces.concat().starts_with(b"HEAD ");
+        let mut client = answers(&mut scene, if to_head { Kind::ResponseToHead } else { Kind::Response });
+        client.extend(hung);
+        let strip =
+            |lines: Vec<String>| lines.into_iter().map(|line| line.replace(&slot.suffix(), "")).collect();
+        Seen { upstream: strip(upstream), client: strip(client) }
+    })
+}
+
+fn named(piece: &[u8], slot: &Slot) -> Vec<u8> {
+    match piece.windows(5).position(|window| window == b"alice") {
+        Some(at) => [&piece[..at + 5], slot.suffix().as_bytes(), &piece[at + 5..]].concat(),
+        None => piece.to_vec(),
+    }
+}
+
+/// Replies until the client's connection ends.
+async fn serve(scene: &mut Scene, reply: &[u8], arrived: &mut Vec<String>) -> Result<(), String> {
+    while let Some(number) = scene.until(next_request).await? {
+        let wire = &mut scene.upstreams[number];
+        if let Read::Message(message) = wire.peek(Kind::Request) {
+            wire.take(&message);
+            arrived.push(normalised(&message, false));
+        }
+        scene.send(Side::Upstream, number, reply).await?;
+        scene.half_close(Side::Upstream, number).await;
+    }
+    // What reached the upstream and is no whole request is seen as well.
+    arrived.extend(scene.upstreams.iter().filter(|wire| !wire.rest().is_empty()).map(|wire| {
+        match wire.peek(Kind::Request) {
+            Read::Message(message) => format!("cut {}", normalised(&message, false)),
+            _ => format!("rest {}", show(wire.rest())),
+        }
+    }));
+    Ok(())
+}
+
+/// The connection on which a whole request arrived; `None` where the client's has ended.
+fn next_request(scene: &mut Scene) -> Option<Option<usize>> {
+    let whole = scene
+        .upstreams
+        .iter()
+        .position(|wire| matches!(wire.peek(Kind::Request), Read::Message(message) if message.whole));
+    match whole {
+        Some(number) => Some(Some(number)),
+        None => scene.clients[0].end.map(|_| None),
+    }
+}
+
+fn answers(scene: &mut Scene, kind: Kind) -> Vec<String> {
+    let wire = &mut scene.clients[0];
+    let mut answers = Vec::new();
+    while !wire.rest().is_empty() {
+        match wire.peek(kind) {
+            Read::Message(message) => {
+                wire.take(&message);
+                let told = normalised(&message, false);
+                answers.push(if message.whole { told } else { format!("cut {}", message.status()) });
+            }
+            _ => {
+                answers.push(format!("rest {}", show(wire.rest())));
+                break;
+            }
+        }
+    }
+    answers
+}
