@@ -138,6 +138,7 @@ impl Play {
             Step::Answered(kind, expected) => self.answered(*kind, expected).await?,
             Step::AnswerSoFar(expected) => self.answered_so_far(expected).await?,
             Step::AnswerCut(expected) => self.cut(expected).await?,
+            Step::Interims => self.interims().await?,
             Step::Ended => self.ended().await?,
             Step::Arrives(expected) => self.arrives(expected).await?,
             Step::ArrivesSoFar(expected) => self.arrives_so_far(expected).await?,
@@ -292,6 +293,22 @@ impl Play {
         self.transcript.push(format!("client: {} cut short", message.status()));
         self.last = Some(message);
         Ok(())
+    }
+
+    async fn interims(&mut self) -> Result<(), String> {
+        let number = self.number(Side::Client).await?;
+        self.scene
+            .until(|scene| {
+                let wire = &mut scene.clients[number];
+                loop {
+                    match wire.peek(Kind::Response) {
+                        Read::Message(message) if message.interim() => wire.take(&message),
+                        Read::NoHead if wire.end.is_none() => return None,
+                        _ => return Some(()),
+                    }
+                }
+            })
+            .await
     }
 
     async fn ended(&mut self) -> Result<(), String> {

@@ -17,6 +17,7 @@ pub(crate) enum Step {
     Answered(Kind, String),
     AnswerSoFar(String),
     AnswerCut(String),
+    Interims,
     Ended,
     Arrives(String),
     ArrivesSoFar(String),
@@ -123,6 +124,12 @@ impl Script {
     #[must_use]
     pub fn answered_so_far(self, expected: impl Into<String>) -> Self {
         self.then(Step::AnswerSoFar(expected.into()))
+    }
+
+    /// The client gets interim responses, however many, and something else after them.
+    #[must_use]
+    pub fn interim_responses(self) -> Self {
+        self.then(Step::Interims)
     }
 
     /// The client's connection ends before the response does; what came of the body is a part of the expected one.

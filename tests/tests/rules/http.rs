@@ -8,6 +8,8 @@ mod bodies;
 mod connections;
 /// `Expect: 100-continue` and interim responses.
 mod continued;
+/// What is counted.
+mod counted;
 /// In what the engines differ, and why.
 mod differences;
 /// Final responses that come before the request is all there.
@@ -18,6 +20,8 @@ mod generated;
 mod hop_by_hop;
 /// The key on its way.
 mod keys;
+/// How much is taken, kept and held back.
+mod limits;
 /// Several requests on one connection.
 mod pipelining;
 /// Requests on which readers could disagree.

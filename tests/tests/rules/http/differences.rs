@@ -45,3 +45,7 @@ pub(super) const UNASKED_SWITCH: Difference =
 /// The decision looks for a path that begins with `/`.
 pub(super) const OPTIONS_STAR: Difference =
     Difference("no route matches the target `*`, so that OPTIONS * is a 404");
+
+/// It counts no interim responses.
+pub(super) const INTERIM_FLOOD: Difference =
+    Difference("Pingora forwards interim responses without end, one at a time");

@@ -1,0 +1,133 @@
+//! What an exchange adds to the metrics does not depend on the engine that carried it.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::thread::spawn;
+use std::time::{Duration, Instant};
+
+use overlane::plane::EngineChoice;
+use overlane::plane::trust::Trust;
+use overlane_config::route::Role;
+use overlane_tests::stage;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Replies by the path, once on each connection.
+fn upstream() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let head = read_head(&mut stream);
+            let reply = match head.split(' ').nth(1) {
+                Some("/gone") => "",
+                Some("/cut") => "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok",
+                Some("/broken") => "not http\r\n\r\n",
+                Some("/empty") => "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n",
+                Some("/away") => "HTTP/1.1 302 Found\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+                Some("/failed") => "HTTP/1.1 500 No\r\nConnection: close\r\nContent-Length: 2\r\n\r\nno",
+                Some("/hints") => {
+                    "HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"
+                }
+                _ if head.starts_with("HEAD") => {
+                    "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n"
+                }
+                _ => "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok",
+            };
+            let _ = stream.write_all(reply.as_bytes());
+        }
+    });
+    address
+}
+
+fn read_head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") && matches!(stream.read(&mut byte), Ok(1)) {
+        head.push(byte[0]);
+    }
+    String::from_utf8_lossy(&head).into_owned()
+}
+
+/// Sends bytes and reads until the end.
+fn ask(address: SocketAddr, request: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// What is counted, without what time alone decides.
+fn counted(admin: SocketAddr) -> Vec<String> {
+    let text = ask(admin, "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    let by_time = ["process_", "_seconds_sum", "_seconds_bucket", "_timestamp", "overlane_connections"];
+    let mut lines: Vec<_> = text
+        .lines()
+        .filter(|line| line.starts_with("overlane_") && !by_time.iter().any(|part| line.contains(part)))
+        .map(str::to_owned)
+        .collect();
+    lines.sort();
+    lines
+}
+
+/// The requests that ended.
+fn ended(lines: &[String]) -> u64 {
+    let totals = lines.iter().filter(|line| line.starts_with("overlane_requests_total"));
+    totals.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+}
+
+fn after_all_kinds_of_exchanges(engine: EngineChoice) -> Vec<String> {
+    let upstream = upstream();
+    let listener = stage::listener(Role::Gateway, "", None, Trust::Any);
+    let running = stage::start(engine, vec![listener], stage::files("", upstream));
+    let (gateway, admin) = (running.gates()[0].address, running.admin());
+    let exchanges = [
+        "GET / HTTP/1.1\r\n",
+        "HEAD / HTTP/1.1\r\nx-overlay-id: alice\r\n",
+        "POST /empty HTTP/1.1\r\nx-overlay-id: alice\r\nContent-Length: 0\r\n",
+        "GET /away HTTP/1.1\r\nx-overlay-id: nobody\r\n",
+        "REPORT /failed HTTP/1.1\r\n",
+        "GET /hints HTTP/1.1\r\n",
+        "POST /gone HTTP/1.1\r\nContent-Length: 0\r\n",
+        "GET /cut HTTP/1.1\r\n",
+        "GET /broken HTTP/1.1\r\n",
+        "GET / HTTP/1.1\r\nx-overlay-id: NOT!\r\n",
+        "GET / HTTP/1.1\r\nbaggage: overlay-id=NOT!\r\n",
+    ];
+    for exchange in exchanges {
+        ask(gateway, &format!("{exchange}Host: x\r\nConnection: close\r\n\r\n"));
+    }
+    for refused in ["GET / HTTP/1.1\r\n\r\n", "GET / HTTP/2.0\r\nHost: x\r\n\r\n"] {
+        ask(gateway, refused);
+    }
+    // A client that goes away in the middle of its request: nobody sees the end but the metrics.
+    let mut gone = TcpStream::connect(gateway).unwrap();
+    gone.write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc").unwrap();
+    drop(gone);
+    let begun = Instant::now();
+    let lines = loop {
+        let lines = counted(admin);
+        if ended(&lines) == exchanges.len() as u64 + 1 || begun.elapsed() > PATIENCE {
+            break lines;
+        }
+        std::thread::yield_now();
+    };
+    running.stop();
+    lines
+}
+
+#[test]
+fn both_engines_count_the_same() {
+    let pingora = after_all_kinds_of_exchanges(EngineChoice::Pingora);
+    let total = |labels: &str| {
+        let line =
+            pingora.iter().find(|line| line.starts_with("overlane_requests_total") && line.contains(labels));
+        line.and_then(|line| line.rsplit(' ').next()).unwrap_or("none").to_owned()
+    };
+    println!("{pingora:#?}");
+    assert_eq!(ended(&pingora), 12);
+    assert_eq!(total("code_class=\"0xx\",method=\"POST\""), "1");
+    assert_eq!(pingora, after_all_kinds_of_exchanges(EngineChoice::Auto));
+}
