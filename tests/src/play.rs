@@ -40,6 +40,7 @@ pub fn run(engine: EngineChoice, script: &Script, patience: Duration) -> Outcome
             scene,
             proxy: proxy.address(),
             suffix: proxy.suffix(),
+            port: upstream.port().to_string(),
             client: 0,
             upstream: None,
             last: None,
@@ -109,6 +110,7 @@ struct Play {
     scene: Scene,
     proxy: SocketAddr,
     suffix: String,
+    port: String,
     client: usize,
     upstream: Option<usize>,
     last: Option<Message>,
@@ -163,25 +165,34 @@ impl Play {
         Ok(())
     }
 
-    /// Names of environments are different in each slot; scripts know them without their suffix.
+    /// Names of environments are different in each slot, and so is the upstream's port: scripts say `alice` and
+    /// `{port}`.
     fn named(&self, bytes: &[u8]) -> Vec<u8> {
         let mut named = Vec::with_capacity(bytes.len());
         let mut rest = bytes;
-        while let Some(at) = rest.windows(5).position(|window| window == b"alice") {
-            named.extend_from_slice(&rest[..at + 5]);
-            named.extend_from_slice(self.suffix.as_bytes());
-            rest = &rest[at + 5..];
+        while let Some(at) = rest.windows(5).position(|window| window == b"alice" || window == b"{port") {
+            named.extend_from_slice(&rest[..at]);
+            rest = &rest[at..];
+            if let Some(after) = rest.strip_prefix(b"{port}") {
+                named.extend_from_slice(self.port.as_bytes());
+                rest = after;
+            } else {
+                named.extend_from_slice(&rest[..5]);
+                named.extend_from_slice(self.suffix.as_bytes());
+                rest = &rest[5..];
+            }
         }
         named.extend_from_slice(rest);
         named
     }
 
     fn unnamed(&self, text: &str) -> String {
+        let text = text.replace(&format!(":{}", self.port), ":{port}");
         if self.suffix.is_empty() {
-            return text.to_owned();
+            return text;
         }
         let strip = |text: String, name: &str| text.replace(&format!("{name}{}", self.suffix), name);
-        strip(strip(text.to_owned(), "alice"), "base")
+        strip(strip(text, "alice"), "base")
     }
 
     async fn send(&mut self, bytes: &[u8]) -> Result<(), String> {

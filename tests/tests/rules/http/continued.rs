@@ -3,7 +3,7 @@
 use overlane_tests::case::{each_holds, holds};
 use overlane_tests::script::Script;
 
-use super::{OK, differences, expecting};
+use super::{OK, differences, expecting, get};
 
 #[test]
 fn a_continue_of_the_upstream_reaches_a_client_that_waits_for_it() {
@@ -29,6 +29,20 @@ fn an_upstream_that_refuses_at_once_saves_the_client_its_body() {
             .answered("417 no");
         (field, script)
     }));
+}
+
+#[test]
+fn after_a_refusal_at_once_what_follows_is_the_body_and_no_request() {
+    let body = get("/smuggled");
+    holds(
+        expecting(body.len())
+            .arrives_so_far("POST /")
+            .reply("HTTP/1.1 417 Expectation Failed\r\nContent-Length: 2\r\n\r\nno")
+            .answered("417 no")
+            .send(body)
+            .half_close()
+            .ended(),
+    );
 }
 
 #[test]

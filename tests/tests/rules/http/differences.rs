@@ -49,3 +49,7 @@ pub(super) const OPTIONS_STAR: Difference =
 /// It counts no interim responses.
 pub(super) const INTERIM_FLOOD: Difference =
     Difference("Pingora forwards interim responses without end, one at a time");
+
+/// While Pingora writes a request's body it reads nothing of the response: an upstream that stops reading until its
+/// answer is read is stuck until the write's deadline. What certainly fits into the buffers of two sockets goes through.
+pub(super) const DUPLEX_ON_PINGORA: usize = 64 * 1024;

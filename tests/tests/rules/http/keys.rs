@@ -178,3 +178,39 @@ fn outbound_stamps_and_inbound_delivers() {
             .has(OWNED),
     );
 }
+
+#[test]
+fn what_is_no_service_passes_through_outbound_without_anything_of_ours() {
+    let environment = Some("alice".parse().unwrap());
+    holds(
+        // By this name it is nobody's service, though the address behind it is the upstream's.
+        Script::at(Role::Outbound { environment }, Trust::Any)
+            .send("POST http://localhost:{port}/a HTTP/1.1\r\nHost: x\r\nx-overlay-id: bob\r\nx-overlay-require: *\r\nbaggage: a=1,overlay-id=bob\r\nContent-Length: 3\r\n\r\nabc")
+            .arrives("POST /a abc")
+            .has("host: localhost:{port}")
+            .lacks("x-overlay-id")
+            .lacks("x-overlay-require")
+            .has("baggage: a=1")
+            .reply("HTTP/1.1 200 OK\r\nx-overlay-route: forged\r\nContent-Length: 2\r\n\r\nok")
+            .answered("200 ok")
+            .lacks("x-overlay-route"),
+    );
+}
+
+#[test]
+fn inbound_gives_the_key_of_its_overlay_and_refuses_what_is_not_for_it() {
+    let at = |environment: &str| {
+        let role = Role::Inbound {
+            service: "web".parse().unwrap(),
+            environment: Some(environment.parse().unwrap()),
+        };
+        Script::at(role, Trust::Any)
+    };
+    holds(at("alice").send(GET).arrives("GET /").has("x-overlay-id: alice").reply(OK).answered("200 ok"));
+    holds(
+        at("base")
+            .send("GET / HTTP/1.1\r\nHost: x\r\nx-overlay-id: alice\r\nx-overlay-hop: alice\r\n\r\n")
+            .answered("421 overlane")
+            .nothing_more_arrives(),
+    );
+}
