@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use overlane::plane::EngineChoice;
 
-use crate::message::{Kind, Read};
-use crate::scene::{Scene, Side};
+use crate::message::{self, Kind, Read};
+use crate::scene::{Scene, Side, Wire};
 use crate::stage::Slot;
 use crate::told::{normalised, show};
 
@@ -37,7 +37,8 @@ impl Seen {
     }
 }
 
-/// Sends the pieces of a client, and no more; replies to each request that arrives whole with `reply`, and no more.
+/// Sends the pieces of a client; replies to each request that arrives whole with `reply`, and no more. The client ends
+/// its sending when it has an answer, or at once where its request is not whole.
 #[must_use]
 pub fn exchange(engine: EngineChoice, pieces: &[Vec<u8>], reply: &[u8]) -> Seen {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -45,40 +46,35 @@ pub fn exchange(engine: EngineChoice, pieces: &[Vec<u8>], reply: &[u8]) -> Seen 
         let mut scene = Scene::new(PATIENCE).await.unwrap();
         let slot = Slot::lease(engine, scene.upstream_address().unwrap());
         scene.connect(slot.address()).await.unwrap();
-        let mut hung = None;
-        for piece in pieces {
-            hung = hung.or(scene.send(Side::Client, 0, &named(piece, &slot)).await.err());
-        }
-        scene.half_close(Side::Client, 0).await;
+        let sent = pieces.concat();
+        let kind = if sent.starts_with(b"HEAD ") { Kind::ResponseToHead } else { Kind::Response };
         let mut upstream = Vec::new();
-        hung = hung.or(serve(&mut scene, reply, &mut upstream).await.err());
-        let to_head = pieces.concat().starts_with(b"HEAD ");
-        let mut client = answers(&mut scene, if to_head { Kind::ResponseToHead } else { Kind::Response });
-        client.extend(hung);
+        let ended = converse(&mut scene, &slot, pieces, reply, kind, &mut upstream).await;
+        let mut client = answers(&mut scene, kind);
+        client.extend(ended.err());
         let strip =
             |lines: Vec<String>| lines.into_iter().map(|line| line.replace(&slot.suffix(), "")).collect();
         Seen { upstream: strip(upstream), client: strip(client) }
     })
 }
 
-fn named(piece: &[u8], slot: &Slot) -> Vec<u8> {
-    match piece.windows(5).position(|window| window == b"alice") {
-        Some(at) => [&piece[..at + 5], slot.suffix().as_bytes(), &piece[at + 5..]].concat(),
-        None => piece.to_vec(),
+async fn converse(
+    scene: &mut Scene,
+    slot: &Slot,
+    pieces: &[Vec<u8>],
+    reply: &[u8],
+    kind: Kind,
+    arrived: &mut Vec<String>,
+) -> Result<(), String> {
+    for piece in pieces {
+        scene.send(Side::Client, 0, &named(piece, slot)).await?;
     }
-}
-
-/// Replies until the client's connection ends.
-async fn serve(scene: &mut Scene, reply: &[u8], arrived: &mut Vec<String>) -> Result<(), String> {
-    while let Some(number) = scene.until(next_request).await? {
-        let wire = &mut scene.upstreams[number];
-        if let Read::Message(message) = wire.peek(Kind::Request) {
-            wire.take(&message);
-            arrived.push(normalised(&message, false));
-        }
-        scene.send(Side::Upstream, number, reply).await?;
-        scene.half_close(Side::Upstream, number).await;
+    let whole = whole_messages(&pieces.concat(), Kind::Request) > 0;
+    if whole {
+        serve(scene, reply, arrived, |client| has_answer(client, kind)).await?;
     }
+    scene.half_close(Side::Client, 0).await;
+    serve(scene, reply, arrived, |client| client.end.is_some()).await?;
     // What reached the upstream and is no whole request is seen as well.
     arrived.extend(scene.upstreams.iter().filter(|wire| !wire.rest().is_empty()).map(|wire| {
         match wire.peek(Kind::Request) {
@@ -89,15 +85,70 @@ async fn serve(scene: &mut Scene, reply: &[u8], arrived: &mut Vec<String>) -> Re
     Ok(())
 }
 
-/// The connection on which a whole request arrived; `None` where the client's has ended.
-fn next_request(scene: &mut Scene) -> Option<Option<usize>> {
+/// How many whole messages some bytes begin with.
+#[must_use]
+pub fn whole_messages(mut bytes: &[u8], kind: Kind) -> usize {
+    let mut count = 0;
+    loop {
+        // Empty lines before a message are none of it.
+        while let Some(rest) = bytes.strip_prefix(b"\r\n") {
+            bytes = rest;
+        }
+        match message::read(bytes, kind, true) {
+            Read::Message(message) if message.whole => bytes = &bytes[message.length..],
+            _ => return count,
+        }
+        count += 1;
+    }
+}
+
+/// Whether a client has a whole response that is not interim, or its end.
+fn has_answer(client: &Wire, kind: Kind) -> bool {
+    let mut rest = client.rest();
+    loop {
+        match message::read(rest, kind, client.end.is_some()) {
+            Read::Message(message) if message.interim() => rest = &rest[message.length..],
+            Read::Message(message) if message.whole => return true,
+            _ => return client.end.is_some(),
+        }
+    }
+}
+
+fn named(piece: &[u8], slot: &Slot) -> Vec<u8> {
+    match piece.windows(5).position(|window| window == b"alice") {
+        Some(at) => [&piece[..at + 5], slot.suffix().as_bytes(), &piece[at + 5..]].concat(),
+        None => piece.to_vec(),
+    }
+}
+
+/// Replies until the client has what it waits for.
+async fn serve(
+    scene: &mut Scene,
+    reply: &[u8],
+    arrived: &mut Vec<String>,
+    done: impl Fn(&Wire) -> bool,
+) -> Result<(), String> {
+    while let Some(number) = scene.until(|scene| next_request(scene, &done)).await? {
+        let wire = &mut scene.upstreams[number];
+        if let Read::Message(message) = wire.peek(Kind::Request) {
+            wire.take(&message);
+            arrived.push(normalised(&message, false));
+        }
+        scene.send(Side::Upstream, number, reply).await?;
+        scene.half_close(Side::Upstream, number).await;
+    }
+    Ok(())
+}
+
+/// The connection on which a whole request arrived; `None` where the client has what it waits for.
+fn next_request(scene: &mut Scene, done: impl Fn(&Wire) -> bool) -> Option<Option<usize>> {
     let whole = scene
         .upstreams
         .iter()
         .position(|wire| matches!(wire.peek(Kind::Request), Read::Message(message) if message.whole));
     match whole {
         Some(number) => Some(Some(number)),
-        None => scene.clients[0].end.map(|_| None),
+        None => done(&scene.clients[0]).then_some(None),
     }
 }
 

@@ -3,7 +3,7 @@
 use overlane_tests::case::{each_holds, holds};
 use overlane_tests::script::Script;
 
-use super::{GET, OK, get};
+use super::{GET, OK, differences, get};
 
 #[test]
 fn a_connection_is_kept_on_both_sides_unless_somebody_closes_it() {
@@ -122,6 +122,18 @@ fn a_client_that_sends_no_more_still_gets_its_answer() {
             .answered("200 slow")
             .ended(),
     );
+}
+
+#[test]
+fn what_was_pipelined_before_the_client_ended_its_sending_is_answered() {
+    let first = Script::new()
+        .send([get("/1"), get("/2")].concat())
+        .half_close()
+        .arrives("GET /1")
+        .reply(OK)
+        .answered("200 ok");
+    let both = first.clone().arrives("GET /2").reply(OK).answered("200 ok").ended();
+    holds(both.but_on_pingora_by_chance(differences::PIPELINED_AND_HALF_CLOSED, first));
 }
 
 #[test]

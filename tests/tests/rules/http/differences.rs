@@ -15,6 +15,11 @@ pub(super) const AFTER_CHUNKS: Difference = Difference(
     "Pingora closes after a chunked request that others follow in the same bytes, and said `keep-alive`",
 );
 
+/// It watches for the client's end while it waits for the response, and decides then.
+pub(super) const PIPELINED_AND_HALF_CLOSED: Difference = Difference(
+    "Pingora says `close` to a client that sends no more, if it notices before it answers, and does not serve what that client had pipelined",
+);
+
 /// Connection options are validated before a filter could mend them.
 pub(super) const HOST_NOMINATED: Difference =
     Difference("Pingora refuses a request whose `Connection` names `Host`");
