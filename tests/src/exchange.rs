@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use overlane::plane::EngineChoice;
 
-use crate::message::{self, Kind, Read};
+use crate::message::{self, Kind, Read, messages};
 use crate::scene::{Scene, Side, Wire};
 use crate::stage::Slot;
 use crate::told::{normalised, show};
@@ -69,8 +69,7 @@ async fn converse(
     for piece in pieces {
         scene.send(Side::Client, 0, &named(piece, slot)).await?;
     }
-    let whole = whole_messages(&pieces.concat(), Kind::Request) > 0;
-    if whole {
+    if !messages(&pieces.concat(), Kind::Request).is_empty() {
         serve(scene, reply, arrived, |client| has_answer(client, kind)).await?;
     }
     scene.half_close(Side::Client, 0).await;
@@ -83,23 +82,6 @@ async fn converse(
         }
     }));
     Ok(())
-}
-
-/// How many whole messages some bytes begin with.
-#[must_use]
-pub fn whole_messages(mut bytes: &[u8], kind: Kind) -> usize {
-    let mut count = 0;
-    loop {
-        // Empty lines before a message are none of it.
-        while let Some(rest) = bytes.strip_prefix(b"\r\n") {
-            bytes = rest;
-        }
-        match message::read(bytes, kind, true) {
-            Read::Message(message) if message.whole => bytes = &bytes[message.length..],
-            _ => return count,
-        }
-        count += 1;
-    }
 }
 
 /// Whether a client has a whole response that is not interim, or its end.

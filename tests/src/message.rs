@@ -108,6 +108,25 @@ pub fn read(bytes: &[u8], kind: Kind, ended: bool) -> Read {
     }
 }
 
+/// The whole messages that some bytes begin with.
+#[must_use]
+pub fn messages(mut bytes: &[u8], kind: Kind) -> Vec<Message> {
+    let mut messages = Vec::new();
+    loop {
+        // Empty lines before a message are none of it.
+        while let Some(rest) = bytes.strip_prefix(b"\r\n") {
+            bytes = rest;
+        }
+        match read(bytes, kind, true) {
+            Read::Message(message) if message.whole => {
+                bytes = &bytes[message.length..];
+                messages.push(message);
+            }
+            _ => return messages,
+        }
+    }
+}
+
 fn fields<'b>(lines: impl Iterator<Item = &'b [u8]>) -> Result<Vec<Field>, String> {
     let mut fields = Vec::new();
     for line in lines {

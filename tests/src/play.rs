@@ -8,7 +8,7 @@ use overlane::plane::EngineChoice;
 use overlane::process::Running;
 use overlane_config::route::Role;
 
-use crate::message::{Field, Kind, Message, Read};
+use crate::message::{Field, Kind, Message, Read, messages};
 use crate::scene::{Scene, Side};
 use crate::script::{Place, Script, Step};
 use crate::stage::{self, Slot};
@@ -69,10 +69,12 @@ impl Proxy {
     fn of(engine: EngineChoice, place: &Place, upstream: SocketAddr) -> Self {
         match place {
             Place::Gateway => Self::Shared(Slot::lease(engine, upstream)),
-            Place::Own(role, trust) => {
+            Place::Own(own) => {
+                let (role, trust, limits) = &**own;
                 let app = matches!(role, Role::Inbound { .. }).then_some(upstream);
                 let listener = stage::listener(role.clone(), "", app, trust.clone());
-                let running = stage::start(engine, vec![listener], stage::files("", upstream));
+                let running =
+                    stage::start_within(engine, limits.clone(), vec![listener], stage::files("", upstream));
                 let address = running.gates()[0].address;
                 Self::Own(Some(Box::new(running)), address)
             }
@@ -157,6 +159,15 @@ impl Play {
             Step::Gets(side, bytes) => self.gets(*side, bytes).await?,
             Step::Has(_) | Step::Lacks(_) | Step::Trailer(_) | Step::Framed(_) => self.check_last(step)?,
             Step::Untouched => self.untouched().await?,
+            Step::NeverArrives(request) => {
+                self.look().await;
+                let requests =
+                    self.scene.upstreams.iter().flat_map(|wire| messages(&wire.bytes, Kind::Request));
+                let seen: Vec<_> = requests.map(|message| summary(&message)).collect();
+                if seen.iter().any(|seen| seen.starts_with(request)) {
+                    return Err(format!("it arrived: {seen:?}"));
+                }
+            }
             Step::Connections(expected) => {
                 let made = self.scene.upstreams.len();
                 equal(&made.to_string(), &expected.to_string())?;
@@ -389,13 +400,17 @@ impl Play {
         }
     }
 
-    /// Lets arrive what is under way, and sees that there is nothing.
-    async fn untouched(&mut self) -> Result<(), String> {
+    /// Lets arrive what is under way.
+    async fn look(&mut self) {
         let look = self.scene.until(|_| None::<()>);
         let _ = tokio::time::timeout(Duration::from_millis(1), look).await;
-        let rest: Vec<_> =
+    }
+
+    async fn untouched(&mut self) -> Result<(), String> {
+        self.look().await;
+        let unseen: Vec<_> =
             self.scene.upstreams.iter().map(|wire| String::from_utf8_lossy(wire.unseen())).collect();
-        equal(&rest.concat(), "")
+        equal(&unseen.concat(), "")
     }
 
     fn see(&mut self, who: &str, message: &Message) {

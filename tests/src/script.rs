@@ -1,5 +1,6 @@
 //! A case as a script: what the clients and the upstream do, in order, and what each must see.
 
+use overlane::plane::Limits;
 use overlane::plane::trust::Trust;
 use overlane_config::route::Role;
 
@@ -29,6 +30,7 @@ pub(crate) enum Step {
     Trailer(String),
     Framed(Framing),
     Untouched,
+    NeverArrives(String),
     Connections(usize),
 }
 
@@ -36,7 +38,7 @@ pub(crate) enum Step {
 #[derive(Debug, Clone)]
 pub(crate) enum Place {
     Gateway,
-    Own(Role, Trust),
+    Own(Box<(Role, Trust, Limits)>),
 }
 
 /// What happens, in order, and what must be seen.
@@ -64,7 +66,13 @@ impl Script {
     /// where the role is inbound.
     #[must_use]
     pub fn at(role: Role, trust: Trust) -> Self {
-        Self { place: Place::Own(role, trust), steps: Vec::new() }
+        Self { place: Place::Own(Box::new((role, trust, Limits::default()))), steps: Vec::new() }
+    }
+
+    /// An empty script at a gateway of its own, with other deadlines and limits.
+    #[must_use]
+    pub fn within(limits: Limits) -> Self {
+        Self { place: Place::Own(Box::new((Role::Gateway, Trust::Any, limits))), steps: Vec::new() }
     }
 
     fn then(mut self, step: Step) -> Self {
@@ -238,6 +246,12 @@ impl Script {
     #[must_use]
     pub fn nothing_more_arrives(self) -> Self {
         self.then(Step::Untouched)
+    }
+
+    /// No request that begins so is in what arrived at the upstream: `GET /smuggled`.
+    #[must_use]
+    pub fn never_arrives(self, request: impl Into<String>) -> Self {
+        self.then(Step::NeverArrives(request.into()))
     }
 
     /// So many connections were made to the upstream by now.

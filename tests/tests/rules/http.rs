@@ -10,6 +10,8 @@ mod connections;
 mod continued;
 /// What is counted.
 mod counted;
+/// Deadlines.
+mod deadlines;
 /// In what the engines differ, and why.
 mod differences;
 /// Final responses that come before the request is all there.

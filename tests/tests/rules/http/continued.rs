@@ -41,7 +41,8 @@ fn after_a_refusal_at_once_what_follows_is_the_body_and_no_request() {
             .answered("417 no")
             .send(body)
             .half_close()
-            .ended(),
+            .ended()
+            .never_arrives("GET /smuggled"),
     );
 }
 

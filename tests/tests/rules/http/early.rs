@@ -3,7 +3,7 @@
 use overlane_tests::case::holds;
 use overlane_tests::script::Script;
 
-use super::{GET, OK};
+use super::{GET, OK, get};
 
 const LARGE: &str = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\nabc";
 
@@ -50,6 +50,28 @@ fn what_was_not_read_of_a_body_is_no_request() {
             .ended()
             .nothing_more_arrives(),
     );
+}
+
+#[test]
+fn what_comes_of_a_body_after_an_early_answer_is_still_the_body() {
+    let body = get("/smuggled");
+    for framed in [
+        format!("Content-Length: {}\r\n\r\n{body}", body.len()),
+        format!("Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n", body.len()),
+    ] {
+        let (head, rest) = framed.split_at(framed.find("\r\n\r\n").unwrap() + 4);
+        holds(
+            Script::new()
+                .send(format!("POST / HTTP/1.1\r\nHost: x\r\n{head}"))
+                .arrives_so_far("POST /")
+                .reply(OK)
+                .answered("200 ok")
+                .send(rest)
+                .half_close()
+                .ended()
+                .never_arrives("GET /smuggled"),
+        );
+    }
 }
 
 #[test]

@@ -6,8 +6,8 @@
 
 use overlane::plane::EngineChoice;
 use overlane_tests::case::differing;
-use overlane_tests::exchange::{Seen, exchange, whole_messages};
-use overlane_tests::message::{Kind, Read, read};
+use overlane_tests::exchange::{Seen, exchange};
+use overlane_tests::message::{Kind, Read, messages, read};
 use overlane_tests::stage::EXPRESS;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -277,7 +277,7 @@ fn mutated_exchanges_are_the_same_or_the_stricter_engine_refuses() {
             if exchanged.request.starts_with(b"HEAD ") { Kind::ResponseToHead } else { Kind::Response };
         let is_right = right(&exchanged.request, Kind::Request) && right(&exchanged.reply, kind);
         let refused = auto.refused("4") || auto.refused("5") || auto.cut() || auto.client.is_empty();
-        let requests = whole_messages(&exchanged.request, Kind::Request);
+        let requests = messages(&exchanged.request, Kind::Request).len();
         let by_time =
             requests > 0 && (begins_like(pingora, auto) || (!EXPRESS && begins_like(auto, pingora)));
         for seen in [pingora, auto] {

@@ -123,6 +123,22 @@ fn receipts_of_upstreams_come_before_ours_and_only_where_somebody_asked() {
 }
 
 #[test]
+fn a_requirement_that_is_not_met_is_a_412_and_reaches_nobody() {
+    holds(
+        Script::new()
+            .send("GET / HTTP/1.1\r\nHost: x\r\nx-overlay-id: nobody\r\nx-overlay-require: web\r\n\r\n")
+            .answered("412 overlane")
+            .nothing_more_arrives()
+            .send("GET / HTTP/1.1\r\nHost: x\r\nx-overlay-id: alice\r\nx-overlay-require: web\r\n\r\n")
+            .arrives("GET /")
+            .has("x-overlay-require: web")
+            .reply(OK)
+            .answered("200 ok")
+            .has(OWNED),
+    );
+}
+
+#[test]
 fn answers_of_the_proxys_own_carry_the_receipt() {
     holds(
         Script::new()
