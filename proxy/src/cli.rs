@@ -1,5 +1,6 @@
 //! The command line.
 
+pub mod bench;
 pub mod check;
 pub mod environment;
 pub mod explain;
@@ -70,6 +71,8 @@ enum Command {
     Try(run::Try),
     /// Three small services, an overlay, and what to try
     Demo(run::DemoArgs),
+    /// Measure what routing costs, or put load on an address
+    Bench(Box<bench::Bench>),
     /// Print the completion script of a shell
     Completion {
         /// The shell
@@ -141,6 +144,7 @@ fn dispatch(cli: Cli, out: &mut Output<'_>) -> Result<(), CliError> {
         Command::Check(check) => check::run(*check, told, out),
         Command::Try(args) => run::try_it(&args, out),
         Command::Demo(args) => run::demo(&args, out),
+        Command::Bench(args) => bench::run(&args, out),
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "overlane", &mut script);

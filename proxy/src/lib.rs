@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod admin;
+pub mod bench;
 pub mod cli;
 pub mod client;
 pub mod clock;
