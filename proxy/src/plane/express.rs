@@ -22,6 +22,10 @@ use crate::h1::body::Body;
 use crate::h1::request::{self, Head};
 use relay::{Outcome, Relay};
 
+/// The largest body that is kept with its head, where all of it is here, so that a request that may be
+/// repeated can be (docs/decisions/0009). Other bodies are copied nowhere.
+const KEPT_BODY: usize = 2048;
+
 /// What the engine has to know of a request, besides where it goes.
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
@@ -35,22 +39,35 @@ pub struct Shape {
     pub close: bool,
     /// Whether the client accepts JSON.
     pub json: bool,
-    /// Whether it may be sent twice (RFC 9110, section 9.2.2); only without a body, which is not kept.
+    /// Whether it may be sent twice (RFC 9110, section 9.2.2), and its body is kept for that.
     pub repeatable: bool,
+    /// How many bytes of the body are kept, and go along with the head.
+    pub kept: usize,
 }
 
 impl Shape {
     /// The shape of a request; `None` where this engine cannot carry it, whatever its upstream.
     #[must_use]
-    pub fn of(head: &Head<'_>) -> Option<Self> {
+    pub fn of(head: &Head<'_>, read: &[u8]) -> Option<Self> {
         const IDEMPOTENT: [&str; 6] = ["GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"];
-        (!head.old && !head.upgrade).then(|| Self {
+        if head.old || head.upgrade {
+            return None;
+        }
+        let idempotent = IDEMPOTENT.contains(&head.method);
+        let kept = match head.body {
+            Body::Length(body) => usize::try_from(body)
+                .ok()
+                .filter(|body| idempotent && *body <= KEPT_BODY && head.length + body <= read.len()),
+            _ => None,
+        };
+        Some(Self {
             head: head.length,
             body: head.body,
             to_head: head.method == "HEAD",
             close: head.close,
             json: head.accepts_json(),
-            repeatable: head.body == Body::Length(0) && IDEMPOTENT.contains(&head.method),
+            repeatable: kept.is_some(),
+            kept: kept.unwrap_or(0),
         })
     }
 }
@@ -107,10 +124,11 @@ pub async fn carry<S: IO + 'static>(
             if exchange.was_held() {
                 // Decided again, it may go elsewhere, and with another key.
                 text.clear();
-                let _ = request::parse(unread_of(conn, shape), |head| write_head(text, head, exchange));
+                let read = conn.ahead().filled();
+                let _ = request::parse(read, |head| write_head(text, head, exchange, shape, read));
             }
             exchange.sending();
-            conn.ahead().consume(shape.head);
+            conn.ahead().consume(shape.head + shape.kept);
         }
         let since = if link.reused { exchange.since() } else { Instant::now() };
         let mut relay = Relay::new(conn, &mut link, exchange, shape, text, since);
@@ -138,11 +156,12 @@ fn unread_of<S: IO + 'static>(conn: &mut Conn<S>, shape: Shape) -> &[u8] {
     &conn.ahead().filled()[..shape.head]
 }
 
-/// Writes a request's head as it goes upstream.
-pub fn write_head(out: &mut Text, head: &Head<'_>, exchange: &Exchange) {
+/// Writes a request's head as it goes upstream, and what is kept of its body. `read` begins with both.
+pub fn write_head(out: &mut Text, head: &Head<'_>, exchange: &Exchange, shape: Shape, read: &[u8]) {
     head.copy(out, |name| exchange.removes(name));
     exchange.add_lines(head, out);
     out.extend_from_slice(b"\r\n");
+    out.extend_from_slice(&read[shape.head..shape.head + shape.kept]);
 }
 
 /// Ends an exchange that failed after `status` was sent (0: nothing was).

@@ -218,7 +218,7 @@ fn read_request<S: IO + 'static>(
     let read = conn.ahead().filled();
     // Parsing again and again what comes byte by byte would be quadratic.
     if *searched == 0 || has_end(read, *searched) {
-        match request::parse(read, |head| decide(&worker.plane, gate, peer, head, limit, next)) {
+        match request::parse(read, |head| decide(&worker.plane, gate, peer, head, read, next)) {
             Ok(None) => {}
             Ok(Some(decided)) => return decided,
             Err(malformed) => return Err(refusal_of(malformed, read)),
@@ -234,11 +234,11 @@ fn decide(
     gate: &Arc<Gate>,
     peer: &Arc<Peer>,
     head: &Head<'_>,
-    limit: usize,
+    read: &[u8],
     next: &mut Option<Next>,
 ) -> Result<(), Answer> {
-    if head.length > limit {
-        return Err(too_large(limit));
+    if head.length > plane.limits.head_bytes {
+        return Err(too_large(plane.limits.head_bytes));
     }
     if head.method == "CONNECT" {
         let what = "CONNECT is not tunnelled by this version";
@@ -250,12 +250,12 @@ fn decide(
         Body::Length(length) if !head.upgrade => Some(length),
         _ => None,
     };
-    let shape = if plane.engine == EngineChoice::Auto { Shape::of(head) } else { None };
+    let shape = if plane.engine == EngineChoice::Auto { Shape::of(head, read) } else { None };
     let exchange = Exchange::new(plane, gate, head, peer);
     let express = shape.map(|shape| (shape, Text::default()));
     let next = next.insert(Next { exchange, express, head: head.length, body });
-    if let Some((_, text)) = &mut next.express {
-        express::write_head(text, head, &next.exchange);
+    if let Some((shape, text)) = &mut next.express {
+        express::write_head(text, head, &next.exchange, *shape, read);
     }
     Ok(())
 }

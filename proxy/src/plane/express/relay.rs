@@ -1,13 +1,14 @@
 //! One exchange between a client's connection and an upstream's: both directions at once, each waiting
 //! for whichever peer is slower.
 
+use std::io::Write;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use pingora_core::protocols::IO;
 
 use super::Shape;
-use crate::h1::body::Progress;
+use crate::h1::body::{Body, Progress};
 use crate::h1::{has_end, response};
 use crate::plane::Limits;
 use crate::plane::answer::Failure;
@@ -103,11 +104,16 @@ pub(super) struct Relay<'r, S> {
     response: Option<Progress>,
     /// How much of what was read from the upstream belongs to the body.
     response_ready: usize,
+    /// A body that only the upstream's close delimits goes to the client in chunks, so that it can
+    /// tell whether it is whole: how many there were.
+    chunks: Option<u32>,
     response_wait: Wait,
     response_moved: u32,
     /// How much was searched for the end of the response's head.
     searched: usize,
     interim: u32,
+    /// Whether something of the final response was sent.
+    begun: bool,
     status: u16,
     reusable: bool,
     close: bool,
@@ -130,7 +136,7 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
             exchange,
             shape,
             head,
-            request: Progress::new(shape.body),
+            request: Progress::new(if shape.kept > 0 { Body::Length(0) } else { shape.body }),
             sending: Sending::Open,
             request_ready: 0,
             request_wait: wait,
@@ -139,10 +145,12 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
             text_sent: 0,
             response: None,
             response_ready: 0,
+            chunks: None,
             response_wait: wait,
             response_moved: 0,
             searched: 0,
             interim: 0,
+            begun: false,
             status: 0,
             reusable: false,
             close: shape.close,
@@ -157,13 +165,8 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
         match self.advance(cx) {
             Ok(Poll::Pending) => Poll::Pending,
             Ok(Poll::Ready(())) => Poll::Ready(Ok(self.outcome())),
-            Err(failure) => Poll::Ready(Err((failure, if self.has_begun() { self.status } else { 0 }))),
+            Err(failure) => Poll::Ready(Err((failure, if self.begun { self.status } else { 0 }))),
         }
-    }
-
-    /// Whether something of the final response may have reached the client.
-    fn has_begun(&self) -> bool {
-        self.response.is_some() && self.text_sent > 0
     }
 
     fn outcome(&self) -> Outcome {
@@ -242,6 +245,9 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
             if let Some(response) = self.response.as_mut().filter(|_| self.response_ready == 0) {
                 let read = self.link.ahead.filled();
                 self.response_ready = response.advance(read).map_err(|_| Failure::UpstreamMalformed)?;
+                if self.response_ready > 0 && self.chunks.is_some() {
+                    self.begin_chunk(self.response_ready);
+                }
             }
             let text = &self.text[self.text_sent..];
             if !text.is_empty() || self.response_ready > 0 {
@@ -260,13 +266,29 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
             }
             match self.link.poll_fill(cx) {
                 Poll::Ready(Ok(0)) if self.response.as_ref().is_some_and(Progress::until_close) => {
-                    return self.poll_flushed(cx);
+                    self.begin_chunk(0);
+                    self.response = Some(Progress::new(Body::Length(0)));
                 }
                 Poll::Ready(Ok(0) | Err(_)) => return Err(Failure::UpstreamClosed),
                 Poll::Ready(Ok(_)) => self.response_moved += 1,
                 Poll::Pending => return Ok(self.poll_flushed(cx)?.or(Some(On::Upstream))),
             }
         }
+    }
+
+    /// Writes what stands before a chunk of `size` bytes: the end of the one before, and its size. The
+    /// last one is empty (RFC 9112, section 7.1).
+    fn begin_chunk(&mut self, size: usize) {
+        let count = self.chunks.get_or_insert(0);
+        let before = if *count > 0 { "\r\n" } else { "" };
+        let after = if size == 0 { "\r\n" } else { "" };
+        *count += 1;
+        if self.text_sent == self.text.len() {
+            self.text.clear();
+            self.text_sent = 0;
+        }
+        // Writing to memory does not fail.
+        let _ = write!(self.text, "{before}{size:x}\r\n{after}");
     }
 
     fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Result<Option<On>, Failure> {
@@ -279,6 +301,7 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
 
     fn response_sent(&mut self, sent: usize) {
         self.response_moved += 1;
+        self.begun |= self.response.is_some();
         let of_text = sent.min(self.text.len() - self.text_sent);
         self.text_sent += of_text;
         self.response_ready -= sent - of_text;
@@ -300,9 +323,10 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
             if !head.is_interim() {
                 exchange.add_receipts(head.fields.values(ROUTE), text);
                 // A client that is not done sending cannot be told where the next request begins.
-                *close |= *sending != Sending::Done
-                    || head.body == crate::h1::body::Body::UntilClose
-                    || is_draining();
+                *close |= *sending != Sending::Done || is_draining();
+                if head.body == Body::UntilClose {
+                    text.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
+                }
                 if *close {
                     text.extend_from_slice(b"Connection: close\r\n");
                 }
@@ -324,6 +348,7 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
                 self.status = status;
                 self.reusable = reusable;
                 self.response = Some(Progress::new(body));
+                self.chunks = (body == Body::UntilClose).then_some(0);
                 Ok(true)
             }
         }
