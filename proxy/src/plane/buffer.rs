@@ -106,7 +106,7 @@ impl Buffer {
 
     /// Forgets the first `count` bytes.
     pub fn consume(&mut self, count: usize) {
-        self.start = self.end.min(self.start + count);
+        self.start = self.end.min(self.start.saturating_add(count));
         self.release_if_empty();
     }
 
