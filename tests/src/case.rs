@@ -11,7 +11,7 @@ use crate::stage::EXPRESS;
 /// How long a wait lasts before it is a failure.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The same where a failure is what is expected.
-const LITTLE_PATIENCE: Duration = Duration::from_millis(200);
+const LITTLE_PATIENCE: Duration = Duration::from_millis(100);
 
 /// A difference between the engines, and its reason.
 #[derive(Debug, Clone, Copy)]

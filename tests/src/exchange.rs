@@ -7,7 +7,7 @@ use overlane::plane::EngineChoice;
 use crate::message::{self, Kind, Read, messages};
 use crate::scene::{Scene, Side, Wire};
 use crate::stage::Slot;
-use crate::told::{normalised, show};
+use crate::told::{normalised, show, unnamed};
 
 /// How long an exchange may last.
 const PATIENCE: Duration = Duration::from_secs(5);

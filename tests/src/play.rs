@@ -12,7 +12,7 @@ use crate::message::{Field, Kind, Message, Read, messages};
 use crate::scene::{Scene, Side};
 use crate::script::{Place, Script, Step};
 use crate::stage::{self, Slot};
-use crate::told::{normalised, summary};
+use crate::told::{normalised, summary, unnamed};
 
 /// How much of what arrived is told where a case fails.
 const DUMPED: usize = 2000;
@@ -198,12 +198,7 @@ impl Play {
     }
 
     fn unnamed(&self, text: &str) -> String {
-        let text = text.replace(&format!(":{}", self.port), ":{port}");
-        if self.suffix.is_empty() {
-            return text;
-        }
-        let strip = |text: String, name: &str| text.replace(&format!("{name}{}", self.suffix), name);
-        strip(strip(text, "alice"), "base")
+        unnamed(&text.replace(&format!(":{}", self.port), ":{port}"), &self.suffix)
     }
 
     async fn send(&mut self, bytes: &[u8]) -> Result<(), String> {
@@ -278,7 +273,7 @@ impl Play {
                     wires.iter().enumerate().filter(|(at, _)| number.is_none_or(|number| *at == number));
                 for (at, wire) in wires {
                     if let Read::Message(message) = wire.peek(kind) {
-                        seen = summary(&message).replace(&suffix, "");
+                        seen = unnamed(&summary(&message), &suffix);
                         if seen == expected {
                             return Some((at, message));
                         }

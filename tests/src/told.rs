@@ -18,6 +18,16 @@ pub fn show(bytes: &[u8]) -> String {
     format!("<{} bytes #{:x}>", bytes.len(), hasher.finish())
 }
 
+/// Text with the names of environments as scripts know them: without the suffix of a slot.
+pub(crate) fn unnamed(text: &str, suffix: &str) -> String {
+    if suffix.is_empty() {
+        return text.to_owned();
+    }
+    ["alice", "base"]
+        .iter()
+        .fold(text.to_owned(), |text, name| text.replace(&format!("{name}{suffix}"), name))
+}
+
 /// A message on one line, as scripts expect it: `POST /target body`, `200 body`. An answer of the proxy's own is
 /// `400 overlane`, whatever its text.
 pub(crate) fn summary(message: &Message) -> String {
