@@ -52,9 +52,8 @@ pub fn exchange(engine: EngineChoice, pieces: &[Vec<u8>], reply: &[u8]) -> Seen 
         let ended = converse(&mut scene, &slot, pieces, reply, kind, &mut upstream).await;
         let mut client = answers(&mut scene, kind);
         client.extend(ended.err());
-        let strip =
-            |lines: Vec<String>| lines.into_iter().map(|line| line.replace(&slot.suffix(), "")).collect();
-        Seen { upstream: strip(upstream), client: strip(client) }
+        let known = |lines: Vec<String>| lines.iter().map(|line| unnamed(line, &slot.suffix())).collect();
+        Seen { upstream: known(upstream), client: known(client) }
     })
 }
 
