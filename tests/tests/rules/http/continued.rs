@@ -122,3 +122,24 @@ fn an_http_1_0_client_gets_no_interim_responses() {
         answered(asked.clone()).but_on_pingora(differences::INTERIM_FOR_1_0, answered(asked.answered("103"))),
     );
 }
+
+#[test]
+fn after_a_continue_both_connections_are_kept() {
+    let continued = expecting(3)
+        .arrives_so_far("POST /")
+        .reply("HTTP/1.1 100 Continue\r\n\r\n")
+        .answered("100")
+        .send("abc")
+        .arrives("POST / abc")
+        .reply(OK)
+        .answered("200 ok");
+    let kept = continued
+        .clone()
+        .send(get("/2"))
+        .arrives("GET /2")
+        .upstream_connections(1)
+        .reply(OK)
+        .answered("200 ok");
+    let closed = continued.has("connection: close").ended();
+    holds(kept.but_on_pingora(differences::AFTER_CONTINUE, closed));
+}

@@ -58,3 +58,10 @@ pub(super) const INTERIM_FLOOD: Difference =
 /// While Pingora writes a request's body it reads nothing of the response: an upstream that stops reading until its
 /// answer is read is stuck until the write's deadline. What certainly fits into the buffers of two sockets goes through.
 pub(super) const DUPLEX_ON_PINGORA: usize = 64 * 1024;
+
+/// It sets the date of every response that it writes.
+pub(super) const DATE: Difference = Difference("Pingora replaces the upstream's Date by its own");
+
+/// To it a 100 is a response that leaves the request's body unread.
+pub(super) const AFTER_CONTINUE: Difference =
+    Difference("Pingora closes both connections after an exchange with `Expect: 100-continue`, and says so");

@@ -173,3 +173,14 @@ fn a_gateway_says_for_whom_it_asks() {
             .answered("200 ok"),
     );
 }
+
+#[test]
+fn the_date_is_the_upstreams() {
+    let date = "Thu, 01 Jan 1970 00:00:00 GMT";
+    let answered = Script::new()
+        .send(GET)
+        .arrives("GET /")
+        .reply(format!("HTTP/1.1 200 OK\r\nDate: {date}\r\nContent-Length: 2\r\n\r\nok"))
+        .answered("200 ok");
+    holds(answered.clone().has(format!("date: {date}")).but_on_pingora(differences::DATE, answered));
+}
