@@ -6,7 +6,7 @@ use overlane_tests::case::Difference;
 /// Pingora reads the trailers of HTTP/1.1 and forwards none.
 pub(super) const TRAILERS: Difference = Difference("Pingora drops the trailers of HTTP/1.1 messages");
 
-/// It is forwarded before a filter could stop it.
+/// Not told otherwise, that is: its session can be set to write none (`set_ignore_info_resp`), and is not yet.
 pub(super) const INTERIM_FOR_1_0: Difference =
     Difference("Pingora sends interim responses to HTTP/1.0 clients too (RFC 9110, section 15.2)");
 
@@ -34,7 +34,7 @@ pub(super) const LENGTH_AND_CHUNKS: Difference = Difference(
     "Pingora drops the length of a response that has a length and chunks, as RFC 9112, section 6.3 allows",
 );
 
-/// Codings other than chunked pass through.
+/// A response filter of ours could refuse them, and does not yet.
 pub(super) const CODINGS: Difference =
     Difference("Pingora hands transfer codings on that it does not know, and reads such bodies to the close");
 
@@ -43,7 +43,7 @@ pub(super) const LENIENT_CHUNKS: Difference = Difference(
     "Pingora takes an empty line as the last chunk, and does not read extensions and trailers; it reframes what it forwards",
 );
 
-/// 101 is a final response to Pingora, whoever asked.
+/// 101 is a final response to it, whoever asked. A response filter of ours could refuse it, and does not yet.
 pub(super) const UNASKED_SWITCH: Difference =
     Difference("Pingora hands a 101 on that the client did not ask for, and tunnels");
 
@@ -62,6 +62,6 @@ pub(super) const DUPLEX_ON_PINGORA: usize = 64 * 1024;
 /// It sets the date of every response that it writes.
 pub(super) const DATE: Difference = Difference("Pingora replaces the upstream's Date by its own");
 
-/// To it a 100 is a response that leaves the request's body unread.
+/// Seen where the client waited for the upstream's 100 and got it.
 pub(super) const AFTER_CONTINUE: Difference =
     Difference("Pingora closes both connections after an exchange with `Expect: 100-continue`, and says so");
