@@ -35,8 +35,9 @@ pub(super) const LENGTH_AND_CHUNKS: Difference = Difference(
 );
 
 /// A response filter of ours could refuse them, and does not yet.
-pub(super) const CODINGS: Difference =
-    Difference("Pingora hands transfer codings on that it does not know, and reads such bodies to the close");
+pub(super) const CODINGS: Difference = Difference(
+    "Pingora hands transfer codings on that it does not know, and reads to the close where the last is not chunked",
+);
 
 /// Its reader of chunks looks at sizes and at little else.
 pub(super) const LENIENT_CHUNKS: Difference = Difference(
