@@ -17,7 +17,7 @@ const SLOTS: usize = 16;
 
 /// Whether [`EngineChoice::Auto`] has an engine of its own by now. Until then it is Pingora, and what is expected
 /// of Pingora is expected of it.
-pub const EXPRESS: bool = false;
+pub const EXPRESS: bool = true;
 
 /// A shared proxy: a gateway for each of its slots, and behind each a baseline with one service.
 struct Shared {
