@@ -19,6 +19,8 @@ const LARGE: usize = 256 * 1024;
 const MEDIUM: usize = 16 * 1024;
 /// Large buffers that a worker's connections hold at once.
 const MAX_LARGE: usize = 64;
+/// Room in front of a response, by which its head may grow: receipts, `Connection`.
+const HEADROOM: usize = 1024;
 /// Unused buffers that a worker keeps, of each size.
 const KEPT: usize = 16;
 
@@ -27,8 +29,10 @@ const KEPT: usize = 16;
 pub enum Want {
     /// A head, and what comes along with it.
     Head,
-    /// A body, or a head that a body may follow.
+    /// A body.
     Body,
+    /// A head that is written anew in front of the body that came with it ([`Buffer::prepend`]).
+    Response,
 }
 
 #[derive(Default)]
@@ -50,11 +54,11 @@ fn memory(size: usize) -> Box<[u8]> {
 fn take(want: Want) -> Box<[u8]> {
     FREE.with_borrow_mut(|free| match want {
         Want::Head => free.small.pop().unwrap_or_else(|| memory(SMALL)),
-        Want::Body if free.large_in_use < MAX_LARGE => {
+        _ if free.large_in_use < MAX_LARGE => {
             free.large_in_use += 1;
             free.large.pop().unwrap_or_else(|| memory(LARGE))
         }
-        Want::Body => memory(MEDIUM),
+        _ => memory(MEDIUM),
     })
 }
 
@@ -110,6 +114,16 @@ impl Buffer {
         self.release_if_empty();
     }
 
+    /// Puts `bytes` in front of what is in it, where there is something and room; false where not.
+    pub fn prepend(&mut self, bytes: &[u8]) -> bool {
+        let Some(start) = self.start.checked_sub(bytes.len()).filter(|_| !self.is_empty()) else {
+            return false;
+        };
+        self.bytes[start..self.start].copy_from_slice(bytes);
+        self.start = start;
+        true
+    }
+
     /// Reads once from `io`; ready with how much, 0 at the end of the stream.
     pub fn poll_fill<R: AsyncRead + Unpin>(
         &mut self,
@@ -130,6 +144,8 @@ impl Buffer {
     fn make_room(&mut self, want: Want) {
         if self.bytes.is_empty() {
             self.bytes = take(want);
+            self.start = if want == Want::Response { HEADROOM } else { 0 };
+            self.end = self.start;
         } else if self.end == self.bytes.len() {
             if self.start > 0 {
                 self.bytes.copy_within(self.start..self.end, 0);
@@ -244,6 +260,17 @@ mod tests {
         buffer.consume(SMALL - 1);
         assert_eq!(fill(&mut buffer, b"ab", Want::Head), 2);
         assert_eq!((buffer.filled(), buffer.bytes.len()), (&b"xab"[..], SMALL));
+    }
+
+    #[test]
+    fn a_head_is_written_anew_in_front_of_its_body() {
+        let mut buffer = Buffer::default();
+        assert!(!buffer.prepend(b"head"), "there is nothing to be in front of");
+        fill(&mut buffer, b"old:body", Want::Response);
+        buffer.consume(4);
+        assert!(buffer.prepend(b"new and longer:"));
+        assert_eq!(buffer.filled(), b"new and longer:body");
+        assert!(!buffer.prepend(&[b'x'; HEADROOM]), "there is no more room");
     }
 
     #[test]

@@ -117,7 +117,7 @@ impl Link {
 
     /// Reads more into [`Link::ahead`]; ready with how much, 0 at the end of the stream.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let read = ready!(self.ahead.poll_fill(&mut self.transport, cx, Want::Body))?;
+        let read = ready!(self.ahead.poll_fill(&mut self.transport, cx, Want::Response))?;
         self.heard |= read > 0;
         Poll::Ready(Ok(read))
     }
