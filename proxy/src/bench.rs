@@ -5,13 +5,22 @@
 //! the latencies of all requests that were meant to leave meanwhile (no coordinated omission).
 //! Without a rate, all connections send as fast as they get answers (saturation).
 //!
+//! [`mesh`] is what it measures by default, [`series`] measures one case after the other in rounds, and
+//! [`report`] draws the result.
+//!
 //! The generator shares the machine with what it measures, so it is small: one thread with mio, a
 //! request that is rendered once, and a parser that only finds where an answer ends ([`response`]).
 
 mod alarm;
 pub mod generator;
+pub mod machine;
+pub mod mesh;
 pub mod pace;
+pub mod plot;
+pub mod report;
 pub mod response;
+pub mod series;
+pub mod summary;
 pub mod tally;
 pub mod target;
 
@@ -95,7 +104,7 @@ pub fn measure(
         })?;
     }
     drop(sender);
-    let mut whole = Tally::new(Duration::ZERO);
+    let mut whole = Tally::new();
     loop {
         match tallies.recv_timeout(TICK) {
             Ok(tally) => whole.merge(&tally?),

@@ -80,7 +80,7 @@ impl Generator {
             ready: Vec::with_capacity(plan.lanes),
             poll,
             alarm,
-            tally: Tally::new(Duration::ZERO),
+            tally: Tally::new(),
             pacer: Pacer::new(plan),
             timeout,
             start: Instant::now(),
@@ -271,6 +271,7 @@ impl Generator {
 
     fn answered(&mut self, at: usize, answer: Answer) {
         self.look();
+        self.tally.answers += 1;
         if let Some(intended) = self.pacer.finishes(at) {
             self.tally.answered(answer.status, self.now.saturating_sub(intended));
             self.tally.bytes += self.lanes[at].bytes;

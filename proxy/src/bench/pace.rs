@@ -212,7 +212,7 @@ mod tests {
 
     /// What one thread measures of a server that answers after `serving`, except while it stalls.
     fn simulate(plan: Plan, serving: Duration, stall: std::ops::Range<Duration>) -> Tally {
-        let mut tally = Tally::new(plan.end - plan.warmup);
+        let mut tally = Tally::new();
         let mut pacer = Pacer::new(plan);
         let mut answers = BinaryHeap::new();
         let mut now = Duration::ZERO;

@@ -55,14 +55,22 @@ pub struct Tally {
     pub reconnects: u64,
     /// Bytes of the answers, heads included.
     pub bytes: u64,
-    /// From the first request that counts to the last answer, at least as long as was asked for.
+    /// Answers, those during the warmup included.
+    pub answers: u64,
+    /// From the end of the warmup to the last answer, or to the end where that is later.
     pub span: Duration,
 }
 
+impl Default for Tally {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Tally {
-    /// Nothing yet, over at least `span`.
+    /// Nothing yet.
     #[must_use]
-    pub fn new(span: Duration) -> Self {
+    pub fn new() -> Self {
         Self {
             latency: histogram(),
             lag: histogram(),
@@ -71,7 +79,8 @@ impl Tally {
             unsent: 0,
             reconnects: 0,
             bytes: 0,
-            span,
+            answers: 0,
+            span: Duration::ZERO,
         }
     }
 
@@ -102,7 +111,14 @@ impl Tally {
 
     /// Takes in what another thread measured at the same time.
     pub fn merge(&mut self, other: &Self) {
-        // Both have the same bounds, so nothing can be out of range.
+        let span = self.span.max(other.span);
+        self.append(other);
+        self.span = span;
+    }
+
+    /// Takes in what was measured at another time.
+    pub fn append(&mut self, other: &Self) {
+        // All have the same bounds, so nothing can be out of range.
         let _ = self.latency.add(&other.latency);
         let _ = self.lag.add(&other.lag);
         for (status, count) in &other.status {
@@ -114,7 +130,8 @@ impl Tally {
         self.unsent += other.unsent;
         self.reconnects += other.reconnects;
         self.bytes += other.bytes;
-        self.span = self.span.max(other.span);
+        self.answers += other.answers;
+        self.span += other.span;
     }
 
     /// Requests that were answered.
