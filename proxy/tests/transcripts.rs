@@ -166,6 +166,7 @@ macro_rules! transcripts {
 transcripts! {
     baselines_and_overlays
     attachments
+    bench
     deleting
     explaining
     mistakes
