@@ -117,7 +117,7 @@ fn a_server_that_stalls_once_shows_in_the_latencies_of_all_that_was_due_meanwhil
         match connection {
             0 => drop(stalled.lock().unwrap().recv_timeout(LIMIT)),
             _ if count.fetch_add(1, Ordering::Relaxed) == 19 => {
-                (0..100).for_each(|_| twentieth.send(()).unwrap())
+                (0..100).for_each(|_| twentieth.send(()).unwrap());
             }
             _ => {}
         }

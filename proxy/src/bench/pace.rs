@@ -65,6 +65,8 @@ struct Lane {
     next: u64,
     /// The intended time of the request that it carries.
     carries: Option<Duration>,
+    /// It was free when its next request was due.
+    due: bool,
 }
 
 /// Which connection sends when. It never looks at a clock.
@@ -80,7 +82,7 @@ impl Pacer {
     /// Nothing is sent yet.
     #[must_use]
     pub fn new(plan: Plan) -> Self {
-        let lanes = (0..plan.lanes as u64).map(|next| Lane { next, carries: None }).collect();
+        let lanes = (0..plan.lanes as u64).map(|next| Lane { next, carries: None, due: false }).collect();
         Self { plan, lanes, cursor: 0 }
     }
 
@@ -102,6 +104,7 @@ impl Pacer {
             let at = usize::try_from(self.cursor % self.lanes.len() as u64).unwrap_or_default();
             // A connection that is busy sends it when it is free: late, and that counts.
             if self.lanes[at].carries.is_none() && self.lanes[at].next == self.cursor {
+                self.lanes[at].due = true;
                 ready(at, Some(now - intended));
             }
             self.cursor += 1;
@@ -119,13 +122,14 @@ impl Pacer {
         }
     }
 
-    /// Whether the connection has a request to send as soon as it is free.
+    /// Whether the connection has a request to send as soon as it is free. What was due before the
+    /// end on a free connection is sent even if the sender only looks at it later.
     #[must_use]
     pub fn owes(&self, lane: usize, now: Duration) -> bool {
+        let lane = &self.lanes[lane];
         match self.plan.pace {
-            _ if self.over(now) => false,
-            Pace::Rate(_) => self.lanes[lane].next < self.cursor,
-            Pace::Saturation => true,
+            Pace::Rate(_) => lane.due || (now < self.plan.end && lane.next < self.cursor),
+            Pace::Saturation => now < self.plan.end,
         }
     }
 
@@ -137,6 +141,7 @@ impl Pacer {
         };
         self.lanes[lane].next += self.lanes.len() as u64;
         self.lanes[lane].carries = Some(intended);
+        self.lanes[lane].due = false;
         intended
     }
 
@@ -151,10 +156,10 @@ impl Pacer {
         self.lanes[lane].carries.is_some()
     }
 
-    /// Whether nothing is sent any more.
+    /// Whether nothing is due any more.
     #[must_use]
     pub fn over(&self, now: Duration) -> bool {
-        now >= self.plan.end
+        now >= self.plan.end && self.next_due().is_none()
     }
 
     /// From when on nothing is sent.
@@ -330,10 +335,17 @@ mod tests {
     #[test]
     fn what_is_stopped_early_counts_what_was_due_by_then() {
         let mut pacer = Pacer::new(Plan::split(&load(rate(1000), 4, 1)).remove(0));
-        pacer.due(100 * MS, |_, _| {});
         pacer.stop(100 * MS);
+        assert!(!pacer.over(100 * MS), "nobody looked at what was due yet");
+        let mut free = Vec::new();
+        pacer.due(100 * MS, |lane, _| free.push(lane));
         assert!(pacer.over(100 * MS));
-        assert_eq!(pacer.next_due(), None);
-        assert_eq!(pacer.unsent().count(), 100);
+        for lane in free {
+            assert!(pacer.owes(lane, 101 * MS));
+            pacer.sends(lane, 101 * MS);
+            pacer.finishes(lane);
+            assert!(!pacer.owes(lane, 102 * MS), "this one was late for its connection");
+        }
+        assert_eq!(pacer.unsent().count(), 96);
     }
 }

@@ -153,7 +153,7 @@ fn section(page: &mut String, all: &[Measured], pace: Pace) {
 }
 
 fn figure(page: &mut String, heading: &str, size: Option<Size>, shown: &[&Measured]) {
-    let title = size.map_or_else(|| "Latency by percentile".to_owned(), size_name);
+    let title = size.map_or_else(|| "Latency by percentile".to_owned(), summary::size);
     let lines: Vec<_> = shown
         .iter()
         .enumerate()
@@ -247,11 +247,6 @@ fn glossary(page: &mut String) {
         let _ = writeln!(page, "<dt>{}</dt><dd>{}</dd>", path.name(), escape(path.meaning()));
     }
     page.push_str("</dl>\n");
-}
-
-fn size_name(size: Size) -> String {
-    let plural = if size.overlays == 1 { "" } else { "s" };
-    format!("{} overlay{plural}, lineages of {}", thousands(size.overlays as f64), size.depth)
 }
 
 /// The name of a case where its size is said elsewhere.

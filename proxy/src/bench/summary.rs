@@ -1,6 +1,7 @@
 //! Measurements in words and rows: what the terminal and the report both show.
 
 use super::machine::Machine;
+use super::mesh::Size;
 use super::pace::Pace;
 use super::series::{Measured, reference};
 
@@ -65,6 +66,13 @@ pub fn settings(measured: &Measured) -> String {
     )
 }
 
+/// How large a table is.
+#[must_use]
+pub fn size(size: Size) -> String {
+    let plural = if size.overlays == 1 { "" } else { "s" };
+    format!("{} overlay{plural}, lineages of {}", thousands(size.overlays as f64), size.depth)
+}
+
 /// What is measured at this pace.
 #[must_use]
 pub fn heading(pace: Pace) -> String {
@@ -100,22 +108,33 @@ pub fn rows(all: &[Measured], pace: Pace) -> (Vec<&'static str>, Vec<Vec<String>
         header.push("CPU/REQ");
     }
     let shown = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), micros);
-    let row = |one: &Measured| {
-        let mut row = if mesh { path(one) } else { vec![one.case.name.clone()] };
-        row.push(thousands(one.whole.rps()));
-        row.extend(PERCENTILES.map(|(_, percentile)| shown(known_percentile(one, percentile))));
-        row.push(shown(one.whole.max()));
-        if compared {
-            let base = reference(all, one).filter(|base| !std::ptr::eq(*base, one));
-            let added = |percentile| base.and_then(|base| one.added(base, percentile));
-            row.extend([shown(added(50.0)), shown(added(99.0))]);
-        }
-        if cpu {
-            row.push(shown(one.cpu_per_answer()));
-        }
-        row
-    };
+    let row =
+        |one: &Measured| {
+            let mut row = if mesh { path(one) } else { vec![one.case.name.clone()] };
+            row.push(thousands(one.whole.rps()));
+            row.extend(PERCENTILES.map(|(_, percentile)| shown(known_percentile(one, percentile))));
+            row.push(shown(one.whole.max()));
+            if compared {
+                let base = reference(all, one).filter(|base| !std::ptr::eq(*base, one));
+                row.extend([50.0, 99.0].map(|percentile| {
+                    base.map_or_else(|| "–".to_owned(), |base| added(one, base, percentile))
+                }));
+            }
+            if cpu {
+                row.push(shown(one.cpu_per_answer()));
+            }
+            row
+        };
     (header, some.into_iter().map(row).collect())
+}
+
+/// How much more a percentile is, and by how much the rounds differ about it.
+fn added(one: &Measured, base: &Measured, percentile: f64) -> String {
+    let Some(added) = one.added(base, percentile) else { return "–".to_owned() };
+    match one.spread(percentile).zip(base.spread(percentile)).map(|(own, other)| own.max(other)) {
+        Some(spread) if one.rounds.len() > 1 => format!("{} ± {}", micros(added), micros(spread)),
+        _ => micros(added),
+    }
 }
 
 fn path(one: &Measured) -> Vec<String> {
@@ -160,7 +179,7 @@ fn own_doubts(one: &Measured) -> Vec<String> {
     let mut doubts = Vec::new();
     if tally.unsent > 0 {
         doubts.push(format!(
-            "{} of {} requests were due and found no free connection until the end; they count with the time that they had waited",
+            "{} of {} requests that were due found no free connection until the end; they count with the time that they had waited",
             thousands(tally.unsent as f64),
             thousands(tally.latency.len() as f64)
         ));

@@ -301,7 +301,7 @@ fn mesh_cases(args: &Bench, meshes: &[Mesh], upstreams: &Upstreams) -> Result<Ve
 fn case_name(path: Path, size: Option<Size>) -> String {
     match size {
         None => path.name().to_owned(),
-        Some(Size { overlays, depth }) => format!("{} ({overlays} overlays, depth {depth})", path.name()),
+        Some(size) => format!("{} ({})", path.name(), summary::size(size)),
     }
 }
 
