@@ -16,7 +16,7 @@ pub const SERVICES: usize = 30;
 #[must_use]
 pub fn file(name: &str, text: String) -> FileChange {
     let path: Arc<str> = format!("{name}.yaml").into();
-    let source = Source { path: path.clone(), text, modified: None };
+    let source = Source::new(path.clone(), text, None);
     FileChange { path, content: Content::Text(Arc::new(source)) }
 }
 

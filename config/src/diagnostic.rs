@@ -1,13 +1,13 @@
 //! Diagnostics: what is wrong, where, and what to do about it.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::name::EnvironmentId;
 use crate::time::UnixMillis;
 
 /// One file (or standard input) as it was read.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Source {
     /// The path as it is shown to people.
     pub path: Arc<str>,
@@ -15,7 +15,67 @@ pub struct Source {
     pub text: String,
     /// When the file was last modified; a ttl written by hand counts from here.
     pub modified: Option<UnixMillis>,
+    /// Made when a place is first asked for: most files never are.
+    milestones: OnceLock<Box<[Milestone]>>,
 }
+
+/// How many bytes lie between two [`Milestone`]s.
+const MILESTONE: usize = 4096;
+
+/// What is known every [`MILESTONE`] bytes, so that no place is counted from the beginning: a file of
+/// a hundred thousand documents can have as many diagnostics.
+#[derive(Debug, Clone, Copy, Default)]
+struct Milestone {
+    /// The line ends before it.
+    lines: usize,
+    /// The characters before it on its line.
+    characters: usize,
+}
+
+impl Milestone {
+    /// The milestone behind `bytes`.
+    fn pass(self, bytes: &[u8]) -> Self {
+        let characters = |bytes: &[u8]| bytes.iter().filter(|byte| **byte & 0xC0 != 0x80).count();
+        match bytes.iter().rposition(|byte| *byte == b'\n') {
+            None => Self { characters: self.characters + characters(bytes), ..self },
+            Some(last) => Self {
+                lines: self.lines + bytes.iter().filter(|byte| **byte == b'\n').count(),
+                characters: characters(&bytes[last + 1..]),
+            },
+        }
+    }
+}
+
+impl Source {
+    /// A text, the path it is shown with, and when it was last modified.
+    #[must_use]
+    pub fn new(path: Arc<str>, text: String, modified: Option<UnixMillis>) -> Self {
+        Self { path, text, modified, milestones: OnceLock::new() }
+    }
+
+    /// What lies before the byte `at`.
+    fn milestone(&self, at: usize) -> Milestone {
+        let bytes = self.text.as_bytes();
+        if at < MILESTONE {
+            return Milestone::default().pass(&bytes[..at]);
+        }
+        let milestones = self.milestones.get_or_init(|| {
+            let pass = |at: &mut Milestone, bytes| Some(std::mem::replace(at, at.pass(bytes)));
+            let whole = bytes.chunks(MILESTONE).scan(Milestone::default(), pass);
+            whole.collect()
+        });
+        let number = (at / MILESTONE).min(milestones.len() - 1);
+        milestones[number].pass(&bytes[number * MILESTONE..at])
+    }
+}
+
+impl PartialEq for Source {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.path, &self.text, self.modified) == (&other.path, &other.text, other.modified)
+    }
+}
+
+impl Eq for Source {}
 
 /// A range of bytes in a [`Source`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -56,14 +116,13 @@ impl Location {
     /// The line number, from 1.
     #[must_use]
     pub fn line(&self) -> usize {
-        1 + self.source.text.as_bytes()[..self.start()].iter().filter(|b| **b == b'\n').count()
+        1 + self.source.milestone(self.start()).lines
     }
 
     /// The column in characters, from 1.
     #[must_use]
     pub fn column(&self) -> usize {
-        let before = &self.source.text[..self.start()];
-        1 + before[before.rfind('\n').map_or(0, |at| at + 1)..].chars().count()
+        1 + self.source.milestone(self.start()).characters
     }
 
     /// The line itself, without its end.
@@ -256,7 +315,7 @@ mod tests {
     #[test]
     fn a_place_is_shown_wherever_the_span_points() {
         let text = "a: 1\nné: \t2\r\nlast";
-        let source = Arc::new(Source { path: "f".into(), text: text.to_owned(), modified: None });
+        let source = Arc::new(Source::new("f".into(), text.to_owned(), None));
         for start in 0..=text.len() as u32 + 2 {
             for end in [0, start, start + 1, start + 3, u32::MAX] {
                 let diagnostic = Diagnostic::error(&source, Span { start, end }, "message");
@@ -268,5 +327,21 @@ mod tests {
         assert_eq!((at(5).line(), at(5).column(), at(5).text()), (2, 1, "né: \t2"));
         assert_eq!((at(7).column(), at(8).column()), (2, 3), "columns are characters");
         assert_eq!(at(99).to_string(), "f:3:5");
+    }
+
+    #[test]
+    fn lines_and_columns_are_counted_right_far_into_a_text() {
+        let lines: Vec<_> = (0..3_000).map(|line| "é-".repeat(line % 7) + "\n").collect();
+        let text = lines.concat() + &"ü".repeat(3 * MILESTONE);
+        let source = Arc::new(Source::new("f".into(), text.clone(), None));
+        let mut at = (1, 1);
+        for (start, character) in text.char_indices() {
+            let location = Location { source: source.clone(), span: Span { start: start as u32, end: 0 } };
+            assert_eq!((location.line(), location.column()), at, "byte {start}");
+            at = if character == '\n' { (at.0 + 1, 1) } else { (at.0, at.1 + 1) };
+        }
+        let end = Span { start: text.len() as u32, end: 0 };
+        let end = Location { source, span: end };
+        assert_eq!((end.line(), end.column()), at);
     }
 }

@@ -456,8 +456,7 @@ mod tests {
     use super::*;
 
     fn owned(hash: u64, service: &str, environment: &str) -> Owned<()> {
-        let source =
-            Arc::new(crate::diagnostic::Source { path: "f".into(), text: String::new(), modified: None });
+        let source = Arc::new(crate::diagnostic::Source::new("f".into(), String::new(), None));
         Owned {
             hash,
             route: Arc::new(Route {

@@ -55,8 +55,8 @@ services: [{name: pay, url: 'http://127.0.0.1:7'}]
 ";
 
 fn table() -> RoutingTable<()> {
-    let source = Source { path: "store.yaml".into(), text: STORE.to_owned(), modified: None };
-    let broken = Source { path: "broken.yaml".into(), text: "name: [".to_owned(), modified: None };
+    let source = Source::new("store.yaml".into(), STORE.to_owned(), None);
+    let broken = Source::new("broken.yaml".into(), "name: [".to_owned(), None);
     let file =
         |source: Source| FileChange { path: source.path.clone(), content: Content::Text(Arc::new(source)) };
     let mut lineages = Lineages::default();

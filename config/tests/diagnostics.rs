@@ -16,7 +16,7 @@ fn diagnostics(name: &str, text: String) -> String {
     let files = [read("staging.yaml"), read("alice-payments.yaml"), (name.to_owned(), text)];
     let change = |(path, text): (String, String)| {
         let path: Arc<str> = path.into();
-        let source = Arc::new(Source { path: path.clone(), text, modified: None });
+        let source = Arc::new(Source::new(path.clone(), text, None));
         FileChange { path, content: Content::Text(source) }
     };
     let applied = Lineages::default().apply(files.into_iter().map(change).collect());

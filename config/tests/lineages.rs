@@ -15,7 +15,7 @@ use proptest::prelude::*;
 const BASE: &str = "name: base\nrouting: {mode: baseline, overlayUrl: 'http://{service}.{overlay}:80'}\nservices: [{name: web, url: 'http://h'}]\n";
 
 fn source(path: &str, text: &str) -> Arc<Source> {
-    Arc::new(Source { path: path.into(), text: text.to_owned(), modified: Some(UnixMillis(1_000)) })
+    Arc::new(Source::new(path.into(), text.to_owned(), Some(UnixMillis(1_000))))
 }
 
 fn file(path: &str, text: &str) -> FileChange {

@@ -42,7 +42,7 @@ fn name(n: Option<usize>) -> String {
 fn files(store: &[Random]) -> Vec<FileChange> {
     let file = |id: &str, text: String| {
         let path: Arc<str> = format!("{id}.yaml").into();
-        let source = Source { path: path.clone(), text, modified: None };
+        let source = Source::new(path.clone(), text, None);
         FileChange { path, content: Content::Text(Arc::new(source)) }
     };
     let services = |names: &mut dyn Iterator<Item = &str>| {

@@ -23,7 +23,7 @@ pub fn id(id: &str) -> EnvironmentId {
 /// A file with this text, last modified [`NOW`].
 pub fn file(path: &str, text: impl Into<String>) -> FileChange {
     let path: Arc<str> = path.into();
-    let source = Source { path: path.clone(), text: text.into(), modified: Some(NOW) };
+    let source = Source::new(path.clone(), text.into(), Some(NOW));
     FileChange { path, content: Content::Text(Arc::new(source)) }
 }
 

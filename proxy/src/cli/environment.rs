@@ -224,7 +224,7 @@ fn apply_as(
         return Err(CliError::usage("an overlay without `--url` would own nothing")
             .hint("add `--url payments-api=http://127.0.0.1:4001`"));
     }
-    let source = Arc::new(Source { path: "(flags)".into(), text, modified: None });
+    let source = Arc::new(Source::new("(flags)".into(), text, None));
     write_sources(&[source], &apply.how, false, kind, store, out)
 }
 
@@ -244,11 +244,11 @@ fn source(file: &Path) -> Result<Arc<Source>, CliError> {
     if file == Path::new("-") {
         let text = read_text(std::io::stdin())
             .map_err(|error| CliError::failure(format!("standard input {error}")))?;
-        return Ok(Arc::new(Source { path: "(stdin)".into(), text, modified: None }));
+        return Ok(Arc::new(Source::new("(stdin)".into(), text, None)));
     }
     let shown = file.display().to_string().into();
     match read(file, &shown) {
-        Ok(read) => Ok(Arc::new(Source { modified: None, ..read })),
+        Ok(read) => Ok(Arc::new(Source::new(read.path, read.text, None))),
         Err(error) => Err(CliError::failure(format!("{shown} {error}"))),
     }
 }

@@ -196,7 +196,7 @@ pub fn try_it(args: &Try, out: &mut Output<'_>) -> Result<(), CliError> {
 
 fn given(environment: &EnvironmentId, text: String) -> FileChange {
     let path: Arc<str> = format!("({environment})").into();
-    let source = Source { path: path.clone(), text, modified: None };
+    let source = Source::new(path.clone(), text, None);
     FileChange { path, content: Content::Text(Arc::new(source)) }
 }
 

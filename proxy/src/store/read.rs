@@ -280,7 +280,7 @@ pub fn read(path: &Path, shown: &Arc<str>) -> io::Result<Source> {
     }
     let modified = metadata.modified().ok().and_then(|modified| modified.duration_since(UNIX_EPOCH).ok());
     let modified = modified.map(|since| UnixMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX)));
-    Ok(Source { path: shown.clone(), text: read_text(file)?, modified })
+    Ok(Source::new(shown.clone(), read_text(file)?, modified))
 }
 
 /// Reads a stream whole, as a file's text.

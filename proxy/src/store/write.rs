@@ -230,7 +230,7 @@ impl OpenStore {
         let changes = writes.iter().map(|write| {
             let path: Arc<str> = write.path.display().to_string().into();
             // Places are shown in what the person wrote, which is the same text up to an expiry.
-            let source = Arc::new(Source { path: path.clone(), text: write.text.clone(), modified: None });
+            let source = Arc::new(Source::new(path.clone(), write.text.clone(), None));
             FileChange { path, content: Content::Text(source) }
         });
         let applied = self.lineages.apply(changes.collect());
@@ -378,7 +378,7 @@ mod tests {
     const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
 
     fn source(text: &str) -> Arc<Source> {
-        Arc::new(Source { path: "input.yaml".into(), text: text.to_owned(), modified: None })
+        Arc::new(Source::new("input.yaml".into(), text.to_owned(), None))
     }
 
     fn overlay(id: &str, parent: &str) -> String {

@@ -153,7 +153,7 @@ fn get(address: SocketAddr, headers: &str) -> (String, String) {
 
 fn file(text: String) -> FileChange {
     let path: Arc<str> = format!("{}.yaml", text.lines().next().unwrap().trim_start_matches("name: ")).into();
-    let source = Source { path: path.clone(), text, modified: None };
+    let source = Source::new(path.clone(), text, None);
     FileChange { path, content: Content::Text(Arc::new(source)) }
 }
 

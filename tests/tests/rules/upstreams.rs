@@ -25,7 +25,7 @@ fn gateway(url: &str, allow_unix: Vec<String>) -> (Running, SocketAddr) {
     let text = format!(
         "name: base\nrouting: {{mode: baseline}}\nservices: [{{name: web, expose: true, url: '{url}'}}]\n"
     );
-    let source = Source { path: "base.yaml".into(), text, modified: None };
+    let source = Source::new("base.yaml".into(), text, None);
     let file = FileChange { path: "base.yaml".into(), content: Content::Text(Arc::new(source)) };
     let listener = ListenerSettings {
         address: ([127, 0, 0, 1], 0).into(),
