@@ -1,10 +1,14 @@
 //! Diagnostics: what is wrong, where, and what to do about it.
 
+mod near;
+
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use crate::name::EnvironmentId;
 use crate::time::UnixMillis;
+
+pub use near::did_you_mean;
 
 /// One file (or standard input) as it was read.
 #[derive(Debug)]
@@ -276,41 +280,9 @@ impl fmt::Display for Diagnostic {
     }
 }
 
-/// The candidate that `word` was probably meant to be; of several as near, the first by name.
-#[must_use]
-pub fn did_you_mean<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
-    let lower = word.to_ascii_lowercase();
-    let most = |candidate: &str| (1 + candidate.len() / 4).min(candidate.len().saturating_sub(1));
-    candidates
-        .into_iter()
-        // A distance is no less than the difference of the lengths, and takes far longer to find.
-        .filter(|candidate| candidate.len().abs_diff(lower.len()) <= most(candidate))
-        .map(|candidate| (strsim::damerau_levenshtein(&lower, &candidate.to_ascii_lowercase()), candidate))
-        .filter(|(distance, candidate)| *distance <= most(candidate))
-        .min()
-        .map(|(_, candidate)| candidate)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_was_meant_is_near_and_the_same_in_any_order() {
-        for (word, candidates, expected) in [
-            ("rutes", &["routes", "name"][..], Some("routes")),
-            ("Routing", &["routing"], Some("routing")),
-            ("baselineid", &["baselineId"], Some("baselineId")),
-            ("env-02", &["env-12", "env-01", "env-03"], Some("env-01")),
-            ("env-02", &["env-03", "env-12", "env-01"], Some("env-01")),
-            ("payments", &["ledger", "web"], None),
-            ("a", &["b", "c"], None),
-            ("", &["a"], None),
-            ("x", &[], None),
-        ] {
-            assert_eq!(did_you_mean(word, candidates.iter().copied()), expected, "{word}");
-        }
-    }
 
     #[test]
     fn a_place_is_shown_wherever_the_span_points() {

@@ -328,6 +328,25 @@ fn without_a_baseline_nothing_is_served_and_the_hint_says_what_to_do() {
 }
 
 #[test]
+fn an_unknown_key_is_not_held_against_every_id_of_a_large_store() {
+    let strict = "name: strict\nrouting: {mode: baseline, onUnknown: reject}\nservices: [{name: web, url: http://web}]\n";
+    let overlay = |number: usize| {
+        environment(format!(
+            "name: o-{number}\nrouting: {{mode: overlay, baselineId: strict}}\nservices: [{{name: web}}]\n"
+        ))
+    };
+    let hint = |overlays: usize| {
+        let store = Store::of((0..overlays).map(overlay).chain([environment(strict)]).collect::<Vec<_>>());
+        ask(&store.table, "outbound web key=o-99x baseline=strict", |decision, _, _| match decision {
+            Decision::Refuse(refusal) => refusal.hint.unwrap(),
+            other => panic!("{other:?}"),
+        })
+    };
+    assert_eq!(hint(100), "did you mean `o-99`?");
+    assert_eq!(hint(500), "`overlane overlay list` shows the overlays");
+}
+
+#[test]
 fn refusals_say_what_is_wrong_what_to_do_and_which_line() {
     for (line, message, hint, place) in [
         (

@@ -117,10 +117,6 @@ pub(super) const ATTACHMENT: &[&str] = &["services"];
 /// The fields of an attached service.
 pub(super) const ATTACHED: &[&str] = &["name", "url"];
 
-/// The longest word for which a similar one is looked for: the search takes time and memory with
-/// the word's length, which hostile files choose, and what is longer is no misspelt name.
-const MAX_WORD: usize = 64;
-
 /// Where the mistakes of one document are collected.
 pub(super) struct Problems<'s> {
     pub(super) source: &'s Arc<Source>,
@@ -257,7 +253,6 @@ impl<'s> Problems<'s> {
 }
 
 fn suggestion(word: &str, known: &[&str]) -> Option<String> {
-    let word = Some(word).filter(|word| word.len() <= MAX_WORD)?;
     did_you_mean(word, known.iter().copied()).map(|near| format!("did you mean `{near}`?"))
 }
 

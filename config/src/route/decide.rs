@@ -14,8 +14,9 @@ use crate::table::{Baseline, Environment, Exposure, Overlay, Owned, Route, Routi
 use crate::time::UnixMillis;
 use crate::url::{Url, split_authority};
 
-/// Above this many environments, "did you mean" is not looked for: it would cost too much per request.
-const SUGGEST_AMONG: usize = 1000;
+/// Above this many environments, "did you mean" is not looked for: strangers choose the keys, and a refusal
+/// must not cost more than 100 µs, however long the ids are.
+const SUGGEST_AMONG: usize = 250;
 
 /// Decides what happens to `request` at `listener`.
 pub fn decide<'t, U>(
