@@ -313,6 +313,7 @@ fn blueprint(
     let form = form(kind, &routing, problems);
     let id = identity(form, root, &routing, outer_name, problems);
     let mode = mode(form, id.as_ref(), &routing, problems);
+    exposed_once(form, &services, problems);
     let header = routing
         .get("headerName")
         .and_then(|node| problems.value(node, "headerName", "such as `x-overlay-id`"));
@@ -354,6 +355,33 @@ fn blueprint(
         services,
     };
     (Some(Document::Blueprint(Arc::new(blueprint))), about)
+}
+
+/// No two services of one environment have the same host and path: requests would go to whichever comes first.
+fn exposed_once(form: Option<Form>, services: &[Service], problems: &mut Problems<'_>) {
+    let exposed = services.iter().filter(|service| service.expose);
+    let bare = |service: &&Service| service.hosts.is_empty() && service.path.is_none();
+    // As the table has it: the only such service of a baseline is exposed everywhere, any other nowhere.
+    let everywhere = form == Some(Form::Baseline) && exposed.clone().filter(bare).count() == 1;
+    let mut taken: HashMap<(Option<&str>, &str), &Service> = HashMap::new();
+    for service in exposed.filter(|service| everywhere || !bare(service)) {
+        let path = service.path.as_ref().map_or("/", |path| &*path.value);
+        let place = service.path.as_ref().map_or(service.name.span, |path| path.span);
+        let hosts = service.hosts.iter().map(|host| (Some(&*host.value), host.span));
+        for (host, span) in hosts.chain(service.hosts.is_empty().then_some((None, place))) {
+            let owner = taken.entry((host, path)).or_insert(service);
+            if owner.name.value != service.name.value {
+                let host = host.map_or_else(|| "every host".to_owned(), |host| format!("the host `{host}`"));
+                let message =
+                    format!("{host} with the path `{path}` leads to `{}` already", owner.name.value);
+                problems.error(
+                    span,
+                    message,
+                    "give one of the two another `path` or host, or `expose: false`",
+                );
+            }
+        }
+    }
 }
 
 /// What `routing.mode` says, or else the envelope's kind.
