@@ -20,17 +20,23 @@ pub fn file(name: &str, text: String) -> FileChange {
     FileChange { path, content: Content::Text(Arc::new(source)) }
 }
 
-/// The blueprint of the baseline.
+/// The blueprint of the baseline, whose services are on ports from `port`.
 #[must_use]
-pub fn baseline() -> FileChange {
+pub fn baseline_text(port: usize) -> String {
     let mut text = "name: staging\nrouting: {mode: baseline}\nservices:\n".to_owned();
     for service in 0..SERVICES {
         text.push_str(&format!(
             "  - {{name: service-{service}, url: 'http://127.0.0.1:{}'}}\n",
-            10_000 + service
+            port + service
         ));
     }
-    file("staging", text)
+    text
+}
+
+/// The baseline.
+#[must_use]
+pub fn baseline() -> FileChange {
+    file("staging", baseline_text(10_000))
 }
 
 /// The id of the overlay `number`.
@@ -39,16 +45,28 @@ pub fn id(number: usize) -> String {
     format!("overlay-{number}")
 }
 
-/// The blueprint of the overlay `number`, which owns [`OWNED`] services on ports from `port`.
+/// The service that the overlay `number` owns as its `owned`-th.
 #[must_use]
-pub fn overlay(number: usize, parent: &str, port: usize) -> FileChange {
+pub fn service(number: usize, owned: usize) -> String {
+    format!("service-{}", (number * 7 + owned) % SERVICES)
+}
+
+/// The blueprint of the overlay `number`, which owns as many services on ports from `port`.
+#[must_use]
+pub fn overlay_text(number: usize, parent: &str, owned: usize, port: usize) -> String {
     let id = id(number);
     let mut text = format!("name: {id}\nrouting:\n  mode: overlay\n  baselineId: {parent}\nservices:\n");
-    for owned in 0..OWNED {
-        let service = (number * 7 + owned) % SERVICES;
-        text.push_str(&format!("  - name: service-{service}\n    url: http://127.0.0.1:{}\n", port + owned));
+    for owned in 0..owned {
+        let service = service(number, owned);
+        text.push_str(&format!("  - name: {service}\n    url: http://127.0.0.1:{}\n", port + owned));
     }
-    file(&id, text)
+    text
+}
+
+/// The overlay `number`, which owns [`OWNED`] services on ports from `port`.
+#[must_use]
+pub fn overlay(number: usize, parent: &str, port: usize) -> FileChange {
+    file(&id(number), overlay_text(number, parent, OWNED, port))
 }
 
 /// A store of `overlays` overlays in lineages of `depth` ancestors (the baseline is one of them).
