@@ -25,6 +25,8 @@ const OVERLAYS: usize = 100_000;
 const CHANGES: usize = 500;
 /// Changes that the whole store has a part in.
 const LARGE_CHANGES: usize = 5;
+/// Between two changes, so that they meet whatever else the store is looked at for.
+const PAUSE: Duration = Duration::from_millis(5);
 /// The file of all overlays, where there is one.
 const ALL: &str = "overlays.yaml";
 
@@ -106,17 +108,17 @@ fn serve(folder: &Path, one_file: bool, owned: usize) -> io::Result<()> {
     }
     println!("{} MiB resident, {} MiB at most", memory("VmRSS:"), memory("VmHWM:"));
     if one_file {
-        changes(&running, "one document of the file, by rename", LARGE_CHANGES, |number, port| {
+        changes(&running, "one document of the file, by rename", (LARGE_CHANGES, 30_000), |number, port| {
             replace(folder, ALL, &all_overlays(owned, number, port))
         })?;
     } else {
         let write =
             |number, port| (format!("{}.yaml", id(number)), overlay_text(number, "staging", owned, port));
-        changes(&running, "one file, by rename", CHANGES, |number, port| {
+        changes(&running, "one file, by rename", (CHANGES, 30_000), |number, port| {
             let (name, text) = write(number, port);
             replace(folder, &name, &text)
         })?;
-        changes(&running, "one file, written in place", CHANGES, |number, port| {
+        changes(&running, "one file, written in place", (CHANGES, 40_000), |number, port| {
             let (name, text) = write(number, port);
             std::fs::write(folder.join(name), text)
         })?;
@@ -129,13 +131,14 @@ fn serve(folder: &Path, one_file: bool, owned: usize) -> io::Result<()> {
 fn changes(
     running: &Running,
     what: &str,
-    count: usize,
+    (count, ports): (usize, usize),
     write: impl Fn(usize, usize) -> io::Result<()>,
 ) -> io::Result<()> {
     let published = running.control().published();
     let mut took = Vec::with_capacity(count);
     for change in 0..count {
-        let (number, port) = ((change + 1) * 7919 % OVERLAYS, 30_000 + change);
+        let (number, port) = ((change + 1) * 7919 % OVERLAYS, ports + change);
+        std::thread::sleep(PAUSE);
         write(number, port)?;
         let written = Instant::now();
         while port_of(published, number) != Some(port) {

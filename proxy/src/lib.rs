@@ -11,6 +11,7 @@ pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod control;
+mod cores;
 pub mod demo;
 pub mod explain;
 pub mod h1;

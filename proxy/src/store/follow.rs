@@ -1,5 +1,7 @@
 //! Following a store while the process runs: events, quiet, requests, and a periodic check.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -8,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::StoreAddress;
-use super::read::{DirReader, QUIET, Scan, Settled};
+use super::read::{DirReader, QUIET, Scan, Survey};
 use super::watch::{Bell, DirWatch};
 use crate::admin::ReloadRequest;
 use crate::control::{Control, Report, Trigger};
@@ -19,6 +21,20 @@ pub struct Follower {
     bell: Arc<Bell>,
     watch: Option<DirWatch>,
     resync: Duration,
+    /// The look at everything that is under way.
+    survey: Option<Survey>,
+}
+
+/// What to look at.
+enum Look {
+    /// Files that are whole.
+    Settled(BTreeSet<OsString>),
+    /// Files that may not be.
+    Unsettled(BTreeSet<OsString>),
+    /// Everything, which is whole, at once.
+    Everything,
+    /// Everything, the next step.
+    Survey,
 }
 
 impl Follower {
@@ -32,70 +48,128 @@ impl Follower {
         let watch = DirWatch::new(&path, &bell).inspect_err(|error| {
             tracing::warn!(%error, store = %store, "no file events: changes are seen every {resync:?} only");
         });
-        Self { reader: DirReader::new(store.path()), bell, watch: watch.ok(), resync }
+        Self { reader: DirReader::new(store.path()), bell, watch: watch.ok(), resync, survey: None }
     }
 
     /// Reads the whole store at once, as at the start.
     pub fn read_everything(&mut self) -> (Vec<FileChange>, Option<String>) {
-        let scan = self.scan(&Settled::all());
+        let scan = self.look(Look::Everything);
         (scan.changes, scan.problem)
     }
 
-    fn scan(&mut self, settled: &Settled) -> Scan {
-        if let Some(watch) = &mut self.watch
+    fn look(&mut self, look: Look) -> Scan {
+        let now = SystemTime::now();
+        if self.survey.is_none()
+            && let Some(watch) = &mut self.watch
             && let Err(error) = watch.follow_replacement()
         {
             tracing::warn!(%error, "the store's directory is not watched any more: changes are seen by the periodic check");
         }
-        self.reader.scan(settled, SystemTime::now())
+        match look {
+            Look::Settled(names) => self.reader.read_files(&names, true, now),
+            Look::Unsettled(names) => self.reader.read_files(&names, false, now),
+            Look::Everything => {
+                self.survey = None;
+                self.reader.read_all(now)
+            }
+            Look::Survey => {
+                let survey = self.survey.take().or_else(|| self.reader.survey());
+                let Some(mut survey) = survey else {
+                    return self.reader.read_files(&BTreeSet::new(), false, now);
+                };
+                let (scan, over) = self.reader.step(&mut survey, now);
+                self.survey = Some(survey).filter(|_| !over);
+                scan
+            }
+        }
     }
 }
 
-/// Follows a store until nobody can ask for a reload any more.
+/// When to look at what, where no event says that it is whole.
+struct Plan {
+    resync: Duration,
+    /// Files that may be quiet then.
+    unsettled: BTreeSet<OsString>,
+    unsettled_at: Instant,
+    /// The next step of the look at everything.
+    survey_at: Instant,
+}
+
+impl Plan {
+    fn again(&mut self, names: BTreeSet<OsString>, wait: Duration) {
+        if names.is_empty() {
+            return;
+        }
+        let at = Instant::now() + wait;
+        self.unsettled_at = if self.unsettled.is_empty() { at } else { self.unsettled_at.min(at) };
+        self.unsettled.extend(names);
+    }
+
+    /// Completes when the time has come for a look.
+    async fn due(&mut self) -> Look {
+        if self.unsettled.is_empty() || self.survey_at < self.unsettled_at {
+            sleep_until(self.survey_at).await;
+            return Look::Survey;
+        }
+        sleep_until(self.unsettled_at).await;
+        Look::Unsettled(std::mem::take(&mut self.unsettled))
+    }
+}
+
+/// Follows a store until nobody can ask for a reload any more. What events name is looked at before
+/// anything else, and no other look takes long: the change of one file is seen at once.
 pub async fn follow(
     mut follower: Follower,
     mut requests: mpsc::Receiver<ReloadRequest>,
     control: Arc<Control>,
 ) {
     let bell = follower.bell.clone();
-    let mut next = Instant::now() + follower.resync;
+    let resync = follower.resync;
+    let (unsettled, now) = (BTreeSet::new(), Instant::now());
+    let mut plan = Plan { resync, unsettled, unsettled_at: now, survey_at: now + resync };
     loop {
-        let (settled, request) = tokio::select! {
+        let (look, request) = tokio::select! {
+            biased;
             () = bell.rung() => {
                 let told = bell.take();
-                if told.unsettled {
-                    next = next.min(Instant::now() + QUIET);
+                if told.unsettled.all {
+                    plan.survey_at = plan.survey_at.min(Instant::now() + QUIET);
                 }
-                if told.settled == Settled::default() {
-                    continue;
+                plan.again(told.unsettled.names, QUIET);
+                match told.settled {
+                    settled if settled.all => (Look::Everything, None),
+                    settled if settled.names.is_empty() => continue,
+                    settled => (Look::Settled(settled.names), None),
                 }
-                (told.settled, None)
             }
-            () = sleep_until(next) => (Settled::default(), None),
             request = requests.recv() => match request {
-                Some(request) => (Settled::all(), Some(request)),
+                Some(request) => (Look::Everything, Some(request)),
                 None => return,
             },
+            look = plan.due() => (look, None),
         };
-        let everything = !settled.names_files();
+        let surveyed = matches!(look, Look::Survey | Look::Everything);
         let control = control.clone();
         let look = move || {
-            let scan = follower.scan(&settled);
+            let mut scan = follower.look(look);
+            let again = std::mem::take(&mut scan.again);
+            let again_in = scan.again_in.unwrap_or(QUIET);
             let trigger = request.as_ref().map_or(Trigger::Change, |(trigger, _)| *trigger);
-            let again_in = scan.again_in.unwrap_or(follower.resync).min(follower.resync);
             let report = take_in(scan, trigger, &control, request.is_some());
             if let Some(((_, reply), report)) = request.zip(report) {
                 // Whoever asked may have gone away.
                 let _ = reply.send(report);
             }
-            (follower, again_in)
+            (follower, again, again_in)
         };
         // Files may be slow (a network, a spun-down disk): not on a thread that serves the control side.
         match tokio::task::spawn_blocking(look).await {
-            Ok((back, again_in)) => {
+            Ok((back, again, again_in)) => {
                 follower = back;
-                if everything {
-                    next = Instant::now() + again_in;
+                plan.again(again, again_in);
+                if surveyed {
+                    let wait = if follower.survey.is_some() { Duration::ZERO } else { plan.resync };
+                    plan.survey_at = Instant::now() + wait;
                 }
             }
             Err(error) => return tracing::error!(%error, "the store is not followed any more"),

@@ -1,61 +1,67 @@
 //! Reading a directory: stat first, content where that changed, and nothing half written.
+//!
+//! A directory can have a hundred thousand files. At the start they are read on all cores; later only those
+//! that events name, and now and then all are looked at in small steps, between which events are heard.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, Metadata, OpenOptions};
+use std::fs::{self, DirEntry, File, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use foldhash::fast::RandomState;
 use overlane_config::blueprint::MAX_FILE_BYTES;
 use overlane_config::diagnostic::Source;
 use overlane_config::lineage::{Content, FileChange};
 use overlane_config::time::UnixMillis;
 
+use crate::cores;
+
 /// A file whose end was not announced is read when it has not changed for this long.
 pub const QUIET: Duration = Duration::from_millis(150);
+
+/// How many files one step of a survey looks at: some two milliseconds.
+const STEP: usize = 500;
 
 /// `O_NONBLOCK`: opening a FIFO or a device must not wait for its other end.
 const NONBLOCK: i32 = 0o4000;
 
-/// What is known to be whole, and so is read without waiting for quiet.
+/// Some files of a directory, or all of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Settled {
-    /// Files that were closed after writing, or renamed to their name.
-    pub files: BTreeSet<OsString>,
-    /// Everything: at the start, on request, after a swap of the directory or of its link.
+pub struct Files {
+    /// These.
+    pub names: BTreeSet<OsString>,
+    /// All.
     pub all: bool,
 }
 
-impl Settled {
-    /// Everything is.
+impl Files {
+    /// Whether it is no file at all.
     #[must_use]
-    pub fn all() -> Self {
-        Self { files: BTreeSet::new(), all: true }
-    }
-
-    /// Whether only some files are, so that nothing else needs a look.
-    #[must_use]
-    pub fn names_files(&self) -> bool {
-        !self.all && !self.files.is_empty()
+    pub fn none(&self) -> bool {
+        !self.all && self.names.is_empty()
     }
 }
 
-/// What a scan found.
+/// What a look at files found.
 #[derive(Debug, Default)]
 pub struct Scan {
     /// The files whose content is different now.
     pub changes: Vec<FileChange>,
-    /// Some file may still be being written: come again after this long.
+    /// Files that may still be being written, or may come back.
+    pub again: BTreeSet<OsString>,
+    /// When they are worth another look.
     pub again_in: Option<Duration>,
     /// Why the directory as a whole cannot be read; everything read before stays.
     pub problem: Option<String>,
 }
 
 impl Scan {
-    fn come_again_in(&mut self, wait: Duration) {
+    fn again(&mut self, name: &OsStr, wait: Duration) {
+        self.again.insert(name.to_owned());
         self.again_in = Some(self.again_in.map_or(wait, |before| before.min(wait)));
     }
 }
@@ -88,22 +94,39 @@ struct Known {
     /// `None` where the same stamp may be another content: it was read soon after it was written,
     /// and the clock of a file system ticks in milliseconds.
     stamp: Option<Stamp>,
-    /// The text, shared with the blueprints made from it; `None` where it could not be read.
-    source: Option<Arc<Source>>,
-    /// Why it could not be read.
-    problem: Option<String>,
-    /// Since when it is not listed any more.
+    /// The text, shared with the blueprints made from it, or why it could not be read.
+    read: Result<Arc<Source>, String>,
+    /// Since when it is not there any more.
     absent_since: Option<SystemTime>,
+    /// The listing in which it was last seen.
+    listing: u64,
+}
+
+/// What a look at one file found.
+enum Found {
+    /// What is known.
+    Same,
+    /// It may still be being written, for this long.
+    Restless(Duration),
+    /// It is not there.
+    Absent,
+    /// It was read.
+    Read { stamp: Option<Stamp>, read: Result<Arc<Source>, String> },
 }
 
 /// A directory and what was last read from it.
 #[derive(Debug)]
 pub struct DirReader {
     path: PathBuf,
-    files: BTreeMap<OsString, Known>,
-    seen: bool,
+    files: HashMap<OsString, Known, RandomState>,
+    /// How often the directory was listed.
+    listings: u64,
     problem: Option<String>,
 }
+
+/// A look at every file, in steps.
+#[derive(Debug)]
+pub struct Survey(fs::ReadDir);
 
 /// Whether a file of this name is a blueprint. Dot files are not: editors, Kubernetes and our own
 /// writer keep their own business there.
@@ -118,7 +141,7 @@ impl DirReader {
     /// A directory of which nothing was read yet.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), files: BTreeMap::new(), seen: false, problem: None }
+        Self { path: path.into(), files: HashMap::default(), listings: 0, problem: None }
     }
 
     /// The directory.
@@ -127,126 +150,208 @@ impl DirReader {
         &self.path
     }
 
-    /// Looks at the files that `settled` names, or at every file where it names none, and reads
-    /// those that changed. `now` decides what is quiet.
-    pub fn scan(&mut self, settled: &Settled, now: SystemTime) -> Scan {
+    /// Looks at every file, on all cores, and reads those that changed; all of them are whole.
+    pub fn read_all(&mut self, now: SystemTime) -> Scan {
         let mut scan = Scan::default();
-        if settled.names_files() {
-            for name in &settled.files {
-                self.look_at(name, true, now, &mut scan);
-            }
-        } else {
-            match self.names() {
-                Ok(names) => self.look_at_all(names, settled.all, now, &mut scan),
-                // It may well be created later; until then it is an empty store.
-                Err(error) if error.kind() == io::ErrorKind::NotFound && !self.seen => {}
-                Err(error) => {
-                    let shown = self.path.display();
-                    self.problem = Some(format!("cannot read the directory {shown}: {error}"));
+        match self.listed() {
+            Ok(listed) => {
+                let look = |(name, regular): &(OsString, bool)| self.look_at(name, *regular, true, now);
+                let found = cores::map(&listed, look);
+                for ((name, _), found) in listed.into_iter().zip(found) {
+                    self.take(name, found, now, &mut scan);
                 }
+                self.take_away_unlisted(true, now, &mut scan);
             }
+            Err(error) => self.cannot_list(&error),
         }
         scan.problem.clone_from(&self.problem);
         scan
     }
 
-    fn look_at_all(&mut self, names: BTreeSet<OsString>, whole: bool, now: SystemTime, scan: &mut Scan) {
-        self.seen = true;
-        self.problem = None;
-        self.take_away_absent(&names, whole, now, scan);
+    /// Looks at these files, which are `whole` or may still be being written, and reads those that changed.
+    pub fn read_files(&mut self, names: &BTreeSet<OsString>, whole: bool, now: SystemTime) -> Scan {
+        let mut scan = Scan::default();
         for name in names {
-            self.look_at(&name, whole, now, scan);
+            let found = self.look_at(name, false, whole, now);
+            self.take(name.clone(), found, now, &mut scan);
         }
+        scan.problem.clone_from(&self.problem);
+        scan
     }
 
-    /// Takes away what is not listed any more. Editors rename a file away before they write it
-    /// anew, so that only what stays away is gone.
-    fn take_away_absent(
-        &mut self,
-        listed: &BTreeSet<OsString>,
-        at_once: bool,
-        now: SystemTime,
-        scan: &mut Scan,
-    ) {
-        let Self { path, files, .. } = self;
-        files.retain(|name, known| {
-            if listed.contains(name) {
-                known.absent_since = None;
-                return true;
-            }
-            let since = *known.absent_since.get_or_insert(now);
-            if let Some(wait) = remaining_quiet(since, now).filter(|_| !at_once) {
-                scan.come_again_in(wait);
-                return true;
-            }
-            scan.changes.push(FileChange { path: shown(path, name), content: Content::Gone });
-            false
-        });
+    /// Begins to look at every file; `None` where the directory cannot be listed.
+    pub fn survey(&mut self) -> Option<Survey> {
+        let begun = self.list();
+        begun.map_err(|error| self.cannot_list(&error)).ok().map(Survey)
     }
 
-    fn names(&self) -> io::Result<BTreeSet<OsString>> {
-        let mut names = BTreeSet::new();
-        for entry in fs::read_dir(&self.path)? {
-            let name = entry?.file_name();
+    /// Looks at some more files, which may still be being written, and reads those that changed; whether
+    /// they were the last ones.
+    pub fn step(&mut self, survey: &mut Survey, now: SystemTime) -> (Scan, bool) {
+        let mut scan = Scan::default();
+        let mut over = false;
+        for _ in 0..STEP {
+            match survey.0.next() {
+                Some(Ok(entry)) => {
+                    let name = entry.file_name();
+                    if is_blueprint(&name) {
+                        let found = self.look_at(&name, is_regular(&entry), false, now);
+                        self.take(name, found, now, &mut scan);
+                    }
+                }
+                Some(Err(error)) => {
+                    self.cannot_list(&error);
+                    over = true;
+                }
+                None => {
+                    self.take_away_unlisted(false, now, &mut scan);
+                    over = true;
+                }
+            }
+            if over {
+                break;
+            }
+        }
+        scan.problem.clone_from(&self.problem);
+        (scan, over)
+    }
+
+    fn list(&mut self) -> io::Result<fs::ReadDir> {
+        let entries = fs::read_dir(&self.path)?;
+        self.listings += 1;
+        self.problem = None;
+        Ok(entries)
+    }
+
+    /// The names of all blueprints, in order, and whether the listing itself says that it is a regular file.
+    fn listed(&mut self) -> io::Result<Vec<(OsString, bool)>> {
+        let mut listed = Vec::new();
+        for entry in self.list()? {
+            let entry = entry?;
+            let name = entry.file_name();
             if is_blueprint(&name) {
-                names.insert(name);
+                listed.push((name, is_regular(&entry)));
             }
         }
-        Ok(names)
+        listed.sort();
+        Ok(listed)
     }
 
-    /// Reads one file, if it changed and is `whole` or quiet.
-    fn look_at(&mut self, name: &OsStr, whole: bool, now: SystemTime, scan: &mut Scan) {
+    fn cannot_list(&mut self, error: &io::Error) {
+        // It may well be created later; until then it is an empty store.
+        if error.kind() != io::ErrorKind::NotFound || self.listings > 0 {
+            self.problem = Some(format!("cannot read the directory {}: {error}", self.path.display()));
+        }
+    }
+
+    /// Looks at one file, and reads it if it changed and is `whole` or quiet.
+    fn look_at(&self, name: &OsStr, regular: bool, whole: bool, now: SystemTime) -> Found {
         let path = self.path.join(name);
         let known = self.files.get(name);
-        let mut stamp = None;
-        if let Ok(metadata) = fs::metadata(&path) {
-            let found = Stamp::from(&metadata);
-            if known.is_some_and(|known| known.stamp == Some(found) && known.problem.is_none()) {
-                return;
-            }
-            match metadata.modified().ok().and_then(|modified| remaining_quiet(modified, now)) {
-                Some(wait) if !whole => return scan.come_again_in(wait),
-                Some(_) => {}
-                None => stamp = Some(found),
+        // What is surely to be read, and can be opened without harm, says all the rest when it is open.
+        if !(regular && whole && known.is_none()) {
+            match fs::metadata(&path) {
+                Ok(metadata) => {
+                    let same =
+                        |known: &Known| known.stamp == Some(Stamp::from(&metadata)) && known.read.is_ok();
+                    if known.is_some_and(same) {
+                        return Found::Same;
+                    }
+                    if let Some(wait) = restless(&metadata, now).filter(|_| !whole) {
+                        return Found::Restless(wait);
+                    }
+                }
+                Err(error) if is_absent(&path, &error) => return Found::Absent,
+                Err(_) => {}
             }
         }
-        let shown = shown(&self.path, name);
-        let (source, problem) = match read(&path, &shown) {
-            Ok(source) => (Some(Arc::new(source)), None),
-            // Gone between listing and reading: a later scan does not find it listed.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(&path).is_err() => {
-                return;
+        let opened = if regular { open(&path) } else { open_checked(&path) };
+        match opened.and_then(|(file, metadata)| Ok((read_open(file, &metadata, shown(&path))?, metadata))) {
+            Ok((source, metadata)) => {
+                let stamp = restless(&metadata, now).is_none().then(|| Stamp::from(&metadata));
+                Found::Read { stamp, read: Ok(Arc::new(source)) }
             }
-            Err(error) => (None, Some(error.to_string())),
-        };
-        let same = known.is_some_and(|known| {
-            known.problem == problem && same_text(known.source.as_ref(), source.as_ref())
-        });
-        if !same {
-            let content = match (&source, &problem) {
-                (Some(source), _) => Content::Text(source.clone()),
-                (None, problem) => Content::Unreadable(problem.clone().unwrap_or_default()),
-            };
-            scan.changes.push(FileChange { path: shown, content });
+            Err(error) if is_absent(&path, &error) => Found::Absent,
+            Err(error) => Found::Read { stamp: None, read: Err(error.to_string()) },
         }
-        self.files.insert(name.to_owned(), Known { stamp, source, problem, absent_since: None });
+    }
+
+    /// Takes in what a look at a file found.
+    fn take(&mut self, name: OsString, found: Found, now: SystemTime, scan: &mut Scan) {
+        if let Found::Absent = found {
+            return self.absent(&name, false, now, scan);
+        }
+        let mut known = self.files.get_mut(&name);
+        if let Some(known) = &mut known {
+            known.absent_since = None;
+            known.listing = self.listings;
+        }
+        match (known, found) {
+            (_, Found::Restless(wait)) => scan.again(&name, wait),
+            // What is known stays, and with it the only copy of the text.
+            (Some(known), Found::Read { stamp, read }) if is_same(&known.read, &read) => known.stamp = stamp,
+            (_, Found::Read { stamp, read }) => {
+                let (path, content) = match &read {
+                    Ok(source) => (source.path.clone(), Content::Text(source.clone())),
+                    Err(why) => (shown(&self.path.join(&name)), Content::Unreadable(why.clone())),
+                };
+                scan.changes.push(FileChange { path, content });
+                self.files.insert(name, Known { stamp, read, absent_since: None, listing: self.listings });
+            }
+            (_, Found::Same | Found::Absent) => {}
+        }
+    }
+
+    /// Takes away what the last listing did not show.
+    fn take_away_unlisted(&mut self, at_once: bool, now: SystemTime, scan: &mut Scan) {
+        let unlisted = self.files.iter().filter(|(_, known)| known.listing != self.listings);
+        let unlisted: BTreeSet<_> = unlisted.map(|(name, _)| name.clone()).collect();
+        for name in unlisted {
+            self.absent(&name, at_once, now, scan);
+        }
+    }
+
+    /// Takes away a file that is not there. Editors rename a file away before they write it anew, so
+    /// that only what stays away is gone.
+    fn absent(&mut self, name: &OsStr, at_once: bool, now: SystemTime, scan: &mut Scan) {
+        let Some(known) = self.files.get_mut(name) else { return };
+        let since = *known.absent_since.get_or_insert(now);
+        if let Some(wait) = remaining_quiet(since, now).filter(|_| !at_once) {
+            return scan.again(name, wait);
+        }
+        self.files.remove(name);
+        scan.changes.push(FileChange { path: shown(&self.path.join(name)), content: Content::Gone });
     }
 }
 
-fn shown(directory: &Path, name: &OsStr) -> Arc<str> {
-    directory.join(name).display().to_string().into()
+/// Whether the listing itself says that it is a regular file: that costs nothing.
+fn is_regular(entry: &DirEntry) -> bool {
+    entry.file_type().is_ok_and(|kind| kind.is_file())
+}
+
+/// Whether there is nothing of this name, and not only nothing behind a link.
+fn is_absent(path: &Path, error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(path).is_err()
+}
+
+fn shown(path: &Path) -> Arc<str> {
+    path.to_string_lossy().into()
 }
 
 /// A ttl counts from the modification, so the same text written again is a change where it has one.
-fn same_text(before: Option<&Arc<Source>>, after: Option<&Arc<Source>>) -> bool {
+fn is_same(before: &Result<Arc<Source>, String>, after: &Result<Arc<Source>, String>) -> bool {
     match (before, after) {
-        (Some(before), Some(after)) => {
+        (Ok(before), Ok(after)) => {
             before.text == after.text && (before.modified == after.modified || !after.text.contains("ttl"))
         }
-        (None, None) => true,
+        (Err(before), Err(after)) => before == after,
         _ => false,
     }
+}
+
+/// How long until a file that was just modified is quiet; `None` where it is.
+fn restless(metadata: &Metadata, now: SystemTime) -> Option<Duration> {
+    remaining_quiet(metadata.modified().ok()?, now)
 }
 
 /// How long until what happened at `since` is quiet; `None` where it is. A time in the future (a
@@ -256,22 +361,30 @@ fn remaining_quiet(since: SystemTime, now: SystemTime) -> Option<Duration> {
     QUIET.checked_sub(age).filter(|wait| !wait.is_zero())
 }
 
-/// Reads a file whole.
+/// Reads a file whole, to be shown as `shown`.
 ///
 /// # Errors
 /// It is no regular file, too large, not UTF-8, or what the system says.
 pub fn read(path: &Path, shown: &Arc<str>) -> io::Result<Source> {
-    let irregular = || io::Error::new(io::ErrorKind::InvalidInput, "is not a regular file");
-    // Before it is opened: opening a FIFO would wake its writer.
-    if !fs::metadata(path).map_err(|error| cannot_be_read(&error))?.is_file() {
-        return Err(irregular());
+    let (file, metadata) = open_checked(path)?;
+    read_open(file, &metadata, shown.clone())
+}
+
+/// Opens what is a regular file. Opening a FIFO would wake its writer, so that is seen before.
+fn open_checked(path: &Path) -> io::Result<(File, Metadata)> {
+    match fs::metadata(path).map_err(|error| cannot_be_read(&error))?.is_file() {
+        true => open(path),
+        false => Err(irregular()),
     }
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(NONBLOCK)
-        .open(path)
-        .map_err(|error| cannot_be_read(&error))?;
-    let metadata = file.metadata().map_err(|error| cannot_be_read(&error))?;
+}
+
+fn open(path: &Path) -> io::Result<(File, Metadata)> {
+    let opened = OpenOptions::new().read(true).custom_flags(NONBLOCK).open(path);
+    let with_metadata = opened.and_then(|file| file.metadata().map(|metadata| (file, metadata)));
+    with_metadata.map_err(|error| cannot_be_read(&error))
+}
+
+fn read_open(file: File, metadata: &Metadata, shown: Arc<str>) -> io::Result<Source> {
     if !metadata.is_file() {
         return Err(irregular());
     }
@@ -280,7 +393,9 @@ pub fn read(path: &Path, shown: &Arc<str>) -> io::Result<Source> {
     }
     let modified = metadata.modified().ok().and_then(|modified| modified.duration_since(UNIX_EPOCH).ok());
     let modified = modified.map(|since| UnixMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX)));
-    Ok(Source::new(shown.clone(), read_text(file)?, modified))
+    // One byte more, so that the end is seen without more room.
+    let bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or_default() + 1);
+    Ok(Source::new(shown, read_into(bytes, file)?, modified))
 }
 
 /// Reads a stream whole, as a file's text.
@@ -288,7 +403,10 @@ pub fn read(path: &Path, shown: &Arc<str>) -> io::Result<Source> {
 /// # Errors
 /// It is too large, not UTF-8, or what the system says.
 pub fn read_text(stream: impl Read) -> io::Result<String> {
-    let mut bytes = Vec::new();
+    read_into(Vec::new(), stream)
+}
+
+fn read_into(mut bytes: Vec<u8>, stream: impl Read) -> io::Result<String> {
     stream.take(MAX_FILE_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(|error| cannot_be_read(&error))?;
     if bytes.len() > MAX_FILE_BYTES {
         return Err(too_large());
@@ -301,6 +419,10 @@ pub fn read_text(stream: impl Read) -> io::Result<String> {
 
 fn cannot_be_read(error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot be read: {error}"))
+}
+
+fn irregular() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "is not a regular file")
 }
 
 fn too_large() -> io::Error {
@@ -336,6 +458,21 @@ mod tests {
         shown.collect()
     }
 
+    /// A whole survey.
+    fn surveyed(reader: &mut DirReader, now: SystemTime) -> Scan {
+        let mut survey = reader.survey().expect("listed");
+        let mut all = Scan::default();
+        loop {
+            let (scan, over) = reader.step(&mut survey, now);
+            all.changes.extend(scan.changes);
+            all.again.extend(scan.again);
+            all.again_in = all.again_in.or(scan.again_in);
+            if over {
+                return all;
+            }
+        }
+    }
+
     fn pair(name: &str, content: &str) -> (String, String) {
         (name.to_owned(), content.to_owned())
     }
@@ -347,14 +484,14 @@ mod tests {
         let mut reader = DirReader::new(folder.path());
         let now = SystemTime::now();
         assert_eq!(
-            shown(&reader.scan(&Settled::all(), now)),
+            shown(&reader.read_all(now)),
             [pair("a.yaml", "1"), pair("b.yml", "2"), pair("c.json", "3")]
         );
-        assert!(reader.scan(&Settled::all(), now).changes.is_empty());
+        assert!(reader.read_all(now).changes.is_empty());
         fs::write(folder.path().join("a.yaml"), "1").expect("touch");
         fs::write(folder.path().join("b.yml"), "22").expect("change");
         fs::remove_file(folder.path().join("c.json")).expect("delete");
-        assert_eq!(shown(&reader.scan(&Settled::all(), now)), [pair("c.json", "-"), pair("b.yml", "22")]);
+        assert_eq!(shown(&reader.read_all(now)), [pair("b.yml", "22"), pair("c.json", "-")]);
     }
 
     #[test]
@@ -362,18 +499,17 @@ mod tests {
         let folder = store(&[]);
         let mut reader = DirReader::new(folder.path());
         let now = SystemTime::now();
-        reader.scan(&Settled::all(), now);
+        reader.read_all(now);
         let path = folder.path().join("a.yaml");
         fs::write(&path, "half").expect("write");
         File::options().write(true).open(&path).expect("open").set_modified(now).expect("time");
-        let scan = reader.scan(&Settled::default(), now);
+        let scan = surveyed(&mut reader, now);
         assert!(scan.changes.is_empty());
         assert_eq!(scan.again_in, Some(QUIET));
-        let closed = Settled { files: [OsString::from("a.yaml")].into(), all: false };
-        assert_eq!(shown(&reader.scan(&closed, now)), [pair("a.yaml", "half")]);
+        assert_eq!(shown(&reader.read_files(&["a.yaml".into()].into(), true, now)), [pair("a.yaml", "half")]);
         fs::write(&path, "whole").expect("write");
         File::options().write(true).open(&path).expect("open").set_modified(now).expect("time");
-        assert_eq!(shown(&reader.scan(&Settled::default(), now + QUIET)), [pair("a.yaml", "whole")]);
+        assert_eq!(shown(&surveyed(&mut reader, now + QUIET)), [pair("a.yaml", "whole")]);
     }
 
     #[test]
@@ -382,17 +518,55 @@ mod tests {
         let path = folder.path().join("a.yaml");
         let mut reader = DirReader::new(folder.path());
         let now = SystemTime::now();
-        reader.scan(&Settled::all(), now);
+        reader.read_all(now);
         fs::rename(&path, folder.path().join("a.yaml~")).expect("as editors do");
-        let scan = reader.scan(&Settled::default(), now);
+        let scan = surveyed(&mut reader, now);
         assert!(scan.changes.is_empty());
         assert_eq!(scan.again_in, Some(QUIET));
         fs::write(&path, "2").expect("anew");
-        let scan = reader.scan(&Settled::default(), now + 2 * QUIET);
+        let scan = surveyed(&mut reader, now + 2 * QUIET);
         assert_eq!(shown(&scan), [pair("a.yaml", "2")]);
         fs::remove_file(&path).expect("delete");
-        reader.scan(&Settled::default(), now + 3 * QUIET);
-        assert_eq!(shown(&reader.scan(&Settled::default(), now + 4 * QUIET)), [pair("a.yaml", "-")]);
+        surveyed(&mut reader, now + 3 * QUIET);
+        assert_eq!(shown(&surveyed(&mut reader, now + 4 * QUIET)), [pair("a.yaml", "-")]);
+    }
+
+    #[test]
+    fn a_survey_of_many_files_goes_in_steps_and_misses_nothing_on_its_way() {
+        let folder = store(&[]);
+        for number in 0..2 * STEP + 100 {
+            File::create(folder.path().join(format!("{number}.yaml"))).expect("file");
+        }
+        let mut reader = DirReader::new(folder.path());
+        let now = SystemTime::now() + QUIET;
+        assert_eq!(reader.read_all(now).changes.len(), 2 * STEP + 100);
+        fs::remove_file(folder.path().join("7.yaml")).expect("delete");
+        let mut survey = reader.survey().expect("listed");
+        assert!(!reader.step(&mut survey, now).1);
+        fs::write(folder.path().join("new.yaml"), "1").expect("file");
+        let new = reader.read_files(&["new.yaml".into()].into(), true, now);
+        assert_eq!(shown(&new), [pair("new.yaml", "1")]);
+        assert!(!reader.step(&mut survey, now).1);
+        let (last, over) = reader.step(&mut survey, now);
+        assert!(over && last.changes.is_empty(), "{:?}", shown(&last));
+        let again = reader.read_files(&last.again, false, now + QUIET);
+        assert_eq!(shown(&again), [pair("7.yaml", "-")], "after {:?}", last.again);
+    }
+
+    #[test]
+    fn of_what_is_read_again_and_is_the_same_there_is_one_copy() {
+        let folder = store(&[("a.yaml", "1")]);
+        let mut reader = DirReader::new(folder.path());
+        let now = SystemTime::now();
+        let first = reader.read_all(now);
+        assert!(reader.read_all(now).changes.is_empty());
+        let Content::Text(source) = &first.changes[0].content else { panic!("unreadable") };
+        assert!(
+            reader
+                .files
+                .values()
+                .all(|known| known.read.as_ref().is_ok_and(|kept| Arc::ptr_eq(kept, source)))
+        );
     }
 
     #[test]
@@ -401,9 +575,9 @@ mod tests {
         let name = OsString::from("a.yaml");
         let mut reader = DirReader::new(folder.path());
         let now = SystemTime::now();
-        reader.scan(&Settled::all(), now);
+        reader.read_all(now);
         assert!(reader.files[&name].stamp.is_none());
-        reader.scan(&Settled::all(), now + QUIET);
+        reader.read_all(now + QUIET);
         assert!(reader.files[&name].stamp.is_some());
     }
 
@@ -412,13 +586,12 @@ mod tests {
         let folder = store(&[]);
         let mut reader = DirReader::new(folder.path());
         let now = SystemTime::now();
-        reader.scan(&Settled::all(), now);
+        reader.read_all(now);
         for name in ["a.yaml", "b.yaml"] {
             fs::write(folder.path().join(name), name).expect("file");
         }
-        let closed =
-            Settled { files: [OsString::from("b.yaml"), OsString::from("c.yaml")].into(), all: false };
-        assert_eq!(shown(&reader.scan(&closed, now)), [pair("b.yaml", "b.yaml")]);
+        let closed = ["b.yaml".into(), "c.yaml".into()].into();
+        assert_eq!(shown(&reader.read_files(&closed, true, now)), [pair("b.yaml", "b.yaml")]);
     }
 
     #[test]
@@ -431,7 +604,7 @@ mod tests {
             .expect("file")
             .set_len(MAX_FILE_BYTES as u64 + 1)
             .expect("sparse");
-        let scan = DirReader::new(folder.path()).scan(&Settled::all(), SystemTime::now());
+        let scan = DirReader::new(folder.path()).read_all(SystemTime::now());
         let reasons: Vec<_> = shown(&scan).into_iter().map(|(_, content)| content).collect();
         assert!(
             reasons[0].contains("not UTF-8: byte 0") && reasons[1].contains("not a regular file"),
@@ -447,19 +620,19 @@ mod tests {
     fn a_directory_that_cannot_be_read_any_more_takes_nothing_away() {
         let folder = store(&[("a.yaml", "1")]);
         let mut reader = DirReader::new(folder.path());
-        reader.scan(&Settled::all(), SystemTime::now());
+        reader.read_all(SystemTime::now());
         let moved = folder.path().with_extension("moved");
         fs::rename(folder.path(), &moved).expect("move");
-        let scan = reader.scan(&Settled::all(), SystemTime::now());
+        let scan = reader.read_all(SystemTime::now());
         assert!(scan.changes.is_empty() && scan.problem.is_some());
         fs::rename(&moved, folder.path()).expect("move back");
-        let scan = reader.scan(&Settled::all(), SystemTime::now());
+        let scan = reader.read_all(SystemTime::now());
         assert!(scan.changes.is_empty() && scan.problem.is_none());
     }
 
     #[test]
     fn a_directory_that_never_was_is_an_empty_store() {
-        let scan = DirReader::new("/nonexistent/overlane").scan(&Settled::all(), SystemTime::now());
+        let scan = DirReader::new("/nonexistent/overlane").read_all(SystemTime::now());
         assert!(scan.changes.is_empty() && scan.problem.is_none());
     }
 
@@ -479,9 +652,9 @@ mod tests {
         point("..1");
         std::os::unix::fs::symlink("..data/a.yaml", folder.path().join("a.yaml")).expect("link");
         let mut reader = DirReader::new(folder.path());
-        assert_eq!(shown(&reader.scan(&Settled::all(), SystemTime::now())), [pair("a.yaml", "one")]);
+        assert_eq!(shown(&reader.read_all(SystemTime::now())), [pair("a.yaml", "one")]);
         data("..2", "two");
         point("..2");
-        assert_eq!(shown(&reader.scan(&Settled::all(), SystemTime::now())), [pair("a.yaml", "two")]);
+        assert_eq!(shown(&reader.read_all(SystemTime::now())), [pair("a.yaml", "two")]);
     }
 }

@@ -8,15 +8,22 @@ use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind, RenameMode};
 use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::Notify;
 
-use super::read::{Settled, is_blueprint};
+use super::read::{Files, is_blueprint};
 
 /// What was told since it was last taken; bounded by the number of files, however many events come.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Told {
-    /// What is whole, and can be read at once.
-    pub settled: Settled,
-    /// Something else happened: it is worth a look at everything when that is quiet.
-    pub unsettled: bool,
+    /// What is whole, and can be read at once: closed after writing, renamed to its name, or everything
+    /// after a swap of the directory or of its link.
+    pub settled: Files,
+    /// To what else happened: it is worth a look when that is quiet.
+    pub unsettled: Files,
+}
+
+impl Told {
+    fn files(&mut self, whole: bool) -> &mut Files {
+        if whole { &mut self.settled } else { &mut self.unsettled }
+    }
 }
 
 /// The bell that events ring.
@@ -72,7 +79,7 @@ impl DirWatch {
         let bell = bell.clone();
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| match event {
             Ok(event) => hear(&event, &directory, &bell),
-            Err(_) => bell.ring(|told| told.unsettled = true),
+            Err(_) => bell.ring(|told| told.unsettled.all = true),
         })?;
         if let Some(parent) = parent(path) {
             watcher.watch(parent, RecursiveMode::NonRecursive)?;
@@ -111,7 +118,7 @@ fn parent(path: &Path) -> Option<&Path> {
 
 fn hear(event: &Event, directory: &Path, bell: &Bell) {
     if event.need_rescan() {
-        return bell.ring(|told| told.unsettled = true);
+        return bell.ring(|told| told.unsettled.all = true);
     }
     // Of a rename that is told as one event, only the second path names a whole file: an editor
     // may be writing to the first one anew.
@@ -126,11 +133,10 @@ fn hear(event: &Event, directory: &Path, bell: &Bell) {
         let name = path.file_name().unwrap_or_default();
         let inside = path.parent() == Some(directory);
         if path == directory || name == "..data" {
-            bell.ring(|told| if is_whole { told.settled.all = true } else { told.unsettled = true });
+            bell.ring(|told| told.files(is_whole).all = true);
         } else if inside && is_blueprint(name) {
-            bell.ring(|told| match is_whole {
-                true => drop(told.settled.files.insert(name.to_owned())),
-                false => told.unsettled = true,
+            bell.ring(|told| {
+                told.files(is_whole).names.insert(name.to_owned());
             });
         }
     }
@@ -150,9 +156,10 @@ mod tests {
             while !enough(&all) {
                 bell.rung().await;
                 let Told { settled, unsettled } = bell.take();
-                all.settled.files.extend(settled.files);
-                all.settled.all |= settled.all;
-                all.unsettled |= unsettled;
+                for (all, files) in [(&mut all.settled, settled), (&mut all.unsettled, unsettled)] {
+                    all.names.extend(files.names);
+                    all.all |= files.all;
+                }
             }
         };
         let gathered = tokio::time::timeout(Duration::from_secs(10), gather).await;
@@ -173,8 +180,8 @@ mod tests {
         fs::write(folder.path().join("a.yaml"), "1").expect("write");
         fs::write(folder.path().join(".b.tmp"), "2").expect("write");
         fs::rename(folder.path().join(".b.tmp"), folder.path().join("b.yaml")).expect("rename");
-        let told = told(&bell, |told| told.settled.files.contains(OsStr::new("b.yaml"))).await;
-        assert_eq!(told.settled.files, ["a.yaml".into(), "b.yaml".into()].into());
+        let told = told(&bell, |told| told.settled.names.contains(OsStr::new("b.yaml"))).await;
+        assert_eq!(told.settled.names, ["a.yaml".into(), "b.yaml".into()].into());
         assert!(!told.settled.all);
     }
 
@@ -187,9 +194,9 @@ mod tests {
         fs::rename(&path, folder.path().join("a.yaml~")).expect("as vim does");
         let _half_written = fs::File::create(&path).expect("anew");
         fs::write(folder.path().join("z.yaml"), "last").expect("write");
-        let told = told(&bell, |told| told.settled.files.contains(OsStr::new("z.yaml"))).await;
-        assert_eq!(told.settled.files, ["z.yaml".into()].into());
-        assert!(told.unsettled);
+        let told = told(&bell, |told| told.settled.names.contains(OsStr::new("z.yaml"))).await;
+        assert_eq!(told.settled.names, ["z.yaml".into()].into());
+        assert!(told.unsettled.names.contains(OsStr::new("a.yaml")) && !told.unsettled.all);
     }
 
     #[tokio::test]
@@ -213,6 +220,6 @@ mod tests {
         told(&bell, |told| told.settled.all).await;
         watch.follow_replacement().expect("watch");
         fs::write(store.join("a.yaml"), "1").expect("write");
-        told(&bell, |told| told.settled.files.contains(OsStr::new("a.yaml"))).await;
+        told(&bell, |told| told.settled.names.contains(OsStr::new("a.yaml"))).await;
     }
 }

@@ -15,7 +15,7 @@ use overlane_config::time::UnixMillis;
 use overlane_config::url::Url;
 
 use super::StoreAddress;
-use super::read::{DirReader, Settled};
+use super::read::DirReader;
 
 /// The lock that writers hold; its name is none of a blueprint.
 const LOCK: &str = ".overlane.lock";
@@ -131,7 +131,7 @@ impl OpenStore {
 
     fn load(store: &StoreAddress, lock: Option<File>) -> Result<Self, WriteError> {
         let mut reader = DirReader::new(store.path());
-        let scan = reader.scan(&Settled { all: true, ..Settled::default() }, SystemTime::now());
+        let scan = reader.read_all(SystemTime::now());
         if let Some(problem) = scan.problem {
             return Err(WriteError::Io(store.path().to_owned(), io::Error::other(problem)));
         }
