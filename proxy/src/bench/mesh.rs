@@ -356,7 +356,7 @@ fn id(number: usize) -> String {
 
 fn file(id: &str, text: String) -> FileChange {
     let path: Arc<str> = format!("({id})").into();
-    let source = Source { path: path.clone(), text, modified: None };
+    let source = Source::new(path.clone(), text, None);
     FileChange { path, content: Content::Text(Arc::new(source)) }
 }
 
