@@ -102,7 +102,7 @@ pub fn files(suffix: &str, upstream: SocketAddr) -> Vec<FileChange> {
 
 fn file(path: String, text: String) -> FileChange {
     let path: Arc<str> = path.into();
-    let source = Source { path: path.clone(), text, modified: None };
+    let source = Source::new(path.clone(), text, None);
     FileChange { path, content: Content::Text(Arc::new(source)) }
 }
 
