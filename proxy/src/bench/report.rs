@@ -47,56 +47,56 @@ pub fn page(all: &[Measured], machine: &Machine) -> String {
     page
 }
 
-/// What the figures say, in a sentence or two: of the largest table, at a constant rate.
+/// What the figures say, in a sentence or two: of the largest table.
 fn findings(all: &[Measured]) -> Vec<String> {
-    let scheduled = || all.iter().filter(|one| matches!(one.load.pace, Pace::Rate(_)));
-    let size = scheduled().filter_map(|one| one.case.size).max_by_key(|size| (size.overlays, size.depth));
-    let find = |path| {
-        scheduled().find(|one| one.case.path == Some(path) && (path == Path::Direct || one.case.size == size))
+    let size = all.iter().filter_map(|one| one.case.size).max_by_key(|size| (size.overlays, size.depth));
+    let find = |path, saturated| {
+        all.iter().find(|one| {
+            one.case.path == Some(path)
+                && (one.load.pace == Pace::Saturation) == saturated
+                && (one.case.size == size || path == Path::Direct)
+        })
     };
-    let (Some(size), Some(direct), Some(baseline)) = (size, find(Path::Direct), find(Path::Baseline)) else {
-        return Vec::new();
+    let median = |path| {
+        let one = find(path, false)?;
+        Some((one.whole.percentile(50.0)?, one.spread(50.0)?))
     };
-    let compared = |one, other, than: &str| {
-        let text = difference(one, other)?;
-        Some(format!("{text} {than}"))
-    };
-    let hop = compared(baseline, direct, "without the hop");
-    let key = find(Path::Overlay).and_then(|overlay| compared(overlay, baseline, "without a key"));
-    let overlays = thousands(size.overlays as f64);
-    [
-        hop.map(|hop| format!("At the median, a request through the gateway takes {hop}.")),
-        key.map(|key| {
-            format!(
-                "With the key of one of {overlays} overlays, in lineages of {}, it takes {key}.",
-                size.depth
-            )
-        }),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+    let cpu = |path| find(path, true)?.cpu_per_answer();
+    let hop = median(Path::Baseline).zip(median(Path::Direct)).map(|(baseline, direct)| {
+        format!(
+            "At the median, a request through the gateway takes {} without the hop.",
+            difference(baseline, direct)
+        )
+    });
+    let key = size.zip(cpu(Path::Overlay).zip(cpu(Path::Baseline))).map(|(size, (overlay, baseline))| {
+        format!(
+            "With the key of one of {} overlays, in lineages of {}, the gateway computes {} without a key.",
+            thousands(size.overlays as f64),
+            size.depth,
+            difference(overlay, baseline)
+        )
+    });
+    hop.into_iter().chain(key).collect()
 }
 
-/// How much longer the median of one is than that of another, where their rounds agree about it.
-fn difference(one: &Measured, other: &Measured) -> Option<String> {
-    let (median, base) = (one.whole.percentile(50.0)?, other.whole.percentile(50.0)?);
-    let doubt = one.spread(50.0)?.max(other.spread(50.0)?);
-    let (more, way) = if median < base { (base - median, "less") } else { (median - base, "more") };
-    Some(match more > doubt {
+/// How much more one is than the other, where their rounds differ by less.
+fn difference((one, spread): (f64, f64), (other, other_spread): (f64, f64)) -> String {
+    let doubt = spread.max(other_spread);
+    let (more, way) = if one < other { (other - one, "less") } else { (one - other, "more") };
+    let both = (micros(one), micros(other), micros(doubt));
+    match more > doubt {
         true => format!(
-            "<strong>{} {way}</strong> ({} instead of {}) than",
+            "<strong>{} {way}</strong> ({} instead of {}; rounds differ by up to {}) than",
             micros(more),
-            micros(median),
-            micros(base)
+            both.0,
+            both.1,
+            both.2
         ),
         false => format!(
             "<strong>about as long</strong> ({} and {}; rounds differ by up to {}) as",
-            micros(median),
-            micros(base),
-            micros(doubt)
+            both.0, both.1, both.2
         ),
-    })
+    }
 }
 
 /// What to keep in mind.
@@ -200,7 +200,7 @@ fn throughput(page: &mut String, of_pace: &[&Measured]) {
     };
     let each = || of_pace.iter().copied().enumerate();
     let rates: Vec<_> = each().map(|(at, one)| bar(at, one, one.whole.rps())).collect();
-    let costs = each().filter_map(|(at, one)| Some(bar(at, one, one.cpu_per_answer()?)));
+    let costs = each().filter_map(|(at, one)| Some(bar(at, one, one.cpu_per_answer()?.0)));
     let costs: Vec<_> = costs.collect();
     let caption = match of_pace.iter().any(|one| one.case.size.is_some()) {
         true => "<figcaption>Behind each path: overlays / depth of their lineages.</figcaption>\n",

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::mesh::{Path, Size};
 use super::pace::Pace;
-use super::tally::Tally;
+use super::tally::{Tally, round_off};
 use super::target::Target;
 use super::{Control, Load, machine, measure};
 
@@ -39,11 +39,26 @@ pub struct Measured {
     /// The load.
     pub load: Load,
     /// Each round.
-    pub rounds: Vec<Tally>,
+    pub rounds: Vec<Round>,
     /// All rounds together.
     pub whole: Tally,
-    /// What the gateway's thread computed meanwhile.
+}
+
+/// One round of a case.
+#[derive(Debug, Clone)]
+pub struct Round {
+    /// What was measured.
+    pub tally: Tally,
+    /// What the gateway's thread computed meanwhile, where one was involved.
     pub cpu: Option<Duration>,
+}
+
+impl Round {
+    /// What the gateway computed for each answer, in microseconds.
+    fn cpu_per_answer(&self) -> Option<f64> {
+        let answers = Some(self.tally.answers).filter(|answers| *answers > 0)?;
+        Some(self.cpu?.as_secs_f64() * 1e6 / answers as f64)
+    }
 }
 
 /// How far a series is.
@@ -125,29 +140,27 @@ impl Series {
 
 impl Measured {
     fn new(case: &Case, load: &Load) -> Self {
-        Self { case: case.clone(), load: load.clone(), rounds: Vec::new(), whole: Tally::new(), cpu: None }
+        Self { case: case.clone(), load: load.clone(), rounds: Vec::new(), whole: Tally::new() }
     }
 
     fn take(&mut self, tally: Tally, cpu: Option<Duration>) {
-        if let Some(cpu) = cpu {
-            *self.cpu.get_or_insert(Duration::ZERO) += cpu;
-        }
         self.whole.append(&tally);
-        self.rounds.push(tally);
+        self.rounds.push(Round { tally, cpu });
     }
 
     /// By how much the rounds differ in a percentile, in microseconds.
     #[must_use]
     pub fn spread(&self, percentile: f64) -> Option<f64> {
-        let each = || self.rounds.iter().filter_map(|tally| tally.percentile(percentile));
-        Some(each().reduce(f64::max)? - each().reduce(f64::min)?)
+        spread(self.rounds.iter().filter_map(|round| round.tally.percentile(percentile)))
     }
 
-    /// What the gateway computed for each answer, in microseconds.
+    /// What the gateway computed for each answer, in microseconds, and by how much the rounds differ.
     #[must_use]
-    pub fn cpu_per_answer(&self) -> Option<f64> {
+    pub fn cpu_per_answer(&self) -> Option<(f64, f64)> {
         let answers = Some(self.whole.answers).filter(|answers| *answers > 0)?;
-        Some(self.cpu?.as_secs_f64() * 1e6 / answers as f64)
+        let cpu: Option<Duration> = self.rounds.iter().map(|round| round.cpu).sum();
+        let spread = spread(self.rounds.iter().filter_map(Round::cpu_per_answer))?;
+        Some((cpu?.as_secs_f64() * 1e6 / answers as f64, spread))
     }
 
     /// How much more a percentile is than in the measurement that this is compared with, in
@@ -161,7 +174,6 @@ impl Measured {
     /// It as JSON, compared with `reference`.
     #[must_use]
     pub fn to_json(&self, reference: Option<&Self>, machine: &Value) -> Value {
-        let round = |value: f64| (value * 1000.0).round() / 1000.0;
         let (mode, rate) = match self.load.pace {
             Pace::Rate(rate) => ("rate", Some(rate.get())),
             Pace::Saturation => ("saturation", None),
@@ -175,22 +187,32 @@ impl Measured {
         insert("connections", json!(self.load.connections));
         insert("threads", json!(self.load.threads));
         insert("machine", machine.clone());
-        let rounds = self.rounds.iter().map(|tally| {
-            json!({"rps": round(tally.rps()), "p50": tally.percentile(50.0), "p99": tally.percentile(99.0)})
+        let rounds = self.rounds.iter().map(|round| {
+            let tally = &round.tally;
+            json!({
+                "rps": round_off(tally.rps()),
+                "p50": tally.percentile(50.0),
+                "p99": tally.percentile(99.0),
+                "cpu_us": round.cpu_per_answer().map(round_off),
+            })
         });
         insert("rounds", rounds.collect());
         if let Some(path) = self.case.path {
             insert("path", json!(path));
             insert("overlays", json!(self.case.size.map(|size| size.overlays)));
             insert("depth", json!(self.case.size.map(|size| size.depth)));
-            insert("cpu_us", json!(self.cpu_per_answer().map(round)));
+            insert("cpu_us", json!(self.cpu_per_answer().map(|(cpu, _)| round_off(cpu))));
         }
         if let Some(reference) = reference {
-            let added = |percentile| self.added(reference, percentile).map(round);
+            let added = |percentile| self.added(reference, percentile).map(round_off);
             insert("added_us", json!({"p50": added(50.0), "p99": added(99.0)}));
         }
         map.into()
     }
+}
+
+fn spread(values: impl Iterator<Item = f64> + Clone) -> Option<f64> {
+    Some(values.clone().reduce(f64::max)? - values.reduce(f64::min)?)
 }
 
 /// The measurement that each is compared with: the first case under the same load, where there are

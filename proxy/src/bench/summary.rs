@@ -21,6 +21,15 @@ pub fn micros(micros: f64) -> String {
     }
 }
 
+/// A latency, and what it may be off by, in one unit.
+fn plus_minus(value: f64, off: f64) -> String {
+    match value.abs().max(off) {
+        ..1_000.0 => format!("{value:.0} ± {off:.0} µs"),
+        ..1_000_000.0 => format!("{:.2} ± {:.2} ms", value / 1e3, off / 1e3),
+        _ => format!("{:.2} ± {:.2} s", value / 1e6, off / 1e6),
+    }
+}
+
 /// A whole number with its thousands apart.
 #[must_use]
 pub fn thousands(number: f64) -> String {
@@ -96,7 +105,7 @@ pub fn rows(all: &[Measured], pace: Pace) -> (Vec<&'static str>, Vec<Vec<String>
     let some: Vec<_> = all.iter().filter(|one| one.load.pace == pace).collect();
     let mesh = some.iter().any(|one| one.case.path.is_some());
     let compared = some.len() > 1 && matches!(pace, Pace::Rate(_));
-    let cpu = some.iter().any(|one| one.cpu.is_some());
+    let cpu = some.iter().any(|one| one.cpu_per_answer().is_some());
     let mut header = if mesh { vec!["PATH", "OVERLAYS", "DEPTH"] } else { vec!["CASE"] };
     header.push("REQ/S");
     header.extend(PERCENTILES.map(|(name, _)| name));
@@ -121,7 +130,7 @@ pub fn rows(all: &[Measured], pace: Pace) -> (Vec<&'static str>, Vec<Vec<String>
                 }));
             }
             if cpu {
-                row.push(shown(one.cpu_per_answer()));
+                row.push(shown(one.cpu_per_answer().map(|(cpu, _)| cpu)));
             }
             row
         };
@@ -132,7 +141,7 @@ pub fn rows(all: &[Measured], pace: Pace) -> (Vec<&'static str>, Vec<Vec<String>
 fn added(one: &Measured, base: &Measured, percentile: f64) -> String {
     let Some(added) = one.added(base, percentile) else { return "–".to_owned() };
     match one.spread(percentile).zip(base.spread(percentile)).map(|(own, other)| own.max(other)) {
-        Some(spread) if one.rounds.len() > 1 => format!("{} ± {}", micros(added), micros(spread)),
+        Some(spread) if one.rounds.len() > 1 => plus_minus(added, spread),
         _ => micros(added),
     }
 }
@@ -162,7 +171,7 @@ pub fn doubts(all: &[Measured]) -> Vec<String> {
     let late: Vec<_> = all.iter().filter(|one| lag(one) > LATE).collect();
     if let Some(worst) = late.iter().max_by(|a, b| lag(a).total_cmp(&lag(b))) {
         doubts.push(format!(
-            "the machine is busy: in {} of {} measurements the generator itself was later than {} (p99), at worst {} for {}, \
+            "The machine is busy: in {} of {} measurements the generator itself was later than {} (p99), at worst {} for {}, \
              and that is in the latencies",
             late.len(),
             all.len(),
@@ -203,7 +212,7 @@ pub fn lag(all: &[Measured]) -> Option<String> {
     let middle = late.whole.lag.value_at_percentile(50.0) as f64 / 1000.0;
     Some(format!(
         "Latencies at a constant rate count from the time at which a request was meant to leave; {} of them (median of the \
-         first case) is the generator waking up, which differences do not have.",
+         first case) is the generator waking up, much the same in every case.",
         micros(middle)
     ))
 }
@@ -218,6 +227,11 @@ mod tests {
             [(2.75, "2.8 µs"), (-3.1, "-3.1 µs"), (314.15, "314 µs"), (3141.5, "3.14 ms"), (3.1e6, "3.10 s")]
         {
             assert_eq!(micros(value), shown);
+        }
+        for (value, off, shown) in
+            [(65.3, 40.4, "65 ± 40 µs"), (-286.0, 1680.0, "-0.29 ± 1.68 ms"), (3.1e6, 2.0e6, "3.10 ± 2.00 s")]
+        {
+            assert_eq!(plus_minus(value, off), shown);
         }
         for (value, shown) in [(0.4, "0"), (999.0, "999"), (1000.0, "1,000"), (1234567.0, "1,234,567")] {
             assert_eq!(thousands(value), shown);

@@ -172,7 +172,7 @@ impl Tally {
         let kinds: Map<_, _> =
             self.failures.iter().map(|(failure, count)| (failure.name().to_owned(), json!(count))).collect();
         let value = json!({
-            "duration_s": round(self.span.as_secs_f64()),
+            "duration_s": round_off(self.span.as_secs_f64()),
             "requests": self.requests(),
             "errors": self.errors(),
             "error_kinds": kinds,
@@ -180,7 +180,7 @@ impl Tally {
             "reconnects": self.reconnects,
             "status": status,
             "bytes": self.bytes,
-            "rps": round(self.rps()),
+            "rps": round_off(self.rps()),
             "latency_us": summary(&self.latency),
             "lag_us": summary(&self.lag),
         });
@@ -200,16 +200,17 @@ fn record(histogram: &mut Histogram<u64>, time: Duration) {
 }
 
 fn micros(nanos: u64) -> f64 {
-    round(nanos as f64 / 1000.0)
+    round_off(nanos as f64 / 1000.0)
 }
 
-fn round(value: f64) -> f64 {
+/// Three digits behind the point are enough.
+pub(super) fn round_off(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }
 
 /// All `null` where nothing was measured.
 fn summary(histogram: &Histogram<u64>) -> Value {
-    let some = |value: f64| if histogram.is_empty() { Value::Null } else { json!(round(value / 1000.0)) };
+    let some = |value: f64| if histogram.is_empty() { Value::Null } else { json!(round_off(value / 1000.0)) };
     let mut map = Map::new();
     map.insert("min".to_owned(), some(histogram.min() as f64));
     for (name, percentile) in PERCENTILES {
