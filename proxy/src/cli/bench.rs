@@ -182,7 +182,7 @@ pub fn run(args: &Bench, out: &mut Output<'_>) -> Result<(), CliError> {
     let control = Arc::new(Control::default());
     stop_on_interrupt(control.clone())?;
     let measured = match args.own_mesh() {
-        true => measure_mesh(args, &control, out)?,
+        true => measure_mesh(args, &control)?,
         false => measure_urls(args, &control)?,
     };
     if control.stopped() {
@@ -243,11 +243,7 @@ fn sizes(args: &Bench) -> Result<Vec<Size>, CliError> {
     }
 }
 
-fn measure_mesh(
-    args: &Bench,
-    control: &Arc<Control>,
-    out: &mut Output<'_>,
-) -> Result<Vec<Measured>, CliError> {
+fn measure_mesh(args: &Bench, control: &Arc<Control>) -> Result<Vec<Measured>, CliError> {
     let sizes = sizes(args)?;
     let upstreams = Upstreams::start()?;
     let engine = args.engine.unwrap_or_default();
@@ -255,11 +251,6 @@ fn measure_mesh(
     let mut meshes = sizes.iter().map(start).collect::<io::Result<Vec<_>>>()?;
     let series = args.series(mesh_cases(args, &meshes, &upstreams)?);
     let line = ProgressLine::new();
-    out.note(format_args!(
-        "{} cases at a constant rate and at saturation: about {:.0} s",
-        series.cases.len(),
-        series.length().as_secs_f64().ceil()
-    ));
     let lead = |case: &Case| {
         let Some(path) = case.path else { return Ok(()) };
         let mesh = meshes.iter_mut().find(|mesh| Some(mesh.size()) == case.size);
@@ -270,6 +261,7 @@ fn measure_mesh(
         // No figure of a path that was not taken.
         upstreams.check(case.target.address, path, &key).map_err(io::Error::other)
     };
+    line.announce(&series);
     let measured = series
         .run(control, lead, |progress| line.show(progress))
         .map_err(|(case, error)| CliError::failure(format!("cannot measure `{}`: {error}", case.name)));
@@ -313,6 +305,16 @@ struct ProgressLine {
 impl ProgressLine {
     fn new() -> Self {
         Self { terminal: io::stderr().is_terminal() }
+    }
+
+    fn announce(&self, series: &Series) {
+        if self.terminal {
+            let (cases, seconds) = (series.cases.len(), series.length().as_secs_f64().ceil());
+            let _ = writeln!(
+                io::stderr(),
+                "{cases} cases, about {seconds:.0} s; Ctrl-C ends it with what was measured by then"
+            );
+        }
     }
 
     fn show(&self, progress: &Progress<'_>) {
