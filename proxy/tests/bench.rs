@@ -197,6 +197,22 @@ fn answers_of_other_statuses_are_counted_and_said() {
 }
 
 #[test]
+fn a_body_is_sent_whole_and_does_not_disturb_what_follows() {
+    let server = server(|stream, connection| {
+        let mut body = vec![0; 3_000_000];
+        stream.read_exact(&mut body)?;
+        assert!(body.iter().all(|byte| *byte == b'x'));
+        ok(stream, connection)
+    });
+    let done = against(&server, &["--rate", "100", "--body-size", "3000000"]);
+    let one = &lines(&done)[0];
+    assert_eq!(one["errors"], 0, "{one}");
+    assert!(number(&one["requests"]) > 2.0, "{one}");
+    let head = server.heads.recv().unwrap();
+    assert!(head.starts_with("POST /path?q=1 ") && head.contains("content-length: 3000000\r\n"), "{head}");
+}
+
+#[test]
 fn several_cases_are_compared_with_the_first() {
     let (fast, slow) = (server(ok), server(ok));
     let named = [
@@ -238,7 +254,17 @@ fn the_mesh_is_measured_along_every_path_and_the_report_draws_it() {
     let report = folder.path().join("report.html");
     let load =
         ["--rate", "200", "--duration", "60ms", "--warmup", "0s", "--rounds", "1", "--connections", "2"];
-    let size = ["--overlays", "4", "--depth", "2,9", "--json", "--report", report.to_str().unwrap()];
+    let size = [
+        "--overlays",
+        "4",
+        "--depth",
+        "2,9",
+        "--engine",
+        "pingora",
+        "--json",
+        "--report",
+        report.to_str().unwrap(),
+    ];
     let done = bench(&[&load[..], &size].concat()).output().unwrap();
     assert!(done.status.success(), "{done:?}");
     let all = lines(&done);
@@ -251,6 +277,8 @@ fn the_mesh_is_measured_along_every_path_and_the_report_draws_it() {
         assert_eq!(number(&one["status"]["200"]), number(&one["requests"]), "{one}");
         let size = if one["path"] == "direct" { (Value::Null, Value::Null) } else { (4.into(), 2.into()) };
         assert_eq!((&one["overlays"], &one["depth"]), (&size.0, &size.1), "{one}");
+        assert_eq!(one["engine"].as_str(), (one["path"] != "direct").then_some("pingora"), "{one}");
+        assert_eq!(one["cpu_us"].is_number(), one["path"] != "direct" && cfg!(target_os = "linux"), "{one}");
     }
     let page = std::fs::read_to_string(report).unwrap();
     for path in paths {

@@ -27,9 +27,7 @@ pub fn page(all: &[Measured], machine: &Machine) -> String {
         let _ = writeln!(page, "<p class=\"lead\">{sentence}</p>");
     }
     let _ = writeln!(page, "<p class=\"meta\">{}.", escape(&summary::machine(machine)));
-    if let Some(one) = all.first() {
-        let _ = writeln!(page, "{}.", escape(&summary::settings(one)));
-    }
+    let _ = writeln!(page, "{}.", escape(&summary::settings(all)));
     page.push_str("</p>\n");
     page.push_str(&caution(all, machine, mesh));
     for pace in summary::paces(all) {

@@ -12,6 +12,7 @@ use super::pace::Pace;
 use super::tally::{Tally, round_off};
 use super::target::Target;
 use super::{Control, Load, machine, measure};
+use crate::plane::EngineChoice;
 
 /// The threads of the built-in mesh's gateway.
 const WORKERS: &str = "worker-";
@@ -29,6 +30,17 @@ pub struct Case {
     pub path: Option<Path>,
     /// The size of the built-in mesh's table, where one is involved.
     pub size: Option<Size>,
+    /// What carries requests in the built-in mesh, where one is involved.
+    pub engine: Option<EngineChoice>,
+}
+
+impl Case {
+    /// The engine's name, as it is written on the command line.
+    #[must_use]
+    pub fn engine_name(&self) -> Option<String> {
+        use clap::ValueEnum;
+        Some(self.engine?.to_possible_value()?.get_name().to_owned())
+    }
 }
 
 /// One case under one load.
@@ -201,6 +213,7 @@ impl Measured {
             insert("path", json!(path));
             insert("overlays", json!(self.case.size.map(|size| size.overlays)));
             insert("depth", json!(self.case.size.map(|size| size.depth)));
+            insert("engine", json!(self.case.engine_name()));
             insert("cpu_us", json!(self.cpu_per_answer().map(|(cpu, _)| round_off(cpu))));
         }
         if let Some(reference) = reference {

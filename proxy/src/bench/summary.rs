@@ -57,16 +57,19 @@ pub fn machine(machine: &Machine) -> String {
     )
 }
 
-/// How it was measured.
+/// How it was measured; empty where nothing was.
 #[must_use]
-pub fn settings(measured: &Measured) -> String {
+pub fn settings(all: &[Measured]) -> String {
+    let Some(measured) = all.first() else { return String::new() };
+    let engine = all.iter().find_map(|one| one.case.engine_name());
+    let engine = engine.map_or_else(String::new, |engine| format!(", engine {engine}"));
     let load = &measured.load;
     let rounds = match measured.rounds.len() {
         1 => String::new(),
         rounds => format!(" in {rounds} rounds, in which the cases take turns"),
     };
     format!(
-        "{} connections, {} sending thread{}, {:?} each{rounds}, after {:?} of warmup",
+        "{} connections, {} sending thread{}, {:?} each{rounds}, after {:?} of warmup{engine}",
         load.connections,
         load.threads,
         if load.threads == 1 { "" } else { "s" },

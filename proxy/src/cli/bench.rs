@@ -162,7 +162,7 @@ impl Bench {
         let headers: Vec<_> = self.header.iter().chain(own).cloned().collect();
         let body = self.body_size.map(|size| size as usize);
         let target = Target::new(url, &headers, body).map_err(CliError::failure)?;
-        Ok(Case { name, url: url.to_string(), target, path: None, size: None })
+        Ok(Case { name, url: url.to_string(), target, path: None, size: None, engine: None })
     }
 }
 
@@ -277,7 +277,8 @@ fn mesh_cases(args: &Bench, meshes: &[Mesh], upstreams: &Upstreams) -> Result<Ve
         let key = key.transpose().map_err(CliError::failure)?;
         let size = mesh.map(Mesh::size);
         let case = args.case(case_name(path, size), &url, key.as_ref())?;
-        Ok::<_, CliError>(Case { path: Some(path), size, ..case })
+        let engine = mesh.map(|_| args.engine.unwrap_or_default());
+        Ok::<_, CliError>(Case { path: Some(path), size, engine, ..case })
     };
     let mut cases = vec![case(Path::Direct, upstreams.baseline(), None)?];
     for mesh in meshes {
@@ -341,9 +342,7 @@ impl Drop for ProgressLine {
 
 fn tables(all: &[Measured], machine: &Machine, out: &mut Output<'_>) -> Result<(), CliError> {
     out.line(summary::machine(machine))?;
-    if let Some(one) = all.first() {
-        out.line(summary::settings(one))?;
-    }
+    out.line(summary::settings(all))?;
     for pace in summary::paces(all) {
         out.line(format_args!("\n{}", summary::heading(pace)))?;
         let (header, rows) = summary::rows(all, pace);
