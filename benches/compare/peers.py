@@ -69,6 +69,7 @@ defaults
   http-reuse always
 frontend front
   bind 127.0.0.1:{port}
+  default_backend base
   use_backend %[req.hdr(x-overlay-id),map_str({folder}/haproxy.map,base)]
 backend base
   server one 127.0.0.1:{base}

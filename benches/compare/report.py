@@ -62,7 +62,7 @@ def latency(results, names):
     if not results["latency"]:
         return
     rows = []
-    for name in names:
+    for name in (name for name in names if name in results["latency"]):
         found = results["latency"][name]
         rows.append([name, *(f"{statistics.median(row[at] for row in found):,.0f}" for at in ("p50", "p99", "p99.9", "max"))])
     yield (f"Latency in µs at {results['rate']:,.0f} requests per second, half of nginx's saturation (medians of the rounds):\n\n"
