@@ -1,0 +1,174 @@
+#!/usr/bin/env python3
+"""User-space instructions per request, counted by callgrind: they repeat whatever else the machine does.
+
+    cargo build --profile dist -p overlane
+    python3 benches/instructions.py target/dist/overlane [--overlays N,…] [--case known|unknown|none] [--engine auto|pingora]
+                                    [--most N] [--spread PERCENT] [--profile]
+
+One worker of the gateway, everything on but the access log: key read, decision, propagation, X-Forwarded-*, receipt,
+metrics, deadlines, pools. 32 keep-alive connections each have one request under way, as in benches/compare. Only what
+happens between two moments of the steady state is counted, and divided by the requests. Exits with 1 where a count is
+over `--most`, or where counts differ by more than `--spread` per cent.
+"""
+
+import argparse
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+CONNECTIONS, WARM, COUNTED = 32, 10, 60
+ANSWER = (b"HTTP/1.1 200 OK\r\nServer: upstream\r\nDate: Mon, 23 Nov 2026 23:00:00 GMT\r\nContent-Type: text/plain\r\n"
+          b"Content-Length: 8\r\nConnection: keep-alive\r\n\r\noverlay\n")
+
+
+def upstream():
+    """Answers every head that arrives; only the proxy is counted."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=CONNECTIONS * 2)
+
+    def answer(connection):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        read = b""
+        while more := connection.recv(65536):
+            read += more
+            while b"\r\n\r\n" in read:
+                read = read.split(b"\r\n\r\n", 1)[1]
+                connection.sendall(ANSWER)
+
+    def accept():
+        while True:
+            threading.Thread(target=answer, args=(listener.accept()[0],), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    return listener.getsockname()[1]
+
+
+def store(folder, count, port):
+    path = folder / "store"
+    path.mkdir()
+    (path / "staging.yaml").write_text("name: staging\nrouting: {mode: baseline}\nservices:\n"
+                                       f"  - {{name: web, expose: true, url: 'http://127.0.0.1:{port}'}}\n")
+    text = ("name: overlay-{0}\nrouting: {{mode: overlay, baselineId: staging}}\nservices:\n"
+            f"  - {{{{name: web, url: 'http://127.0.0.1:{port}'}}}}\n")
+    (path / "overlays.yaml").write_text("---\n".join(text.format(number) for number in range(count)))
+    return path
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+class Proxy:
+    """The binary under callgrind, which counts only when it is told to."""
+
+    def __init__(self, options, folder, count):
+        self.folder, port, admin = folder, free_port(), free_port()
+        command = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={folder}/counts",
+                   options.binary, "run", "--store", str(store(folder, count, upstream())), "--workers", "1",
+                   "--engine", options.engine, "--gateway", f"127.0.0.1:{port}", "--admin", f"127.0.0.1:{admin}"]
+        self.log = open(folder / "log", "wb")
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
+        self.connections = [self.connect(port) for _ in range(CONNECTIONS)]
+        key = {"known": f"x-overlay-id: overlay-{count - 1}\r\n", "unknown": "x-overlay-id: nobody\r\n", "none": ""}
+        self.request = ("GET / HTTP/1.1\r\nHost: 127.0.0.1:8080\r\nUser-Agent: counting\r\nAccept: */*\r\n"
+                        f"{key[options.case]}\r\n").encode()
+
+    def connect(self, port):
+        for _ in range(1200):
+            try:
+                connection = socket.create_connection(("127.0.0.1", port), timeout=60)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                return connection
+            except OSError:
+                if self.process.poll() is not None:
+                    break
+                time.sleep(0.1)
+        sys.exit((self.folder / "log").read_text(errors="replace"))
+
+    def ask(self, rounds):
+        for _ in range(rounds):
+            for connection in self.connections:
+                connection.sendall(self.request)
+            for connection in self.connections:
+                read = b""
+                while not read.endswith(b"\r\n\r\noverlay\n"):
+                    more = connection.recv(65536)
+                    if not more:
+                        sys.exit(f"the connection was closed after {read!r}")
+                    read += more
+
+    def control(self, *flags):
+        subprocess.run(["callgrind_control", *flags, str(self.process.pid)], check=True, capture_output=True)
+
+    def count(self):
+        """Instructions per request, and the file with the profile."""
+        self.ask(WARM)
+        self.control("--instr=on")
+        self.ask(WARM)
+        self.control("--zero")
+        self.ask(COUNTED)
+        self.control("--dump")
+        self.control("--instr=off")
+        dumped = sorted(self.folder.glob("counts.*"))[0]
+        # The summary line is of the whole run; what was dumped is the sum of its parts.
+        return sum_of(dumped) / (COUNTED * CONNECTIONS), dumped
+
+    def stop(self):
+        for connection in self.connections:
+            connection.close()
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        self.log.close()
+
+
+def sum_of(path):
+    """The sum of all self costs in a callgrind profile: the lines that follow `calls=` are inclusive ones."""
+    total, inclusive = 0, False
+    for line in path.read_text(errors="replace").splitlines():
+        if line.startswith("calls="):
+            inclusive = True
+        elif found := re.fullmatch(r"(?:[+-]?\d+|\*) (\d+)", line):
+            total += 0 if inclusive else int(found.group(1))
+            inclusive = False
+    return total
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("binary")
+    parser.add_argument("--overlays", type=lambda text: [int(each) for each in text.split(",")], default=[10_000])
+    parser.add_argument("--case", choices=["known", "unknown", "none"], default="known")
+    parser.add_argument("--engine", choices=["auto", "pingora"], default="auto")
+    parser.add_argument("--most", type=int, help="the budget: instructions per request")
+    parser.add_argument("--spread", type=float, help="by how many per cent the counts may differ")
+    parser.add_argument("--profile", action="store_true", help="show the functions that they are spent in")
+    options = parser.parse_args()
+    counts = []
+    for overlays in options.overlays:
+        with tempfile.TemporaryDirectory(prefix="overlane-instructions-") as name:
+            proxy = Proxy(options, pathlib.Path(name), overlays)
+            try:
+                count, profile = proxy.count()
+            finally:
+                proxy.stop()
+            counts.append(count)
+            print(f"{overlays:>9,} overlays, {options.case} key, engine {options.engine}: {count:,.0f} instructions per request")
+            if options.profile:
+                subprocess.run(["callgrind_annotate", str(profile)], check=True)
+    if options.most and max(counts) > options.most:
+        sys.exit(f"over the budget of {options.most:,} instructions per request")
+    if options.spread and max(counts) / min(counts) > 1 + options.spread / 100:
+        sys.exit(f"the counts differ by more than {options.spread} %")
+
+
+if __name__ == "__main__":
+    main()
