@@ -52,7 +52,7 @@ fn request_head(bencher: Bencher, which: usize) {
     bencher.bench_local(|| {
         out.clear();
         request::parse(black_box(REQUESTS[which].as_bytes()), |head| {
-            head.copy(&mut out, |name| name.is(&KEY))
+            head.copy(&mut out, |name| name.is(&KEY));
         })
     });
 }
@@ -64,7 +64,7 @@ fn response_head(bencher: Bencher) {
     bencher.bench_local(|| {
         out.clear();
         response::parse(black_box(RESPONSE.as_bytes()), false, |head| {
-            head.copy(&mut out, |name| name.is(&ROUTE))
+            head.copy(&mut out, |name| name.is(&ROUTE));
         })
     });
 }
