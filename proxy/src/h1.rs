@@ -176,6 +176,18 @@ impl<'b> Fields<'b> {
         Ok(fields)
     }
 
+    /// Whether a field's name becomes this one where underscores become dashes, as CGI and its heirs
+    /// have it, and is not this one.
+    #[must_use]
+    pub fn imitates(&self, name: &str) -> bool {
+        let same = |own: u8, other: u8| own.eq_ignore_ascii_case(&other) || (own == b'_' && other == b'-');
+        self.list.iter().map(|field| field.name.as_bytes()).any(|own| {
+            own.len() == name.len()
+                && own.contains(&b'_')
+                && own.iter().zip(name.as_bytes()).all(|(own, other)| same(*own, *other))
+        })
+    }
+
     /// The values of a field, in order.
     pub fn values<'h>(&self, name: Name<'h>) -> impl Iterator<Item = &'b [u8]> + Clone + use<'b, 'h> {
         let list = if self.seen & name.known.bit() == 0 { &[] } else { self.list };
@@ -264,6 +276,21 @@ fn content_length(value: &[u8]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_with_underscores_imitates_the_one_with_dashes() {
+        for (name, imitates) in [
+            ("X_Overlay_Id", true),
+            ("x-overlay_id", true),
+            ("x-overlay-id", false),
+            ("x_overlay_ids", false),
+            ("x.overlay_id", false),
+        ] {
+            let head = format!("GET / HTTP/1.1\r\nHost: x\r\n{name}: a\r\n\r\n");
+            let found = request::parse(head.as_bytes(), |head| head.fields.imitates("x-overlay-id"));
+            assert_eq!(found, Ok(Some(imitates)), "{name}");
+        }
+    }
 
     #[test]
     fn the_end_is_found_however_the_bytes_arrive() {

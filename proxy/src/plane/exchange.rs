@@ -187,9 +187,11 @@ impl Exchange {
         let snapshot = plane.published.load_full();
         let (key, refusal) = Key::read(&snapshot, gate, head, peer.trusted);
         let inquiry = Inquiry::read(head, peer.trusted);
-        let target = match &refusal {
-            Some(refusal) => Err(Answer::from(refusal)),
-            None => decide(plane, gate, &snapshot, &inquiry, &key, &Tried::default()),
+        let ours = [key.header.as_str(), HOP_HEADER, REQUIRE_HEADER];
+        let target = match (&refusal, ours.into_iter().find(|name| head.fields.imitates(name))) {
+            (Some(refusal), _) => Err(Answer::from(refusal)),
+            (None, Some(name)) => Err(imitation(name)),
+            (None, None) => decide(plane, gate, &snapshot, &inquiry, &key, &Tried::default()),
         };
         let asked = || Asked { authority: head.authority.to_owned(), path: head.path.to_owned() };
         let exchange = Self {
@@ -583,6 +585,13 @@ fn line(out: &mut Vec<u8>, name: &str, value: impl AsRef<[u8]>) {
     for part in [name.as_bytes(), b": ", value.as_ref(), b"\r\n"] {
         out.extend_from_slice(part);
     }
+}
+
+/// The answer to a header that an application could take for one of ours, and that nobody here reads.
+fn imitation(name: &str) -> Answer {
+    let message = format!("a header has underscores where `{name}` has dashes");
+    let hint = Some(format!("send `{name}`, or leave it out"));
+    Answer { hint, ..Answer::plain(400, "http_request_error", "malformed", message) }
 }
 
 /// Reads again a head that was right; `None` where it is gone already.
