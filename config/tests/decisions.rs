@@ -81,7 +81,7 @@ fn answer(role: &Role, ask: Ask<'_>) -> String {
     let baseline = if ask.baseline.is_empty() { "base" } else { ask.baseline };
     let listener = Listener { role: role.clone(), baseline: Some(baseline.parse().unwrap()) };
     let keys = Keys::parse([ask.key.as_bytes()]).unwrap();
-    let (authority, path) = ask.target.split_at(ask.target.find('/').unwrap_or(ask.target.len()));
+    let (authority, path) = ask.target.split_at(ask.target.find(['/', '*']).unwrap_or(ask.target.len()));
     let request = Request {
         authority,
         path: if path.is_empty() { "/" } else { path },
@@ -213,6 +213,20 @@ fn the_gateway_leads_by_host_and_path_to_what_is_exposed() {
         only.starts_with("web;env=strict"),
         "the only exposed service, without a host, is led to from every host: {only}"
     );
+}
+
+#[test]
+fn a_gateway_leads_the_target_of_a_whole_server_to_its_root() {
+    for (key, target, service) in [
+        ("", "shop.example.com*", "web"),
+        ("", "shop.example.com:80*", "web"),
+        ("alice", "new.example.com*", "new"),
+    ] {
+        let served = answer(&Role::Gateway, Ask { key, target, ..Ask::default() });
+        assert!(served.starts_with(&format!("{service};")), "{key} {target}: {served}");
+    }
+    let elsewhere = answer(&Role::Gateway, Ask { target: "other.example.com*", ..Ask::default() });
+    assert_eq!(elsewhere, "404 no-route");
 }
 
 #[test]

@@ -187,8 +187,10 @@ impl<'t, 'r, U> Lookup<'t, 'r, U> {
         trace: &mut impl Trace,
     ) -> Result<Option<Served<'t, U>>, Refusal> {
         let host = host_of(request.authority);
-        let Some(exposure) = self.exposed(host, request.path) else {
-            return Err(self.no_route(host, request.path));
+        // `OPTIONS *` asks about the whole server (RFC 9110, section 9.3.7): that is whoever has its root.
+        let path = if request.path == "*" { "/" } else { request.path };
+        let Some(exposure) = self.exposed(host, path) else {
+            return Err(self.no_route(host, path));
         };
         trace.step(None, || {
             let host = exposure.host.as_deref().unwrap_or("any host");
