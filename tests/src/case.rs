@@ -6,7 +6,6 @@ use overlane::plane::EngineChoice;
 
 use crate::play::run;
 use crate::script::Script;
-use crate::stage::EXPRESS;
 
 /// How long a wait lasts before it is a failure.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -17,21 +16,13 @@ const LITTLE_PATIENCE: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone, Copy)]
 pub struct Difference(pub &'static str);
 
-/// What happens instead of a script, and why.
+/// What happens on Pingora instead of a script, and why.
 #[derive(Debug, Clone)]
 struct Known {
     difference: Difference,
     instead: Script,
-    at: Where,
-}
-
-/// On what engine something else happens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Where {
-    Pingora,
-    /// On Pingora now and then.
-    PingoraByChance,
-    Everywhere,
+    /// Whether the script itself happens there as well, now and then.
+    by_chance: bool,
 }
 
 /// A script, and what is known to be different about it.
@@ -39,12 +30,6 @@ enum Where {
 pub struct Case {
     script: Script,
     known: Option<Known>,
-}
-
-impl Known {
-    fn holds_on(&self, engine: EngineChoice) -> bool {
-        self.at == Where::Everywhere || engine == EngineChoice::Pingora || !EXPRESS
-    }
 }
 
 impl From<Script> for Case {
@@ -56,7 +41,7 @@ impl From<Script> for Case {
 impl Case {
     fn on(&self, engine: EngineChoice) -> &Script {
         match &self.known {
-            Some(known) if known.holds_on(engine) => &known.instead,
+            Some(known) if engine == EngineChoice::Pingora => &known.instead,
             _ => &self.script,
         }
     }
@@ -66,19 +51,13 @@ impl Script {
     /// The same case where Pingora differs on purpose or cannot be mended: what happens on it instead.
     #[must_use]
     pub fn but_on_pingora(self, difference: Difference, instead: Self) -> Case {
-        Case { script: self, known: Some(Known { difference, instead, at: Where::Pingora }) }
+        Case { script: self, known: Some(Known { difference, instead, by_chance: false }) }
     }
 
     /// The same case where Pingora does one thing or the other, by chance: what holds on it in any case.
     #[must_use]
     pub fn but_on_pingora_by_chance(self, difference: Difference, instead: Self) -> Case {
-        Case { script: self, known: Some(Known { difference, instead, at: Where::PingoraByChance }) }
-    }
-
-    /// The same case where the product does not do yet what it must: what happens on both engines instead.
-    #[must_use]
-    pub fn but_today(self, difference: Difference, instead: Self) -> Case {
-        Case { script: self, known: Some(Known { difference, instead, at: Where::Everywhere }) }
+        Case { script: self, known: Some(Known { difference, instead, by_chance: true }) }
     }
 }
 
@@ -114,16 +93,17 @@ fn problems(case: &Case) -> Vec<String> {
     if !problems.is_empty() {
         return problems;
     }
-    let alike =
-        case.known.as_ref().is_none_or(|known| ENGINES.map(|engine| known.holds_on(engine)) == [true; 2]);
-    if alike && pingora.transcript != auto.transcript {
-        problems.push(format!("the engines differ{}", differing(&pingora.transcript, &auto.transcript)));
-    }
-    // What happens by chance cannot be seen to be gone.
-    if let Some(known) = case.known.as_ref().filter(|known| known.at != Where::PingoraByChance) {
-        for engine in ENGINES.into_iter().filter(|engine| known.holds_on(*engine)) {
-            if run(engine, &case.script, LITTLE_PATIENCE).failure.is_none() {
-                problems.push(format!("no difference any more on {engine:?}: {}", known.difference.0));
+    match &case.known {
+        None if pingora.transcript == auto.transcript => {}
+        None => {
+            problems.push(format!("the engines differ{}", differing(&pingora.transcript, &auto.transcript)));
+        }
+        // What happens by chance cannot be seen to be gone.
+        Some(known) if known.by_chance => {}
+        Some(known) => {
+            let still = run(EngineChoice::Pingora, &case.script, LITTLE_PATIENCE);
+            if still.failure.is_none() {
+                problems.push(format!("no difference any more: {}", known.difference.0));
             }
         }
     }

@@ -15,10 +15,6 @@ use overlane_config::route::{Listener, Role};
 /// How many cases can share a proxy at once.
 const SLOTS: usize = 16;
 
-/// Whether [`EngineChoice::Auto`] has an engine of its own by now. Until then it is Pingora, and what is expected
-/// of Pingora is expected of it.
-pub const EXPRESS: bool = true;
-
 /// A shared proxy: a gateway for each of its slots, and behind each a baseline with one service.
 struct Shared {
     running: Running,

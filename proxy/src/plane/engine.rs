@@ -13,6 +13,7 @@ use http::header::{self, HeaderName, HeaderValue};
 use overlane_config::route::{ROUTE_HEADER, Reason};
 use overlane_config::url::Scheme;
 use pingora_core::modules::http::HttpModules;
+use pingora_core::protocols::http::v1::common::is_upgrade_req;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, ErrorSource, ErrorType, OrErr, Result};
@@ -121,6 +122,10 @@ impl ProxyHttp for Engine {
     }
 
     async fn request_filter(&self, session: &mut Session, carried: &mut Carried) -> Result<bool> {
+        if session.req_header().version == http::Version::HTTP_10 {
+            // RFC 9110, section 15.2: an HTTP/1.0 client does not know interim responses.
+            session.set_ignore_info_resp(true);
+        }
         let Some(refusal) = carried.exchange().and_then(Exchange::refusal).cloned() else {
             return Ok(false);
         };
@@ -171,6 +176,18 @@ impl ProxyHttp for Engine {
         };
         lent.exchange.sending();
         apply_edits(request, lent)
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        _: &mut Carried,
+    ) -> Result<()> {
+        match untrusted(session.req_header(), response) {
+            Some(why) => Err(Error::explain(ErrorType::InvalidHTTPHeader, why).into_up()),
+            None => Ok(()),
+        }
     }
 
     async fn response_filter(
@@ -348,6 +365,20 @@ fn field_lines(lines: &[u8]) -> impl Iterator<Item = (&str, &[u8])> {
         let colon = line.iter().position(|byte| *byte == b':')?;
         Some((std::str::from_utf8(&line[..colon]).ok()?, line[colon + 1..].trim_ascii()))
     })
+}
+
+/// Why a response is not handed on that Pingora would hand on.
+fn untrusted(request: &RequestHeader, response: &ResponseHeader) -> Option<&'static str> {
+    if response.status == http::StatusCode::SWITCHING_PROTOCOLS && !is_upgrade_req(request) {
+        return Some("a switch of protocols that nobody asked for");
+    }
+    let mut codings = response.headers.get_all(header::TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => None,
+        (Some(_), _) if response.version == http::Version::HTTP_10 => Some("Transfer-Encoding in HTTP/1.0"),
+        (Some(only), None) if only.as_bytes().eq_ignore_ascii_case(b"chunked") => None,
+        _ => Some("the only transfer coding is `chunked`"),
+    }
 }
 
 /// What is the upstream connection's own stays there, and the rest is said in the client's version.

@@ -3,12 +3,10 @@
 
 use overlane_tests::case::Difference;
 
-/// Pingora reads the trailers of HTTP/1.1 and forwards none.
-pub(super) const TRAILERS: Difference = Difference("Pingora drops the trailers of HTTP/1.1 messages");
-
-/// Not told otherwise, that is: its session can be set to write none (`set_ignore_info_resp`), and is not yet.
-pub(super) const INTERIM_FOR_1_0: Difference =
-    Difference("Pingora sends interim responses to HTTP/1.0 clients too (RFC 9110, section 15.2)");
+/// Pingora reads the trailers of HTTP/1.1 to their end and looks at none of them.
+pub(super) const TRAILERS: Difference = Difference(
+    "Pingora drops the trailers of HTTP/1.1 messages, also misleading ones, and tells upstreams of no `TE: trailers`",
+);
 
 /// Where a chunked body ends only its reader knows, and that one keeps what it read too much.
 pub(super) const AFTER_CHUNKS: Difference = Difference(
@@ -24,6 +22,14 @@ pub(super) const PIPELINED_AND_HALF_CLOSED: Difference = Difference(
 pub(super) const HOST_NOMINATED: Difference =
     Difference("Pingora refuses a request whose `Connection` names `Host`");
 
+/// What is nominated is gone before a filter sees the head; the body is framed anew, and is right.
+pub(super) const LENGTH_NOMINATED: Difference =
+    Difference("Pingora sends a request in chunks whose `Connection` names `Content-Length`");
+
+/// Its session ends the connection where the answer leaves before the body was read.
+pub(super) const REFUSED_WITH_BODY: Difference =
+    Difference("Pingora closes after an answer to a request whose body it did not read, and says so");
+
 /// httparse forgives these in responses, and what Pingora writes is made anew from what it read.
 pub(super) const LENIENT_HEADS: Difference = Difference(
     "Pingora takes bare LF, folded lines and white space before the colon in responses, and writes none of them on",
@@ -34,23 +40,10 @@ pub(super) const LENGTH_AND_CHUNKS: Difference = Difference(
     "Pingora drops the length of a response that has a length and chunks, as RFC 9112, section 6.3 allows",
 );
 
-/// A response filter of ours could refuse them, and does not yet.
-pub(super) const CODINGS: Difference = Difference(
-    "Pingora hands transfer codings on that it does not know, and reads to the close where the last is not chunked",
-);
-
 /// Its reader of chunks looks at sizes and at little else.
 pub(super) const LENIENT_CHUNKS: Difference = Difference(
     "Pingora takes an empty line as the last chunk, and does not read extensions and trailers; it reframes what it forwards",
 );
-
-/// 101 is a final response to it, whoever asked. A response filter of ours could refuse it, and does not yet.
-pub(super) const UNASKED_SWITCH: Difference =
-    Difference("Pingora hands a 101 on that the client did not ask for, and tunnels");
-
-/// The decision looks for a path that begins with `/`.
-pub(super) const OPTIONS_STAR: Difference =
-    Difference("no route matches the target `*`, so that OPTIONS * is a 404");
 
 /// It counts no interim responses.
 pub(super) const INTERIM_FLOOD: Difference =

@@ -5,7 +5,7 @@ use overlane_config::route::Role;
 use overlane_tests::case::{each_holds, holds};
 use overlane_tests::script::Script;
 
-use super::{GET, OK};
+use super::{GET, OK, differences};
 
 const OWNED: &str = "x-overlay-route: web;env=alice;via=overlay;reason=owned";
 
@@ -75,9 +75,9 @@ fn a_key_that_is_no_id_is_refused_and_the_connection_stays() {
 }
 
 #[test]
-fn a_refusal_of_a_request_with_a_body_closes_and_says_so() {
+fn a_refusal_of_a_request_whose_end_is_not_known_to_be_here_closes_and_says_so() {
     each_holds(
-        ["Content-Length: 3\r\n\r\nabc", "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"].map(
+        ["Content-Length: 3\r\n\r\nab", "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"].map(
             |rest| {
                 let script = Script::new()
                     .send(format!("POST / HTTP/1.1\r\nHost: x\r\nx-overlay-id: A!\r\n{rest}"))
@@ -87,6 +87,15 @@ fn a_refusal_of_a_request_with_a_body_closes_and_says_so() {
             },
         ),
     );
+}
+
+#[test]
+fn a_refusal_of_a_request_that_is_all_here_keeps_the_connection() {
+    let sent = Script::new()
+        .send(format!("POST / HTTP/1.1\r\nHost: x\r\nx-overlay-id: A!\r\nContent-Length: 3\r\n\r\nabc{GET}"));
+    let kept = sent.clone().answered("400 overlane").arrives("GET /").reply(OK).answered("200 ok");
+    let closed = sent.refused(400).nothing_more_arrives();
+    holds(kept.but_on_pingora(differences::REFUSED_WITH_BODY, closed));
 }
 
 #[test]

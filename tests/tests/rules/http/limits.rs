@@ -8,7 +8,7 @@ use std::time::Duration;
 use overlane::plane::EngineChoice;
 use overlane_tests::case::{each_holds, holds};
 use overlane_tests::script::Script;
-use overlane_tests::stage::{EXPRESS, Slot};
+use overlane_tests::stage::Slot;
 
 use super::{GET, OK, differences};
 
@@ -121,7 +121,7 @@ fn echo(engine: EngineChoice, total: usize) {
 #[test]
 fn bodies_travel_both_ways_at_once() {
     for engine in ENGINES {
-        let takes_turns = engine == EngineChoice::Pingora || !EXPRESS;
+        let takes_turns = engine == EngineChoice::Pingora;
         echo(engine, if takes_turns { differences::DUPLEX_ON_PINGORA } else { 8 * 1024 * 1024 });
     }
 }
