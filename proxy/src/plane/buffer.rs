@@ -52,6 +52,14 @@ fn memory(size: usize) -> Box<[u8]> {
     vec![0; size].into_boxed_slice()
 }
 
+/// Memory for a buffer that grew. What has the size of a large one is given back as such, and counts.
+fn grown(size: usize) -> Box<[u8]> {
+    if size == LARGE {
+        FREE.with_borrow_mut(|free| free.large_in_use += 1);
+    }
+    memory(size)
+}
+
 fn take(want: Want) -> Box<[u8]> {
     FREE.with_borrow_mut(|free| match want {
         Want::Head => free.small.pop().unwrap_or_else(|| memory(SMALL)),
@@ -153,7 +161,7 @@ impl Buffer {
                 self.end -= self.start;
                 self.start = 0;
             } else {
-                let mut larger = memory(self.bytes.len() * 4);
+                let mut larger = grown(self.bytes.len() * 4);
                 larger[..self.end].copy_from_slice(&self.bytes);
                 give_back(std::mem::replace(&mut self.bytes, larger));
             }
@@ -252,6 +260,21 @@ mod tests {
         assert_eq!(read, SMALL);
         read += fill(&mut buffer, &head[read..], Want::Head);
         assert_eq!((read, buffer.filled()), (head.len(), &head[..]));
+    }
+
+    #[test]
+    fn a_buffer_that_grew_large_counts_as_a_large_one() {
+        for first in [Want::Head, Want::Body] {
+            let mut buffer = Buffer::default();
+            let head = vec![b'x'; LARGE + 1];
+            while buffer.len() <= LARGE {
+                let room = &head[buffer.len()..];
+                fill(&mut buffer, room, first);
+            }
+            assert_eq!(buffer.bytes.len(), 4 * LARGE);
+            drop(buffer);
+            assert_eq!(FREE.with_borrow(|free| free.large_in_use), 0);
+        }
     }
 
     #[test]
