@@ -147,11 +147,13 @@ async fn serve_requests<S: IO + 'static>(
             }
             Carried::Another => {
                 let (head, body) = (*head, *body);
-                let exchange = Box::new(next?.exchange);
+                let exchange = Box::new(next.take()?.exchange);
                 conn = Box::pin(lend(conn, exchange, head, body, worker)).await?;
                 Instant::now()
             }
         };
+        // It holds its snapshot and counts as active: not while this waits for the next one.
+        drop(next);
         first = false;
         if conn.ahead().is_empty() {
             match first_byte(&mut conn, false, now + BUSY.min(worker.plane.limits.idle)).await {
