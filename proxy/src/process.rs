@@ -99,6 +99,8 @@ impl Prepared {
             access,
         });
         let workers = bound.start(&plane)?;
+        let retired = plane.published.clone();
+        runtime.spawn(async move { retired.collect().await });
         let (reload, reloads) = mpsc::channel(8);
         let (draining, told) = watch::channel(false);
         let (stopped, over) = watch::channel(false);

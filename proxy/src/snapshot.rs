@@ -1,12 +1,16 @@
 //! The published snapshot: one pointer store changes everything at once.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 use overlane_config::table::RoutingTable;
 use tokio::sync::watch;
 
 use crate::upstream::Upstream;
+
+/// How often retired snapshots are looked at, while there are any.
+const COLLECT: Duration = Duration::from_millis(500);
 
 /// The table that requests of this process are looked up in.
 pub type Table = RoutingTable<Arc<Upstream>>;
@@ -58,19 +62,28 @@ impl Published {
     pub fn publish(&self, table: Table) -> u64 {
         let generation = self.current.load().generation + 1;
         let before = self.current.swap(Arc::new(Snapshot { generation, table }));
-        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
-        retired.push(before);
-        retired.retain(|snapshot| Arc::strong_count(snapshot) > 1);
-        drop(retired);
+        self.retired.lock().unwrap_or_else(PoisonError::into_inner).push(before);
+        self.retain_held();
         self.generation.send_replace(generation);
         generation
     }
 
-    /// Drops the retired snapshots that no request holds any more; called now and then by the control side.
-    pub fn collect(&self) {
-        self.retired
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|snapshot| Arc::strong_count(snapshot) > 1);
+    /// Drops retired snapshots soon after the last request that holds them: until then what they lead to
+    /// lives, and so do the unused connections to it. Runs on the control side; never ends.
+    pub async fn collect(&self) {
+        let mut generations = self.generations();
+        // Fails only when nobody can publish any more.
+        while generations.changed().await.is_ok() {
+            while !self.retain_held() {
+                tokio::time::sleep(COLLECT).await;
+            }
+        }
+    }
+
+    /// Drops the retired snapshots that no request holds; says whether these were all.
+    fn retain_held(&self) -> bool {
+        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        retired.retain(|snapshot| Arc::strong_count(snapshot) > 1);
+        retired.is_empty()
     }
 }

@@ -178,7 +178,6 @@ pub async fn follow(
 }
 
 fn take_in(scan: Scan, trigger: Trigger, control: &Control, asked: bool) -> Option<Report> {
-    control.published().collect();
     control.store_problem(scan.problem);
     (asked || !scan.changes.is_empty()).then(|| control.apply(scan.changes, trigger))
 }
