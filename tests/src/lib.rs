@@ -5,6 +5,7 @@
 pub mod case;
 pub mod exchange;
 pub mod message;
+mod panics;
 pub mod play;
 pub mod scene;
 pub mod script;

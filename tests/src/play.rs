@@ -2,16 +2,17 @@
 //! for the end of a connection. What is seen goes to a transcript, in a form in which two engines can be compared.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use overlane::control::{Control, Trigger};
 use overlane::plane::EngineChoice;
-use overlane::process::Running;
 use overlane_config::route::Role;
 
 use crate::message::{Field, Kind, Message, Read, messages};
 use crate::scene::{Scene, Side};
 use crate::script::{Place, Script, Step};
-use crate::stage::{self, Slot};
+use crate::stage::{self, Slot, Started};
 use crate::told::{normalised, summary, unnamed};
 
 /// How much of what arrived is told where a case fails.
@@ -40,6 +41,7 @@ pub fn run(engine: EngineChoice, script: &Script, patience: Duration) -> Outcome
             scene,
             proxy: proxy.address(),
             suffix: proxy.suffix(),
+            control: proxy.control().clone(),
             port: upstream.port().to_string(),
             client: 0,
             upstream: None,
@@ -61,8 +63,7 @@ pub fn run(engine: EngineChoice, script: &Script, patience: Duration) -> Outcome
 
 enum Proxy {
     Shared(Slot),
-    /// Only taken when it is dropped.
-    Own(Option<Box<Running>>, SocketAddr),
+    Own(Box<Started>, SocketAddr),
 }
 
 impl Proxy {
@@ -76,7 +77,7 @@ impl Proxy {
                 let running =
                     stage::start_within(engine, limits.clone(), vec![listener], stage::files("", upstream));
                 let address = running.gates()[0].address;
-                Self::Own(Some(Box::new(running)), address)
+                Self::Own(Box::new(running), address)
             }
         }
     }
@@ -88,21 +89,17 @@ impl Proxy {
         }
     }
 
+    fn control(&self) -> &Arc<Control> {
+        match self {
+            Self::Shared(slot) => slot.control(),
+            Self::Own(running, _) => running.control(),
+        }
+    }
+
     fn suffix(&self) -> String {
         match self {
             Self::Shared(slot) => slot.suffix(),
             Self::Own(..) => String::new(),
-        }
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        // A running proxy has a runtime, which must not be dropped on another one's thread.
-        if let Self::Own(running, _) = self
-            && let Some(running) = running.take()
-        {
-            drop(running.stop_in_background());
         }
     }
 }
@@ -112,6 +109,7 @@ struct Play {
     scene: Scene,
     proxy: SocketAddr,
     suffix: String,
+    control: Arc<Control>,
     port: String,
     client: usize,
     upstream: Option<usize>,
@@ -167,6 +165,9 @@ impl Play {
                 if seen.iter().any(|seen| seen.starts_with(request)) {
                     return Err(format!("it arrived: {seen:?}"));
                 }
+            }
+            Step::Remove => {
+                self.control.apply(vec![stage::gone("alice", &self.suffix)], Trigger::Change);
             }
             Step::Connections(expected) => {
                 let made = self.scene.upstreams.len();

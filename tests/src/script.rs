@@ -32,6 +32,7 @@ pub(crate) enum Step {
     Untouched,
     NeverArrives(String),
     Connections(usize),
+    Remove,
 }
 
 /// The listener that a script's clients call.
@@ -252,6 +253,12 @@ impl Script {
     #[must_use]
     pub fn never_arrives(self, request: impl Into<String>) -> Self {
         self.then(Step::NeverArrives(request.into()))
+    }
+
+    /// The overlay `alice` is removed from the blueprints.
+    #[must_use]
+    pub fn alice_goes(self) -> Self {
+        self.then(Step::Remove)
     }
 
     /// So many connections were made to the upstream by now.

@@ -1,9 +1,11 @@
 //! Running proxies, one for each engine, that all cases of a test process share; and proxies of one case's own.
 
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::thread::JoinHandle;
 
-use overlane::control::Trigger;
+use overlane::control::{Control, Trigger};
 use overlane::plane::trust::Trust;
 use overlane::plane::{EngineChoice, Limits, ListenerSettings};
 use overlane::process::{Prepared, Running};
@@ -12,12 +14,14 @@ use overlane_config::diagnostic::Source;
 use overlane_config::lineage::{Content, FileChange};
 use overlane_config::route::{Listener, Role};
 
+use crate::panics;
+
 /// How many cases can share a proxy at once.
 const SLOTS: usize = 16;
 
 /// A shared proxy: a gateway for each of its slots, and behind each a baseline with one service.
 struct Shared {
-    running: Running,
+    running: Started,
     free: Mutex<Vec<usize>>,
     freed: Condvar,
 }
@@ -59,6 +63,12 @@ impl Slot {
         self.shared.running.gates()[self.number].address
     }
 
+    /// The proxy's control side.
+    #[must_use]
+    pub fn control(&self) -> &Arc<Control> {
+        self.shared.running.control()
+    }
+
     /// What the names of environments end with here.
     #[must_use]
     pub fn suffix(&self) -> String {
@@ -70,6 +80,7 @@ impl Drop for Slot {
     fn drop(&mut self) {
         self.shared.free.lock().unwrap().push(self.number);
         self.shared.freed.notify_one();
+        panics::assert_none();
     }
 }
 
@@ -96,6 +107,11 @@ pub fn files(suffix: &str, upstream: SocketAddr) -> Vec<FileChange> {
     vec![file(format!("base{suffix}.yaml"), base), file(format!("alice{suffix}.yaml"), alice)]
 }
 
+/// The file of the environment `name` with `suffix` is removed.
+pub(crate) fn gone(name: &str, suffix: &str) -> FileChange {
+    FileChange { path: format!("{name}{suffix}.yaml").into(), content: Content::Gone }
+}
+
 fn file(path: String, text: String) -> FileChange {
     let path: Arc<str> = path.into();
     let source = Source::new(path.clone(), text, None);
@@ -115,7 +131,7 @@ pub fn listener(role: Role, suffix: &str, app: Option<SocketAddr>, trust: Trust)
 
 /// Starts a proxy.
 #[must_use]
-pub fn start(engine: EngineChoice, listeners: Vec<ListenerSettings>, files: Vec<FileChange>) -> Running {
+pub fn start(engine: EngineChoice, listeners: Vec<ListenerSettings>, files: Vec<FileChange>) -> Started {
     start_within(engine, Limits::default(), listeners, files)
 }
 
@@ -126,7 +142,43 @@ pub fn start_within(
     limits: Limits,
     listeners: Vec<ListenerSettings>,
     files: Vec<FileChange>,
-) -> Running {
+) -> Started {
     let settings = Settings { engine, limits, ..Settings::in_process(listeners) };
-    Prepared::bind(settings).unwrap().start(files).unwrap()
+    start_as(settings, files)
+}
+
+/// Starts a proxy with settings of its own.
+#[must_use]
+pub fn start_as(settings: Settings, files: Vec<FileChange>) -> Started {
+    panics::watch();
+    Started(Some(Prepared::bind(settings).unwrap().start(files).unwrap()))
+}
+
+/// A running proxy; stopped when it is dropped, and then none of its workers may have panicked.
+pub struct Started(Option<Running>);
+
+impl Started {
+    /// Begins to stop it; what it returns ends when it has stopped.
+    #[must_use]
+    pub fn stop_in_background(mut self) -> JoinHandle<()> {
+        self.0.take().unwrap().stop_in_background()
+    }
+}
+
+impl Deref for Started {
+    type Target = Running;
+
+    fn deref(&self) -> &Running {
+        self.0.as_ref().unwrap()
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        // Its runtime must not be dropped on another one's thread.
+        if let Some(running) = self.0.take() {
+            drop(running.stop_in_background());
+        }
+        panics::assert_none();
+    }
 }

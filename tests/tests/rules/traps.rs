@@ -9,12 +9,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use overlane::plane::trust::Trust;
-use overlane::plane::{Limits, ListenerSettings};
-use overlane::process::{Prepared, Running};
-use overlane::settings::Settings;
+use overlane::plane::{EngineChoice, Limits, ListenerSettings};
 use overlane_config::diagnostic::Source;
 use overlane_config::lineage::{Content, FileChange};
 use overlane_config::route::{Listener, Role};
+use overlane_tests::stage::{self, Started};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -183,14 +182,13 @@ fn start(
     listeners: Vec<ListenerSettings>,
     limits: Limits,
     files: Vec<FileChange>,
-) -> (Running, Vec<SocketAddr>) {
-    let running =
-        Prepared::bind(Settings { limits, ..Settings::in_process(listeners) }).unwrap().start(files).unwrap();
+) -> (Started, Vec<SocketAddr>) {
+    let running = stage::start_within(EngineChoice::default(), limits, listeners, files);
     let addresses = running.gates().iter().map(|gate| gate.address).collect();
     (running, addresses)
 }
 
-fn gateway(files: Vec<FileChange>) -> (Running, SocketAddr) {
+fn gateway(files: Vec<FileChange>) -> (Started, SocketAddr) {
     let (running, addresses) = start(vec![at(Role::Gateway, None, Trust::Any)], Limits::default(), files);
     (running, addresses[0])
 }

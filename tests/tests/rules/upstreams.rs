@@ -15,13 +15,13 @@ use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use overlane::plane::ListenerSettings;
 use overlane::plane::trust::Trust;
-use overlane::process::{Prepared, Running};
 use overlane::settings::Settings;
 use overlane_config::diagnostic::Source;
 use overlane_config::lineage::{Content, FileChange};
 use overlane_config::route::{Listener, Role};
+use overlane_tests::stage::{self, Started};
 
-fn gateway(url: &str, allow_unix: Vec<String>) -> (Running, SocketAddr) {
+fn gateway(url: &str, allow_unix: Vec<String>) -> (Started, SocketAddr) {
     let text = format!(
         "name: base\nrouting: {{mode: baseline}}\nservices: [{{name: web, expose: true, url: '{url}'}}]\n"
     );
@@ -34,7 +34,7 @@ fn gateway(url: &str, allow_unix: Vec<String>) -> (Running, SocketAddr) {
         trust: Trust::Any,
     };
     let settings = Settings { allow_unix, ..Settings::in_process(vec![listener]) };
-    let running = Prepared::bind(settings).unwrap().start(vec![file]).unwrap();
+    let running = stage::start_as(settings, vec![file]);
     let address = running.gates()[0].address;
     (running, address)
 }

@@ -1,5 +1,10 @@
 //! Keeping and closing connections, on both sides, and what happens when one goes away.
 
+use std::time::Duration;
+
+use overlane::plane::Limits;
+use overlane::plane::trust::Trust;
+use overlane_config::route::Role;
 use overlane_tests::case::{each_holds, holds};
 use overlane_tests::script::Script;
 
@@ -268,4 +273,28 @@ fn a_stale_connection_is_retried_for_what_may_be_repeated_and_for_nothing_else()
 #[test]
 fn a_fresh_connection_is_never_retried() {
     holds(Script::new().send(GET).arrives("GET /").upstream_closes().refused(502).nothing_more_arrives());
+}
+
+#[test]
+fn what_passes_through_to_a_host_shares_a_connection_like_what_goes_to_a_service() {
+    let request = "GET http://localhost:{port}/a HTTP/1.1\r\nHost: x\r\n\r\n";
+    let asked = |script: Script| script.send(request).arrives("GET /a").reply(OK).answered("200 ok");
+    let outbound = Script::at(Role::Outbound { environment: None }, Trust::Any);
+    holds(asked(asked(asked(outbound)).client(1)).upstream_connections(1));
+}
+
+#[test]
+fn the_connections_of_an_overlay_that_was_removed_are_closed_and_serve_nobody_else() {
+    let limits = Limits { upstream_idle: Duration::from_secs(60), ..Limits::default() };
+    let asked = |script: Script, field: &str| {
+        script.send(format!("GET / HTTP/1.1\r\nHost: x\r\n{field}\r\n")).arrives("GET /")
+    };
+    let answered = |script: Script| script.reply(OK).answered("200 ok");
+    let removed = answered(asked(Script::within(limits), "x-overlay-id: alice\r\n")).alice_goes();
+    // Both lead to the same address.
+    let next = asked(removed.clone(), "");
+    let own = next.clone().upstream_connections(2);
+    let shared = answered(next.upstream_connections(1));
+    holds(answered(own).but_on_pingora(differences::BY_ADDRESS, shared.clone()));
+    holds(removed.upstream_ended().but_on_pingora(differences::BY_ADDRESS, shared));
 }

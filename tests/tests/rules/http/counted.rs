@@ -115,7 +115,7 @@ fn after_all_kinds_of_exchanges(engine: EngineChoice) -> Vec<String> {
         }
         std::thread::yield_now();
     };
-    running.stop();
+    running.stop_in_background().join().unwrap();
     lines
 }
 

@@ -59,3 +59,7 @@ pub(super) const DATE: Difference = Difference("Pingora replaces the upstream's 
 /// Seen where the client waited for the upstream's 100 and got it.
 pub(super) const AFTER_CONTINUE: Difference =
     Difference("Pingora closes both connections after an exchange with `Expect: 100-continue`, and says so");
+
+/// Its pool knows addresses and what is spoken there, not whose they are.
+pub(super) const BY_ADDRESS: Difference =
+    Difference("Pingora keeps the connections of what was removed, for whoever has the same address");
