@@ -311,6 +311,15 @@ pub fn connect_failure(error: &Error) -> (Reason, &'static str) {
         ErrorType::ConnectRefused => (Reason::Refused, "connection refused"),
         ErrorType::ConnectTimedout => (Reason::Unhealthy, "no connection in time"),
         ErrorType::ConnectNoRoute => (Reason::Unhealthy, "no route to it"),
+        // With rustls, Pingora has no error of its own for it: only the text tells.
+        ErrorType::TLSHandshakeFailure
+            if error
+                .context
+                .as_ref()
+                .is_some_and(|why| why.as_str().contains("invalid peer certificate")) =>
+        {
+            (Reason::Unhealthy, "its certificate is not valid")
+        }
         ErrorType::TLSHandshakeFailure | ErrorType::TLSHandshakeTimedout => {
             (Reason::Unhealthy, "the TLS handshake failed")
         }
