@@ -98,11 +98,17 @@ impl Shared {
 /// The blueprints of a baseline `base` and an overlay `alice`, both with `suffix`, that own the service `web`.
 #[must_use]
 pub fn files(suffix: &str, upstream: SocketAddr) -> Vec<FileChange> {
+    files_at(suffix, &format!("http://{upstream}"))
+}
+
+/// The same with the service at a url.
+#[must_use]
+pub fn files_at(suffix: &str, url: &str) -> Vec<FileChange> {
     let base = format!(
-        "name: base{suffix}\nrouting: {{mode: baseline, holdFor: 100ms}}\nservices: [{{name: web, expose: true, url: 'http://{upstream}'}}]\n"
+        "name: base{suffix}\nrouting: {{mode: baseline, holdFor: 100ms}}\nservices: [{{name: web, expose: true, url: '{url}'}}]\n"
     );
     let alice = format!(
-        "name: alice{suffix}\nrouting: {{mode: overlay, baselineId: base{suffix}}}\nservices: [{{name: web, url: 'http://{upstream}'}}]\n"
+        "name: alice{suffix}\nrouting: {{mode: overlay, baselineId: base{suffix}}}\nservices: [{{name: web, url: '{url}'}}]\n"
     );
     vec![file(format!("base{suffix}.yaml"), base), file(format!("alice{suffix}.yaml"), alice)]
 }

@@ -3,6 +3,8 @@
 
 /// HTTP/1.1, script by script, on each engine.
 mod http;
+/// Upstreams that speak TLS.
+mod tls;
 /// What reading and embedding Pingora taught, each as a rule that holds here.
 mod traps;
 /// The schemes of upstream urls, each spoken by a real peer.
