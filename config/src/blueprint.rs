@@ -140,7 +140,9 @@ pub struct Service {
     /// Its name.
     pub name: Spanned<ServiceName>,
     /// Its addresses, from `url` or `endpoints`.
-    pub urls: Vec<Spanned<Url>>,
+    pub urls: Arc<[Url]>,
+    /// Where each of the addresses stands.
+    pub url_spans: Box<[Span]>,
     /// Whether the gateway leads to it.
     pub expose: bool,
     /// The hosts at the gateway, in lower case.

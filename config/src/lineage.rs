@@ -11,7 +11,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::blueprint::{self, Attachment, Blueprint, Document, OnUnavailable, OnUnknown};
+use foldhash::fast::RandomState;
+
+use crate::blueprint::{self, Attachment, Blueprint, Document, OnUnavailable, OnUnknown, Parsed};
 use crate::diagnostic::{Diagnostic, Source};
 use crate::name::{EnvironmentId, HeaderName};
 use crate::time::UnixMillis;
@@ -26,6 +28,9 @@ pub const MAX_DEPTH: usize = 16;
 
 /// How many reasons are kept of why an id was never good.
 const MAX_REASONS: usize = 10;
+
+type Map<K, V> = HashMap<K, V, RandomState>;
+type Set<K> = HashSet<K, RandomState>;
 
 /// How long a request waits for an upstream where no blueprint says.
 pub const DEFAULT_HOLD: Duration = Duration::from_secs(2);
@@ -55,11 +60,25 @@ pub struct FileChange {
     pub content: Content,
 }
 
+impl FileChange {
+    /// The same, with its text parsed.
+    #[must_use]
+    pub fn parsed(&self) -> Self {
+        let content = match &self.content {
+            Content::Text(source) => Content::Parsed(Box::new(blueprint::parse(source))),
+            other => other.clone(),
+        };
+        Self { path: self.path.clone(), content }
+    }
+}
+
 /// The content of a file.
 #[derive(Debug, Clone)]
 pub enum Content {
     /// It was read.
     Text(Arc<Source>),
+    /// It was read and parsed: most of the work, which does not depend on any other file.
+    Parsed(Box<Parsed>),
     /// It is not there any more: its environments go.
     Gone,
     /// It is there and cannot be used (permissions, size, not UTF-8): its environments freeze.
@@ -74,7 +93,7 @@ pub struct Applied {
     /// What is wrong now in the files and environments concerned.
     pub diagnostics: Vec<Diagnostic>,
     /// Where the changed environments stood before; what is not here was not there.
-    pub before: HashMap<EnvironmentId, Standing>,
+    pub before: HashMap<EnvironmentId, Standing, RandomState>,
 }
 
 /// Where an environment stands.
@@ -109,19 +128,30 @@ pub struct Resolved {
     pub expires_at: Option<UnixMillis>,
     /// The addresses of `blueprint.services`, in the same order; none while pending.
     pub urls: Vec<Arc<[Url]>>,
+    /// The places of `blueprint.services` in order of their names.
+    by_name: Box<[u32]>,
+}
+
+impl Resolved {
+    /// Whether the environment itself owns `service`.
+    fn owns(&self, service: &str) -> bool {
+        let services = &self.blueprint.services;
+        let name = |at: &u32| services[*at as usize].name.value.as_str();
+        self.by_name.binary_search_by(|at| name(at).cmp(service)).is_ok()
+    }
 }
 
 /// All files, and where every environment stands. See the module's documentation.
 #[derive(Debug, Default)]
 pub struct Lineages {
     rules: Rules,
-    files: BTreeMap<Arc<str>, File>,
-    entries: HashMap<EnvironmentId, Entry>,
+    files: Map<Arc<str>, File>,
+    entries: Map<EnvironmentId, Entry>,
     /// Who names whom as parent, whether that parent exists or not.
-    children: HashMap<EnvironmentId, BTreeSet<EnvironmentId>>,
-    attachments: HashMap<EnvironmentId, Vec<Arc<Attachment>>>,
+    children: Map<EnvironmentId, Set<EnvironmentId>>,
+    attachments: Map<EnvironmentId, Vec<Arc<Attachment>>>,
     /// The files that name an id in documents that were never good.
-    broken: HashMap<EnvironmentId, BTreeSet<Arc<str>>>,
+    broken: Map<EnvironmentId, BTreeSet<Arc<str>>>,
 }
 
 /// What is in force of a file.
@@ -148,11 +178,11 @@ struct Entry {
 /// One [`Lineages::apply`] at work.
 struct Settling {
     /// Where those stood that are settled anew.
-    before: HashMap<EnvironmentId, Standing>,
+    before: Map<EnvironmentId, Standing>,
     /// Those that are not settled yet.
-    open: HashSet<EnvironmentId>,
+    open: Set<EnvironmentId>,
     /// Whose claims cannot be used, and why; what was last good is tried for them.
-    failed: HashMap<EnvironmentId, Vec<Diagnostic>>,
+    failed: Map<EnvironmentId, Vec<Diagnostic>>,
     names: Suggestions,
 }
 
@@ -222,7 +252,9 @@ impl Lineages {
 
     /// The environments whose parent is `id`, in order.
     pub fn children(&self, id: &EnvironmentId) -> impl Iterator<Item = &EnvironmentId> {
-        self.children.get(id).into_iter().flatten()
+        let mut children: Vec<_> = self.children.get(id).into_iter().flatten().collect();
+        children.sort();
+        children.into_iter()
     }
 
     /// The attachments of `id`, in order of their files.
@@ -260,24 +292,22 @@ impl Lineages {
         let mut ids: Vec<_> = self.entries.iter().collect();
         ids.sort_by_key(|(id, _)| *id);
         let of_environments = ids.into_iter().flat_map(|(_, entry)| &entry.problems);
-        self.files.values().flat_map(|file| &file.diagnostics).chain(of_environments).cloned().collect()
+        let files: BTreeMap<_, _> = self.files.iter().collect();
+        files.into_values().flat_map(|file| &file.diagnostics).chain(of_environments).cloned().collect()
     }
 
     /// Takes in changed files. Costs what the changes and the descendants of their environments cost.
     pub fn apply(&mut self, changes: Vec<FileChange>) -> Applied {
         let mut applied = Applied::default();
-        let mut touched = BTreeSet::new();
+        let mut touched = Vec::new();
         let mut doubtful = Vec::new();
         for change in changes {
             doubtful.extend(self.replace_file(change, &mut touched, &mut applied.diagnostics));
         }
-        applied.changed = self.with_descendants(touched);
-        let mut settling = Settling {
-            before: HashMap::new(),
-            open: applied.changed.iter().cloned().collect(),
-            failed: HashMap::new(),
-            names: Suggestions::default(),
-        };
+        let open = self.with_descendants(&mut touched);
+        applied.changed = touched.into_iter().collect();
+        let (before, failed) = (Map::default(), Map::default());
+        let mut settling = Settling { before, open, failed, names: Suggestions::default() };
         for id in &applied.changed {
             if let Some(entry) = self.entries.get_mut(id) {
                 settling.before.extend(entry.standing.take().map(|standing| (id.clone(), standing)));
@@ -320,7 +350,7 @@ impl Lineages {
     fn replace_file(
         &mut self,
         change: FileChange,
-        touched: &mut BTreeSet<EnvironmentId>,
+        touched: &mut Vec<EnvironmentId>,
         diagnostics: &mut Vec<Diagnostic>,
     ) -> Vec<Arc<Blueprint>> {
         let before = self.files.remove(&change.path);
@@ -334,7 +364,8 @@ impl Lineages {
                 let broken = never_good(&change.path, &before.documents, before.broken);
                 (File { diagnostics: vec![error], broken, documents: before.documents }, Vec::new())
             }
-            Content::Text(source) => read(&change.path, &source, &before),
+            Content::Text(source) => in_force(&change.path, blueprint::parse(&source), &before),
+            Content::Parsed(parsed) => in_force(&change.path, *parsed, &before),
         };
         diagnostics.extend(after.diagnostics.iter().cloned());
         self.enter(&change.path, &after, touched);
@@ -343,10 +374,10 @@ impl Lineages {
     }
 
     /// Takes the claims of a file back.
-    fn withdraw(&mut self, path: &Arc<str>, file: Option<&File>, touched: &mut BTreeSet<EnvironmentId>) {
+    fn withdraw(&mut self, path: &Arc<str>, file: Option<&File>, touched: &mut Vec<EnvironmentId>) {
         let Some(file) = file else { return };
         for id in &file.broken {
-            touched.insert(id.clone());
+            touched.push(id.clone());
             if let Some(files) = self.broken.get_mut(id) {
                 files.remove(path);
                 if files.is_empty() {
@@ -358,7 +389,7 @@ impl Lineages {
             match document {
                 Document::Blueprint(blueprint) => {
                     let id = &blueprint.id.value;
-                    touched.insert(id.clone());
+                    touched.push(id.clone());
                     if let Some(entry) = self.entries.get_mut(id) {
                         entry.claims.retain(|claim| !Arc::ptr_eq(claim, blueprint));
                     }
@@ -369,7 +400,7 @@ impl Lineages {
                 }
                 Document::Attachment(attachment) => {
                     let id = &attachment.environment.value;
-                    touched.insert(id.clone());
+                    touched.push(id.clone());
                     if let Some(of_it) = self.attachments.get_mut(id) {
                         of_it.retain(|known| !Arc::ptr_eq(known, attachment));
                     }
@@ -378,9 +409,9 @@ impl Lineages {
         }
     }
 
-    fn enter(&mut self, path: &Arc<str>, file: &File, touched: &mut BTreeSet<EnvironmentId>) {
+    fn enter(&mut self, path: &Arc<str>, file: &File, touched: &mut Vec<EnvironmentId>) {
         for id in &file.broken {
-            touched.insert(id.clone());
+            touched.push(id.clone());
             self.broken.entry(id.clone()).or_default().insert(path.clone());
             self.entries.entry(id.clone()).or_default();
         }
@@ -388,7 +419,7 @@ impl Lineages {
             match document {
                 Document::Blueprint(blueprint) => {
                     let id = &blueprint.id.value;
-                    touched.insert(id.clone());
+                    touched.push(id.clone());
                     self.entries.entry(id.clone()).or_default().claims.push(blueprint.clone());
                     if let Some(parent) = blueprint.parent() {
                         self.children.entry(parent.value.clone()).or_default().insert(id.clone());
@@ -396,7 +427,7 @@ impl Lineages {
                 }
                 Document::Attachment(attachment) => {
                     let id = &attachment.environment.value;
-                    touched.insert(id.clone());
+                    touched.push(id.clone());
                     let of_it = self.attachments.entry(id.clone()).or_default();
                     of_it.push(attachment.clone());
                     of_it.sort_by(|a, b| a.source.path.cmp(&b.source.path));
@@ -405,29 +436,40 @@ impl Lineages {
         }
     }
 
-    fn with_descendants(&self, touched: BTreeSet<EnvironmentId>) -> BTreeSet<EnvironmentId> {
-        let mut all = touched.clone();
-        let mut ahead: Vec<_> = touched.into_iter().collect();
-        while let Some(id) = ahead.pop() {
-            for child in self.children(&id) {
-                if all.insert(child.clone()) {
-                    ahead.push(child.clone());
-                }
-            }
+    /// Adds all descendants to `touched`, and returns it as a set.
+    fn with_descendants(&self, touched: &mut Vec<EnvironmentId>) -> Set<EnvironmentId> {
+        let mut all: Set<_> = touched.iter().cloned().collect();
+        let mut at = 0;
+        while let Some(id) = touched.get(at) {
+            let children = self.children.get(id).into_iter().flatten();
+            let new: Vec<_> = children.filter(|child| !all.contains(*child)).cloned().collect();
+            all.extend(new.iter().cloned());
+            touched.extend(new);
+            at += 1;
         }
         all
     }
 
     /// Brings the children index and the entries in line with what stands now.
     fn relink(&mut self, id: &EnvironmentId, before: Option<&Standing>) {
-        let now: HashSet<EnvironmentId> =
-            self.entries.get(id).into_iter().flat_map(Entry::parents).cloned().collect();
-        let old = before.and_then(Standing::resolved).and_then(|resolved| resolved.parent.clone());
-        for parent in old.into_iter().filter(|parent| !now.contains(parent)) {
-            self.unlink(&parent, id);
+        let Self { entries, children, .. } = self;
+        for parent in entries.get(id).into_iter().flat_map(Entry::parents) {
+            match children.get_mut(parent) {
+                Some(children) if children.contains(id) => {}
+                Some(children) => {
+                    children.insert(id.clone());
+                }
+                None => {
+                    children.insert(parent.clone(), Set::from_iter([id.clone()]));
+                }
+            }
         }
-        for parent in now {
-            self.children.entry(parent).or_default().insert(id.clone());
+        let now = |parent: &EnvironmentId| {
+            self.entries.get(id).is_some_and(|entry| entry.parents().any(|now| now == parent))
+        };
+        let old = before.and_then(Standing::resolved).and_then(|resolved| resolved.parent.as_ref());
+        if let Some(parent) = old.filter(|parent| !now(parent)) {
+            self.unlink(parent, id);
         }
         if self.entries.get(id).is_some_and(|entry| entry.standing.is_none()) {
             self.entries.remove(id);
@@ -449,11 +491,14 @@ impl Lineages {
     /// Settles `id` after the ancestors that it waits for. A chain of them can be longer than a stack is
     /// deep, so the path is a list, in which each waits for the next.
     fn settle(&mut self, id: &EnvironmentId, settling: &mut Settling) {
-        if !settling.open.contains(id) {
+        // Most wait for nobody, and need no path.
+        if !settling.open.contains(id)
+            || self.settle_one(id, settling).is_none() && !settling.open.contains(id)
+        {
             return;
         }
         let mut path = vec![id.clone()];
-        let mut places = HashMap::from([(id.clone(), 0)]);
+        let mut places = Map::from_iter([(id.clone(), 0)]);
         while let Some(id) = path.last() {
             let waits_for = match settling.open.contains(id) {
                 true => self.settle_one(id, settling),
@@ -563,16 +608,15 @@ impl Lineages {
     }
 }
 
-/// What is in force after `source` was read, and what only more mistakes are to be looked for in. A file
+/// What is in force after a file was parsed, and what only more mistakes are to be looked for in. A file
 /// with errors keeps what was last good of it.
-fn read(path: &Arc<str>, source: &Arc<Source>, before: &File) -> (File, Vec<Arc<Blueprint>>) {
-    let parsed = blueprint::parse(source);
+fn in_force(path: &Arc<str>, parsed: Parsed, before: &File) -> (File, Vec<Arc<Blueprint>>) {
     if !parsed.diagnostics.iter().any(Diagnostic::is_error) {
         let good = File { documents: parsed.documents, broken: Vec::new(), diagnostics: parsed.diagnostics };
         return (good, Vec::new());
     }
-    let known = |id: &EnvironmentId| before.documents.iter().any(|document| document.environment() == id);
-    let new = parsed.documents.into_iter().filter(|document| !known(document.environment()));
+    let known: Set<_> = before.documents.iter().map(Document::environment).collect();
+    let new = parsed.documents.into_iter().filter(|document| !known.contains(document.environment()));
     let documents: Vec<_> = before.documents.iter().cloned().chain(new).collect();
     let broken = never_good(path, &documents, parsed.broken);
     (File { documents, broken, diagnostics: parsed.diagnostics }, parsed.doubtful)
@@ -580,8 +624,11 @@ fn read(path: &Arc<str>, source: &Arc<Source>, before: &File) -> (File, Vec<Arc<
 
 /// The ids that a bad file makes unavailable: those it names, or the one that its name promises.
 fn never_good(path: &Arc<str>, in_force: &[Document], mut broken: Vec<EnvironmentId>) -> Vec<EnvironmentId> {
-    let blueprint = |id: &EnvironmentId, document: &Document| matches!(document, Document::Blueprint(known) if known.id.value == *id);
-    broken.retain(|id| !in_force.iter().any(|document| blueprint(id, document)));
+    if !broken.is_empty() {
+        let blueprints = in_force.iter().filter(|document| matches!(document, Document::Blueprint(_)));
+        let good: Set<_> = blueprints.map(Document::environment).collect();
+        broken.retain(|id| !good.contains(id));
+    }
     if broken.is_empty() && in_force.is_empty() {
         let stem = std::path::Path::new(&**path).file_stem().and_then(|stem| stem.to_str());
         broken.extend(stem.and_then(|stem| stem.parse::<EnvironmentId>().ok()));

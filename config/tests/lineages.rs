@@ -309,7 +309,7 @@ fn model(text: &str) -> String {
         .map(|s| {
             (
                 s.name.value.to_string(),
-                s.urls.iter().map(|url| url.value.to_string()).collect::<Vec<_>>(),
+                s.urls.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 s.expose,
                 s.hosts.iter().map(|host| host.value.to_string()).collect::<Vec<_>>(),
                 s.image.clone(),

@@ -10,6 +10,7 @@ use overlane_config::table::Environment;
 use overlane_config::time::UnixMillis;
 
 use crate::clock;
+use crate::cores;
 use crate::metrics::ControlFigures;
 use crate::names::Names;
 use crate::snapshot::Published;
@@ -95,6 +96,7 @@ impl Control {
 
     /// Takes in changed files, publishes what they mean, and logs it.
     pub fn apply(&self, files: Vec<FileChange>, trigger: Trigger) -> Report {
+        let files = cores::map(&files, FileChange::parsed);
         let mut state = self.state();
         let applied = state.lineages.apply(files);
         let changes: Vec<_> = changes(&state.lineages, &applied).iter().map(ToString::to_string).collect();

@@ -231,7 +231,14 @@ impl<'s> Documents<'s> {
             let key = match self.inside(opened)? {
                 (Event::MappingEnd, end) => {
                     let span = Span { end: self.place(end).end, ..opened };
-                    let entries = self.without_duplicates(entries);
+                    let duplicates = &mut self.duplicates;
+                    let entries = distinct(
+                        entries,
+                        |(key, _): &(Key<'_>, _)| &key.text,
+                        |(first, _), (second, _)| {
+                            duplicates.push(Duplicate { first: first.span, second });
+                        },
+                    );
                     return Ok(Node { span, kind: Kind::Mapping(entries) });
                 }
                 key => self.node(key, depth)?,
@@ -243,32 +250,6 @@ impl<'s> Documents<'s> {
             let value = self.inside(opened)?;
             entries.push((Key { span: key.span, text }, self.node(value, depth)?));
         }
-    }
-
-    /// Keeps the first of entries with the same key, and notes the others. Sorted, not searched for
-    /// each key: a mapping of a hundred thousand keys takes no longer than its size.
-    fn without_duplicates(&mut self, entries: Vec<(Key<'s>, Node<'s>)>) -> Vec<(Key<'s>, Node<'s>)> {
-        let mut order: Vec<usize> = (0..entries.len()).collect();
-        // The sort is stable: the first of the same keys stays first.
-        order.sort_by_key(|at| &entries[*at].0.text);
-        let same = |pair: &[usize]| entries[pair[0]].0.text == entries[pair[1]].0.text;
-        if !order.windows(2).any(same) {
-            return entries;
-        }
-        let mut first_of: Vec<Option<Span>> = vec![None; entries.len()];
-        for group in order.chunk_by(|one, other| same(&[*one, *other])) {
-            for later in &group[1..] {
-                first_of[*later] = Some(entries[group[0]].0.span);
-            }
-        }
-        let mut kept = Vec::with_capacity(entries.len());
-        for ((key, value), first) in entries.into_iter().zip(first_of) {
-            match first {
-                None => kept.push((key, value)),
-                Some(first) => self.duplicates.push(Duplicate { first, second: key }),
-            }
-        }
-        kept
     }
 
     /// Refuses what may stand before a value and has no meaning here.
@@ -329,6 +310,52 @@ impl<'s> Documents<'s> {
         let (start, end) = (within(span.start.byte_offset()), within(span.end.byte_offset()));
         span_of(start, end.max(start))
     }
+}
+
+/// The items without those that have the name of an earlier one; `repeat` gets the first of that name, and
+/// the later one.
+pub(super) fn distinct<T, K: Ord + ?Sized>(
+    items: Vec<T>,
+    name: impl Fn(&T) -> &K,
+    mut repeat: impl FnMut(&T, T),
+) -> Vec<T> {
+    let repeated = repeated(&items, name);
+    if repeated.is_empty() {
+        return items;
+    }
+    let mut repeated = repeated.into_iter().peekable();
+    let (mut kept, mut places) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
+    for (at, item) in items.into_iter().enumerate() {
+        places.push(kept.len());
+        match repeated.next_if(|(_, later)| *later == at) {
+            Some((first, _)) => repeat(&kept[places[first]], item),
+            None => kept.push(item),
+        }
+    }
+    kept
+}
+
+/// The place of each item that has the name of an earlier one, behind the place of the first of that name.
+///
+/// Few are compared each with each, and many sorted: a mapping of a hundred thousand keys takes no longer
+/// than its size.
+fn repeated<T, K: Ord + ?Sized>(items: &[T], name: impl Fn(&T) -> &K) -> Vec<(usize, usize)> {
+    let mut repeated = Vec::new();
+    if items.len() <= 16 {
+        for (later, item) in items.iter().enumerate() {
+            let first = items[..later].iter().position(|earlier| name(earlier) == name(item));
+            repeated.extend(first.map(|first| (first, later)));
+        }
+        return repeated;
+    }
+    let mut order: Vec<usize> = (0..items.len()).collect();
+    // The sort is stable: the first of the same names stays first.
+    order.sort_by_key(|at| name(&items[*at]));
+    for group in order.chunk_by(|one, other| name(&items[*one]) == name(&items[*other])) {
+        repeated.extend(group[1..].iter().map(|later| (group[0], *later)));
+    }
+    repeated.sort_unstable_by_key(|(_, later)| *later);
+    repeated
 }
 
 /// A range of a source, which is never larger than [`super::MAX_FILE_BYTES`].

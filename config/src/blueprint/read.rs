@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::fields::{ATTACHED, ATTACHMENT, ENVELOPE, Fields, METADATA, Problems, ROOT, ROUTING, SERVICE};
-use super::node::{Documents, Kind, Node, Tree, line_start};
+use super::node::{Documents, Kind, Node, Tree, distinct, line_start};
 use super::{
     Attachment, Blueprint, Document, MAX_FILE_BYTES, MAX_MISTAKES, Mode, OnUnavailable, OnUnknown, Parsed,
     Service,
@@ -240,7 +240,7 @@ fn attachment(name: Option<&Node<'_>>, spec: &Node<'_>, problems: &mut Problems<
     let about = About::Attachment(environment.as_ref().map(|id| id.value.clone()));
     let Some(fields) = Fields::open(spec, "`spec`", ATTACHMENT, problems) else { return (None, about) };
     let items = listed(fields.get("services"), "services", SERVICES_HINT, problems);
-    let services = distinct(items, attached, |(name, _)| name, "keep one of them", problems);
+    let services = read_distinct(items, attached, |(name, _)| name, "keep one of them", problems);
     let source = problems.source.clone();
     let document = environment
         .map(|environment| Document::Attachment(Arc::new(Attachment { source, environment, services })));
@@ -509,7 +509,7 @@ fn timestamp(text: &str) -> Result<UnixMillis, String> {
 
 fn services(node: Option<&Node<'_>>, problems: &mut Problems<'_>) -> Vec<Service> {
     let items = listed(node, "services", SERVICES_HINT, problems);
-    distinct(
+    read_distinct(
         items,
         service,
         |service| &service.name,
@@ -529,27 +529,23 @@ fn listed<'n>(
 }
 
 /// What `read` makes of the items; the second of the same name is an error.
-fn distinct<T>(
+fn read_distinct<T>(
     items: &[Node<'_>],
     read: impl Fn(&Node<'_>, &mut Problems<'_>) -> Option<T>,
     name: impl Fn(&T) -> &Spanned<ServiceName>,
     advice: &str,
     problems: &mut Problems<'_>,
 ) -> Vec<T> {
-    let mut first_of: HashMap<ServiceName, Span> = HashMap::with_capacity(items.len());
     let mut all = Vec::with_capacity(items.len());
-    for item in items {
-        let Some(one) = read(item, problems) else { continue };
-        let Spanned { value, span } = name(&one);
-        match first_of.get(value) {
-            Some(first) => problems.duplicate("service", value.as_str(), *first, *span, advice),
-            None => {
-                first_of.insert(value.clone(), *span);
-                all.push(one);
-            }
-        }
-    }
-    all
+    all.extend(items.iter().filter_map(|item| read(item, problems)));
+    distinct(
+        all,
+        |one| &name(one).value,
+        |first, later| {
+            let (first, later) = (name(first), name(&later));
+            problems.duplicate("service", later.value.as_str(), first.span, later.span, advice);
+        },
+    )
 }
 
 fn service(node: &Node<'_>, problems: &mut Problems<'_>) -> Option<Service> {
@@ -560,6 +556,8 @@ fn service(node: &Node<'_>, problems: &mut Problems<'_>) -> Option<Service> {
     }
     let name = name.and_then(|node| problems.value(node, "name", ID_HINT));
     let urls = urls(fields.get("url"), fields.get("endpoints"), problems);
+    let url_spans = urls.iter().map(|url| url.span).collect();
+    let urls = urls.into_iter().map(|url| url.value).collect();
     let expose = fields.get("expose").and_then(|node| problems.boolean(node, "expose"));
     let hosts = listed(fields.get("hosts"), "hosts", "write `hosts: [shop.staging.example.com]`", problems);
     let hosts: Vec<_> =
@@ -578,7 +576,7 @@ fn service(node: &Node<'_>, problems: &mut Problems<'_>) -> Option<Service> {
         fields.get("image").and_then(|node| problems.scalar(node, "image")).map(|(text, _)| text.into());
     // Who gives a host or a path means to expose it.
     let expose = expose.unwrap_or(!hosts.is_empty() || path.is_some());
-    Some(Service { name: name?, urls, expose, hosts, path, image })
+    Some(Service { name: name?, urls, url_spans, expose, hosts, path, image })
 }
 
 fn urls(

@@ -74,6 +74,8 @@ impl Lineages {
         if problems.iter().filter(|problem| problem.is_error()).count() > errors_before {
             return None;
         }
+        let mut by_name: Box<[u32]> = (0..).take(blueprint.services.len()).collect();
+        by_name.sort_unstable_by_key(|at| &blueprint.services[*at as usize].name.value);
         let own_expiry = parent.and_then(|_| blueprint.expiry());
         Some(Resolved {
             blueprint: blueprint.clone(),
@@ -101,6 +103,7 @@ impl Lineages {
             },
             expires_at: own_expiry.into_iter().chain(parent.and_then(|parent| parent.expires_at)).min(),
             urls,
+            by_name,
         })
     }
 
@@ -167,7 +170,6 @@ impl Lineages {
             return;
         };
         let claims = claims(blueprint, baseline);
-        let unknown = self.unknown_services(blueprint, parent);
         for service in &blueprint.services {
             for host in &service.hosts {
                 if let Some(owner) = claimed_by_another(service, claims.get(&*host.value)) {
@@ -180,7 +182,7 @@ impl Lineages {
                 }
             }
             let name = service.name.value.as_str();
-            if unknown.contains(name) {
+            if !self.lineage(parent).any(|ancestor| ancestor.owns(name)) {
                 let known = &baseline.blueprint.services;
                 let near = names.near(name, known.len(), known.iter().map(|known| known.name.value.as_str()));
                 let message = format!("`{}` has no service `{name}`: it is new", parent.baseline);
@@ -193,18 +195,10 @@ impl Lineages {
         }
     }
 
-    /// The services of `blueprint` that nobody in the lineage of `parent` has.
-    fn unknown_services<'b>(&self, blueprint: &'b Blueprint, parent: &Resolved) -> HashSet<&'b str> {
-        let mut unknown: HashSet<_> =
-            blueprint.services.iter().map(|service| service.name.value.as_str()).collect();
-        let mut ancestor = Some(parent);
-        while let Some(resolved) = ancestor.filter(|_| !unknown.is_empty()) {
-            for known in &resolved.blueprint.services {
-                unknown.remove(known.name.value.as_str());
-            }
-            ancestor = resolved.parent.as_ref().and_then(|id| self.standing(id)).and_then(Standing::resolved);
-        }
-        unknown
+    /// An environment that stands and its ancestors, nearest first.
+    fn lineage<'l>(&'l self, nearest: &'l Resolved) -> impl Iterator<Item = &'l Resolved> {
+        let parent = |of: &&'l Resolved| self.standing(of.parent.as_ref()?)?.resolved();
+        std::iter::successors(Some(nearest), parent)
     }
 
     /// The nearest `overlayUrl` of the lineage.
@@ -231,13 +225,13 @@ impl Lineages {
         if let Some(attached) = attached.get(service.name.value.as_str()) {
             return attached.iter().copied().cloned().collect();
         }
-        for url in &service.urls {
-            if let Some((message, hint)) = self.forbidden(&url.value) {
-                problems.push(Diagnostic::error(&blueprint.source, url.span, message).of(id).hint(hint));
+        for (url, span) in service.urls.iter().zip(&service.url_spans) {
+            if let Some((message, hint)) = self.forbidden(url) {
+                problems.push(Diagnostic::error(&blueprint.source, *span, message).of(id).hint(hint));
             }
         }
         if !service.urls.is_empty() {
-            return service.urls.iter().map(|url| url.value.clone()).collect();
+            return service.urls.clone();
         }
         match template.map(|template| template.value.fill(&service.name.value, id)) {
             None => Arc::new([]),

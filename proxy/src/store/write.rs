@@ -16,6 +16,7 @@ use overlane_config::url::Url;
 
 use super::StoreAddress;
 use super::read::DirReader;
+use crate::cores;
 
 /// The lock that writers hold; its name is none of a blueprint.
 const LOCK: &str = ".overlane.lock";
@@ -137,7 +138,7 @@ impl OpenStore {
         }
         // A command cannot know what a running proxy allows: whatever is below `/` may be a socket.
         let mut lineages = Lineages::new(Rules { unix_under: vec!["/".to_owned()] });
-        lineages.apply(scan.changes);
+        lineages.apply(cores::map(&scan.changes, FileChange::parsed));
         Ok(Self { path: store.path().to_owned(), lineages, _lock: lock })
     }
 
