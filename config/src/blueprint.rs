@@ -5,6 +5,7 @@
 
 mod fields;
 mod node;
+mod plain;
 mod read;
 
 use std::sync::Arc;

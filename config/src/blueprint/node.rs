@@ -359,7 +359,7 @@ fn repeated<T, K: Ord + ?Sized>(items: &[T], name: impl Fn(&T) -> &K) -> Vec<(us
 }
 
 /// A range of a source, which is never larger than [`super::MAX_FILE_BYTES`].
-fn span_of(start: usize, end: usize) -> Span {
+pub(super) fn span_of(start: usize, end: usize) -> Span {
     let place = |at| u32::try_from(at).unwrap_or(u32::MAX);
     Span { start: place(start), end: place(end) }
 }

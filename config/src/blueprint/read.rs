@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::fields::{ATTACHED, ATTACHMENT, ENVELOPE, Fields, METADATA, Problems, ROOT, ROUTING, SERVICE};
 use super::node::{Documents, Kind, Node, Tree, distinct, line_start};
+use super::plain;
 use super::{
     Attachment, Blueprint, Document, MAX_FILE_BYTES, MAX_MISTAKES, Mode, OnUnavailable, OnUnknown, Parsed,
     Service,
@@ -43,7 +44,10 @@ pub fn parse(source: &Arc<Source>) -> Parsed {
         let diagnostics = vec![problem.hint("split it: one file per environment")];
         return Parsed { diagnostics, ..Parsed::default() };
     }
-    let mut file = File { source, parsed: Parsed::default(), fatal: false, unlisted: 0 };
+    if let Some(parsed) = parse_plain(source) {
+        return parsed;
+    }
+    let mut file = File::new(source);
     for tree in Documents::new(source) {
         match tree {
             Ok(tree) => file.read(&tree),
@@ -56,6 +60,18 @@ pub fn parse(source: &Arc<Source>) -> Parsed {
     file.finish()
 }
 
+/// Reads a source that the YAML reader is not needed for: all of it is plain, and there is no mistake.
+fn parse_plain(source: &Arc<Source>) -> Option<Parsed> {
+    let mut file = File::new(source);
+    for tree in plain::trees(&source.text) {
+        file.read(&tree?);
+        if !file.parsed.diagnostics.is_empty() {
+            return None;
+        }
+    }
+    Some(file.parsed)
+}
+
 /// A file that is being read.
 struct File<'s> {
     source: &'s Arc<Source>,
@@ -66,7 +82,11 @@ struct File<'s> {
     unlisted: usize,
 }
 
-impl File<'_> {
+impl<'s> File<'s> {
+    fn new(source: &'s Arc<Source>) -> Self {
+        Self { source, parsed: Parsed::default(), fatal: false, unlisted: 0 }
+    }
+
     fn read(&mut self, tree: &Tree<'_>) {
         let mut problems = Problems::new(self.source);
         for duplicate in &tree.duplicates {

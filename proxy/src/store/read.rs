@@ -452,6 +452,7 @@ mod tests {
                 Content::Text(source) => source.text.clone(),
                 Content::Gone => "-".to_owned(),
                 Content::Unreadable(why) => format!("!{why}"),
+                Content::Parsed(_) => unreachable!("reading does not parse"),
             };
             (name, content)
         });
