@@ -99,6 +99,14 @@ fn memory(field: &str) -> usize {
     line.and_then(|line| line.split_whitespace().next()?.parse::<usize>().ok()).unwrap_or_default() / 1024
 }
 
+/// What this process has worked so far, on all cores, in milliseconds.
+fn worked() -> usize {
+    // Fields 14 and 15 of proc_pid_stat(5), in ticks of 10 ms; the second field ends at the last bracket.
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace().skip(11).take(2);
+    fields.filter_map(|ticks| ticks.parse::<usize>().ok()).sum::<usize>() * 10
+}
+
 fn serve(folder: &Path, one_file: bool, owned: usize) -> io::Result<()> {
     let prepared = Prepared::bind(Settings::in_process(Vec::new()))?;
     let running = prepared.with_store(StoreAddress::directory(folder)).start(Vec::new())?;
@@ -106,7 +114,12 @@ fn serve(folder: &Path, one_file: bool, owned: usize) -> io::Result<()> {
     if known != OVERLAYS + 1 {
         return Err(io::Error::other(format!("{known} environments")));
     }
-    println!("{} MiB resident, {} MiB at most", memory("VmRSS:"), memory("VmHWM:"));
+    println!(
+        "{} ms of work on all cores together; {} MiB resident, {} MiB at most",
+        worked(),
+        memory("VmRSS:"),
+        memory("VmHWM:")
+    );
     if one_file {
         changes(&running, "one document of the file, by rename", (LARGE_CHANGES, 30_000), |number, port| {
             replace(folder, ALL, &all_overlays(owned, number, port))
