@@ -292,7 +292,7 @@ impl<U> RoutingTable<U> {
         &self,
         lineages: &Lineages,
         changed: impl IntoIterator<Item = &'c EnvironmentId>,
-        mut attach: impl FnMut(&EnvironmentId, &ServiceName, &[Url]) -> U,
+        mut attach: impl FnMut(&EnvironmentId, &ServiceName, &Arc<[Url]>) -> U,
     ) -> Self
     where
         U: Clone,
@@ -308,10 +308,10 @@ impl<U> RoutingTable<U> {
         standing.sort_by_key(|(_, standing)| standing.depth());
         for (id, standing) in standing {
             let before = self.environment(id.as_str());
-            let mut attach = |id: &EnvironmentId, service: &ServiceName, urls: &[Url]| {
+            let mut attach = |id: &EnvironmentId, service: &ServiceName, urls: &Arc<[Url]>| {
                 let kept = before
                     .and_then(|before| before.own_route(id, service))
-                    .filter(|route| *route.urls == *urls);
+                    .filter(|route| route.urls == *urls);
                 kept.map_or_else(|| attach(id, service, urls), |route| route.upstream.clone())
             };
             let environment = match standing {
@@ -346,7 +346,7 @@ fn routes<U>(
     id: &EnvironmentId,
     resolved: &Resolved,
     baseline: Option<&Baseline<U>>,
-    attach: &mut impl FnMut(&EnvironmentId, &ServiceName, &[Url]) -> U,
+    attach: &mut impl FnMut(&EnvironmentId, &ServiceName, &Arc<[Url]>) -> U,
 ) -> Vec<Arc<Route<U>>> {
     let services = resolved.blueprint.services.iter().zip(&resolved.urls);
     let route = |(service, urls): (&crate::blueprint::Service, &Arc<[Url]>)| {
@@ -366,7 +366,7 @@ fn routes<U>(
 fn compile_baseline<U>(
     id: &EnvironmentId,
     resolved: &Resolved,
-    attach: &mut impl FnMut(&EnvironmentId, &ServiceName, &[Url]) -> U,
+    attach: &mut impl FnMut(&EnvironmentId, &ServiceName, &Arc<[Url]>) -> U,
 ) -> Baseline<U> {
     let routes = routes(id, resolved, None, attach);
     let mut authorities: HashMap<Box<str>, Vec<(u16, ServiceName)>, RandomState> = HashMap::default();
@@ -402,7 +402,7 @@ fn compile_overlay<U>(
     resolved: &Resolved,
     parent: Option<&Environment<U>>,
     baseline: Option<&Baseline<U>>,
-    attach: &mut impl FnMut(&EnvironmentId, &ServiceName, &[Url]) -> U,
+    attach: &mut impl FnMut(&EnvironmentId, &ServiceName, &Arc<[Url]>) -> U,
 ) -> Overlay<U> {
     let with_hash = |route: Arc<Route<U>>| Owned { hash: hash_of(route.service.as_str()), route };
     let mut owned: Vec<_> = routes(id, resolved, baseline, attach).into_iter().map(with_hash).collect();

@@ -121,7 +121,7 @@ impl Control {
         let table = before.table.compile(lineages, &applied.changed, |id, _, urls| {
             // A baseline's names are few and always used; an overlay's are resolved when a request asks.
             let eager = lineages.standing(id).is_some_and(|standing| standing.depth() == 0);
-            Upstream::new(urls.into(), &self.names, eager)
+            Upstream::new(urls.clone(), &self.names, eager)
         });
         drop(before);
         self.published.publish(table)

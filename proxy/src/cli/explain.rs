@@ -103,7 +103,7 @@ fn table(store: &StoreAddress) -> Result<Table, CliError> {
     let open = OpenStore::read(store)?;
     let ids: Vec<_> = open.lineages().standings().map(|(id, _)| id.clone()).collect();
     Ok(Table::default()
-        .compile(open.lineages(), &ids, |_, _, urls| Upstream::new(Arc::from(urls), &Names::none(), false)))
+        .compile(open.lineages(), &ids, |_, _, urls| Upstream::new(urls.clone(), &Names::none(), false)))
 }
 
 fn ask(admin: SocketAddr, question: &Question) -> Result<Explanation, CliError> {

@@ -17,6 +17,7 @@ use crate::control::{Control, Report, Trigger};
 
 /// A store that is followed.
 pub struct Follower {
+    store: StoreAddress,
     reader: DirReader,
     bell: Arc<Bell>,
     watch: Option<DirWatch>,
@@ -38,23 +39,32 @@ enum Look {
 }
 
 impl Follower {
-    /// Watches a store. Where the system has no watch left, that is logged, and the periodic check
-    /// is all there is.
+    /// A store of which nothing was read yet.
     #[must_use]
     pub fn new(store: &StoreAddress, resync: Duration) -> Self {
-        let bell = Arc::new(Bell::default());
-        // An absolute path: the events' paths are compared with it.
-        let path = std::path::absolute(store.path()).unwrap_or_else(|_| store.path().to_owned());
-        let watch = DirWatch::new(&path, &bell).inspect_err(|error| {
-            tracing::warn!(%error, store = %store, "no file events: changes are seen every {resync:?} only");
-        });
-        Self { reader: DirReader::new(store.path()), bell, watch: watch.ok(), resync, survey: None }
+        let (reader, bell) = (DirReader::new(store.path()), Arc::default());
+        Self { store: store.clone(), reader, bell, watch: None, resync, survey: None }
     }
 
-    /// Reads the whole store at once, as at the start.
+    /// Reads the whole store at once, and watches it from then on. What changes between the two is seen
+    /// by the look at everything with which [`follow`] begins; to watch first would cost more, since our
+    /// own opening of each file is an event too.
     pub fn read_everything(&mut self) -> (Vec<FileChange>, Option<String>) {
         let scan = self.look(Look::Everything);
+        self.watch = self.start_watching();
         (scan.changes, scan.problem)
+    }
+
+    /// Where the system has no watch left, that is logged, and the periodic check is all there is.
+    fn start_watching(&self) -> Option<DirWatch> {
+        let store = &self.store;
+        // An absolute path: the events' paths are compared with it.
+        let path = std::path::absolute(store.path()).unwrap_or_else(|_| store.path().to_owned());
+        let watch = DirWatch::new(&path, &self.bell).inspect_err(|error| {
+            let resync = self.resync;
+            tracing::warn!(%error, %store, "no file events: changes are seen every {resync:?} only");
+        });
+        watch.ok()
     }
 
     fn look(&mut self, look: Look) -> Scan {
@@ -126,7 +136,7 @@ pub async fn follow(
     let bell = follower.bell.clone();
     let resync = follower.resync;
     let (unsettled, now) = (BTreeSet::new(), Instant::now());
-    let mut plan = Plan { resync, unsettled, unsettled_at: now, survey_at: now + resync };
+    let mut plan = Plan { resync, unsettled, unsettled_at: now, survey_at: now };
     loop {
         let (look, request) = tokio::select! {
             biased;
@@ -205,11 +215,11 @@ mod tests {
     fn followed(resync: Duration, deaf: bool) -> Followed {
         let folder = tempfile::tempdir().expect("folder");
         let mut follower = Follower::new(&StoreAddress::directory(folder.path()), resync);
+        let control = Arc::new(Control::new(Rules::default(), Arc::default(), Names::none()));
+        let (changes, _) = follower.read_everything();
         if deaf {
             follower.watch = None;
         }
-        let control = Arc::new(Control::new(Rules::default(), Arc::default(), Names::none()));
-        let (changes, _) = follower.read_everything();
         control.apply(changes, Trigger::Start);
         let (requests, receiver) = mpsc::channel(1);
         tokio::spawn(follow(follower, receiver, control.clone()));
@@ -239,6 +249,22 @@ mod tests {
         until(control.published(), "staging", true).await;
         fs::remove_file(folder.path().join("staging.yaml")).expect("delete");
         until(control.published(), "staging", false).await;
+        // The look with which following begins is long over.
+        write(folder.path(), "later");
+        until(control.published(), "later", true).await;
+    }
+
+    #[tokio::test]
+    async fn what_changes_between_reading_and_following_is_seen() {
+        let folder = tempfile::tempdir().expect("folder");
+        let mut follower = Follower::new(&StoreAddress::directory(folder.path()), NEVER);
+        let control = Arc::new(Control::new(Rules::default(), Arc::default(), Names::none()));
+        control.apply(follower.read_everything().0, Trigger::Start);
+        follower.watch = None;
+        write(folder.path(), "staging");
+        let (_open, receiver) = mpsc::channel(1);
+        tokio::spawn(follow(follower, receiver, control.clone()));
+        until(control.published(), "staging", true).await;
     }
 
     #[tokio::test]
