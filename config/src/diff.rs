@@ -2,10 +2,13 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 
+use crate::blueprint::Service;
 use crate::diagnostic::Diagnostic;
 use crate::lineage::{Applied, Lineages, Resolved, Standing};
 use crate::name::EnvironmentId;
+use crate::url::Url;
 
 /// One environment whose standing is different now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,24 +90,40 @@ fn differences(before: &Resolved, after: &Resolved) -> Vec<String> {
     note(before.policy.hold_for != after.policy.hold_for, "holdFor");
     note(before.on_unknown != after.on_unknown, "onUnknown");
     note(before.expires_at != after.expires_at, "expiry");
-    let mut old: HashMap<_, _> = services(before).collect();
-    for (name, described) in services(after) {
-        match old.remove(name) {
-            None => what.push(format!("+service {name}")),
-            Some(known) if known != described => what.push(format!("service {name}")),
-            Some(_) => {}
-        }
-    }
-    let gone = services(before).filter(|(name, _)| old.contains_key(name));
-    what.extend(gone.map(|(name, _)| format!("-service {name}")));
+    what.extend(services_changed(before, after));
     what
 }
 
-/// Each service's name, and everything of it that routing depends on.
-fn services(resolved: &Resolved) -> impl Iterator<Item = (&str, String)> {
-    resolved.blueprint.services.iter().zip(&resolved.urls).map(|(service, urls)| {
-        let hosts: Vec<_> = service.hosts.iter().map(|host| &host.value).collect();
-        let path = service.path.as_ref().map(|path| &path.value);
-        (service.name.value.as_str(), format!("{urls:?} {} {hosts:?} {path:?}", service.expose))
-    })
+/// A service, and where it is.
+type Placed<'r> = (&'r Service, &'r Arc<[Url]>);
+
+fn services_changed(before: &Resolved, after: &Resolved) -> Vec<String> {
+    // Mostly they are the same ones in the same order, of every environment of a file that was written anew.
+    if services(before).map(routed).eq(services(after).map(routed)) {
+        return Vec::new();
+    }
+    let mut what = Vec::new();
+    let mut old: HashMap<_, _> = services(before).map(|placed| (&placed.0.name.value, placed)).collect();
+    for placed in services(after) {
+        let name = &placed.0.name.value;
+        match old.remove(name) {
+            None => what.push(format!("+service {name}")),
+            Some(known) if routed(known) != routed(placed) => what.push(format!("service {name}")),
+            Some(_) => {}
+        }
+    }
+    let gone = services(before).map(|(service, _)| &service.name.value).filter(|name| old.contains_key(name));
+    what.extend(gone.map(|name| format!("-service {name}")));
+    what
+}
+
+fn services(resolved: &Resolved) -> impl Iterator<Item = Placed<'_>> {
+    resolved.blueprint.services.iter().zip(&resolved.urls)
+}
+
+/// Everything of a service that routing depends on.
+fn routed<'r>((service, urls): Placed<'r>) -> impl PartialEq + use<'r> {
+    let hosts: Vec<_> = service.hosts.iter().map(|host| &host.value).collect();
+    let path = service.path.as_ref().map(|path| &path.value);
+    (&service.name.value, urls, service.expose, hosts, path)
 }

@@ -95,8 +95,8 @@ impl Control {
     }
 
     /// Takes in changed files, publishes what they mean, and logs it.
-    pub fn apply(&self, files: Vec<FileChange>, trigger: Trigger) -> Report {
-        let files = cores::map(&files, FileChange::parsed);
+    pub fn apply(&self, files: &[FileChange], trigger: Trigger) -> Report {
+        let files = cores::map(files, FileChange::parsed);
         let mut state = self.state();
         let applied = state.lineages.apply(files);
         let changes: Vec<_> = changes(&state.lineages, &applied).iter().map(ToString::to_string).collect();

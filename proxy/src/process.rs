@@ -83,7 +83,7 @@ impl Prepared {
             changes.extend(read);
             control.store_problem(problem);
         }
-        control.apply(changes, Trigger::Start);
+        control.apply(&changes, Trigger::Start);
         // Sidecars call each other's inbound listeners; nobody calls the others from here.
         let edges = bound.gates().iter().filter(|gate| gate.role() != "inbound").map(|gate| gate.address);
         let own = edges.chain([admin.0]).chain(probes.as_ref().map(|probes| probes.0)).collect();

@@ -1,7 +1,6 @@
 //! `overlane explain`: one decision, step by step; offline against a store, or live.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use clap::Args;

@@ -189,7 +189,7 @@ pub async fn follow(
 
 fn take_in(scan: Scan, trigger: Trigger, control: &Control, asked: bool) -> Option<Report> {
     control.store_problem(scan.problem);
-    (asked || !scan.changes.is_empty()).then(|| control.apply(scan.changes, trigger))
+    (asked || !scan.changes.is_empty()).then(|| control.apply(&scan.changes, trigger))
 }
 
 #[cfg(test)]
@@ -220,7 +220,7 @@ mod tests {
         if deaf {
             follower.watch = None;
         }
-        control.apply(changes, Trigger::Start);
+        control.apply(&changes, Trigger::Start);
         let (requests, receiver) = mpsc::channel(1);
         tokio::spawn(follow(follower, receiver, control.clone()));
         Followed { folder, control, requests }
@@ -259,7 +259,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         let mut follower = Follower::new(&StoreAddress::directory(folder.path()), NEVER);
         let control = Arc::new(Control::new(Rules::default(), Arc::default(), Names::none()));
-        control.apply(follower.read_everything().0, Trigger::Start);
+        control.apply(&follower.read_everything().0, Trigger::Start);
         follower.watch = None;
         write(folder.path(), "staging");
         let (_open, receiver) = mpsc::channel(1);

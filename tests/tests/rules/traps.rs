@@ -281,7 +281,7 @@ fn an_unavailable_owner_is_held_and_then_fails_or_falls_back_as_its_policy_says(
     let held = std::thread::spawn(move || get(gateway, "x-overlay-id: waits\r\n"));
     let alice = Upstream::echo("alice");
     running.control().apply(
-        vec![overlay("waits", ", holdFor: 10s", &format!("{{name: web, url: 'http://{}'}}", alice.address))],
+        &[overlay("waits", ", holdFor: 10s", &format!("{{name: web, url: 'http://{}'}}", alice.address))],
         overlane::control::Trigger::Change,
     );
     assert_eq!(held.join().unwrap().1, "alice");
@@ -300,7 +300,7 @@ fn sidecars_never_play_ping_pong() {
     ];
     let (running, addresses) = start(listeners, Limits::default(), Vec::new());
     running.control().apply(
-        vec![
+        &[
             baseline(addresses[0]),
             overlay("alice", "", &format!("{{name: web, url: 'http://{}'}}", addresses[1])),
         ],
