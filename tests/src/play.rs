@@ -167,7 +167,7 @@ impl Play {
                 }
             }
             Step::Remove => {
-                self.control.apply(vec![stage::gone("alice", &self.suffix)], Trigger::Change);
+                self.control.apply(&[stage::gone("alice", &self.suffix)], Trigger::Change);
             }
             Step::Connections(expected) => {
                 let made = self.scene.upstreams.len();

@@ -53,7 +53,7 @@ impl Slot {
         };
         drop(free);
         let suffix = format!("-{number:02}");
-        shared.running.control().apply(files(&suffix, upstream), Trigger::Change);
+        shared.running.control().apply(&files(&suffix, upstream), Trigger::Change);
         Self { shared, number }
     }
 

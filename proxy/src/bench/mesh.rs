@@ -261,7 +261,7 @@ impl Mesh {
     pub fn lead(&mut self, path: Path) {
         if self.path != path {
             let documents = Blueprints { size: self.size, addresses: self.addresses };
-            self.running.control().apply(documents.measured(path), Trigger::Change);
+            self.running.control().apply(&documents.measured(path), Trigger::Change);
             self.path = path;
         }
     }

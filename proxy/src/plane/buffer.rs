@@ -271,7 +271,7 @@ mod tests {
                 let room = &head[buffer.len()..];
                 fill(&mut buffer, room, first);
             }
-            assert_eq!(buffer.bytes.len(), 4 * LARGE);
+            assert!(buffer.bytes.len() > LARGE);
             drop(buffer);
             assert_eq!(FREE.with_borrow(|free| free.large_in_use), 0);
         }
