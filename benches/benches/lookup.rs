@@ -5,10 +5,10 @@ use std::hint::black_box;
 
 use divan::{AllocProfiler, Bencher};
 use mimalloc::MiMalloc;
-use overlane_benches::{compiled, id, store};
+use overlane_benches::{baseline_text, compiled, file, id, store};
 use overlane_config::carrier::{self, Keys};
 use overlane_config::lineage::Lineages;
-use overlane_config::route::{Listener, Request, Role, Tried, Untraced, decide};
+use overlane_config::route::{Decision, Listener, Request, Role, Tried, Untraced, decide};
 use overlane_config::table::{Environment, RoutingTable};
 use overlane_config::time::UnixMillis;
 
@@ -79,5 +79,41 @@ fn whole_decision(bencher: Bencher, store: (usize, usize)) {
             require: "",
         };
         black_box(decide(&case.table, &listener, &request, now, &tried, &mut Untraced));
+    });
+}
+
+/// The refusal of a key that nobody knows, where it is held against the most ids that it ever is, all as long
+/// as they can be and all near to it.
+#[divan::bench]
+fn refusal_of_an_unknown_key(bencher: Bencher) {
+    let id = |number: usize| format!("{}{number:03}", "overlay-".repeat(8).get(..60).unwrap_or_default());
+    let overlay = |number: usize| {
+        let id = id(number);
+        let text = format!(
+            "name: {id}\nrouting: {{mode: overlay, baselineId: staging}}\nservices: [{{name: service-0}}]\n"
+        );
+        file(&id, text)
+    };
+    let rejecting = baseline_text(10_000).replace("{mode: baseline}", "{mode: baseline, onUnknown: reject}");
+    let mut lineages = Lineages::default();
+    let applied = lineages.apply((0..249).map(overlay).chain([file("staging", rejecting)]).collect());
+    let table = compiled(&lineages, &applied.changed);
+    let listener = Listener { role: Role::Outbound { environment: None }, baseline: None };
+    let (now, tried) = (UnixMillis(0), Tried::default());
+    let unknown = id(7).replace("007", "0z7");
+    let keys: Option<Keys> = carrier::read([unknown.as_bytes()], []).ok().and_then(|arrived| arrived.keys);
+    bencher.bench_local(|| {
+        let request = Request {
+            authority: "service-0",
+            path: "/",
+            keys: keys.as_ref(),
+            untrusted: false,
+            hop: None,
+            require: "",
+        };
+        match black_box(decide(&table, &listener, &request, now, &tried, &mut Untraced)) {
+            Decision::Refuse(refusal) => assert!(refusal.hint.is_some_and(|hint| hint.contains("mean"))),
+            _ => panic!("served"),
+        }
     });
 }
