@@ -1,7 +1,7 @@
 //! A client connection that is ours: what was read ahead, what may be read, when writing is over.
 //!
 //! Pingora is lent the connection for one request at a time and gives it back. Meanwhile it sees
-//! only that request: [`Conn::grant`] bounds what it can read, so that a pipelined next request
+//! only that request: `Conn::grant` bounds what it can read, so that a pipelined next request
 //! stays here.
 
 use std::io::{self, IoSlice};
