@@ -163,7 +163,7 @@ def main():
             counts.append(count)
             print(f"{overlays:>9,} overlays, {options.case} key, engine {options.engine}: {count:,.0f} instructions per request")
             if options.profile:
-                subprocess.run(["callgrind_annotate", str(profile)], check=True)
+                subprocess.run(["callgrind_annotate", "--auto=no", str(profile)], check=True)
     if options.most and max(counts) > options.most:
         sys.exit(f"over the budget of {options.most:,} instructions per request")
     if options.spread and max(counts) / min(counts) > 1 + options.spread / 100:

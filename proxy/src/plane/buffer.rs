@@ -22,8 +22,12 @@ const MEDIUM: usize = 16 * 1024;
 const MAX_LARGE: usize = 32;
 /// Room in front of a response, by which its head may grow: receipts, `Connection`.
 const HEADROOM: usize = 1024;
-/// Unused buffers that a worker keeps, of each size.
-const KEPT: usize = 16;
+/// Unused buffers for heads that a worker keeps, and unused texts: one for each request under way at busy times.
+const KEPT_SMALL: usize = 256;
+/// Unused large buffers that a worker keeps.
+const KEPT_LARGE: usize = 16;
+/// What a new text has room for: most heads, without growing.
+const TEXT: usize = 1024;
 
 /// What a buffer is wanted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,15 +79,15 @@ fn give_back(bytes: Box<[u8]>) {
     // At the end of the thread there is no pool any more; then the memory is simply freed.
     let _ = FREE.try_with(|free| {
         let mut free = free.borrow_mut();
-        let pool = match bytes.len() {
-            SMALL => &mut free.small,
+        let (pool, kept) = match bytes.len() {
+            SMALL => (&mut free.small, KEPT_SMALL),
             LARGE => {
                 free.large_in_use -= 1;
-                &mut free.large
+                (&mut free.large, KEPT_LARGE)
             }
             _ => return,
         };
-        if pool.len() < KEPT {
+        if pool.len() < kept {
             pool.push(bytes);
         }
     });
@@ -192,7 +196,7 @@ pub struct Text(Vec<u8>);
 
 impl Default for Text {
     fn default() -> Self {
-        Self(FREE.with_borrow_mut(|free| free.texts.pop()).unwrap_or_default())
+        Self(FREE.with_borrow_mut(|free| free.texts.pop()).unwrap_or_else(|| Vec::with_capacity(TEXT)))
     }
 }
 
@@ -219,7 +223,7 @@ impl Drop for Text {
         text.clear();
         let _ = FREE.try_with(|free| {
             let mut free = free.borrow_mut();
-            if free.texts.len() < KEPT {
+            if free.texts.len() < KEPT_SMALL {
                 free.texts.push(text);
             }
         });
