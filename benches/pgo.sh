@@ -8,7 +8,10 @@ target=$(rustc -vV | sed -n 's/^host: //p')
 folder=${1:-target/pgo}
 mkdir -p "$folder/raw"
 folder=$(cd "$folder" && pwd)
-profdata=${LLVM_PROFDATA:-$(command -v llvm-profdata || ls /usr/lib/llvm-*/bin/llvm-profdata 2>/dev/null | tail -1)}
+# The newest that there is: an older one does not read what rustc writes.
+profdata=${LLVM_PROFDATA:-$(ls -v "$(rustc --print sysroot)/lib/rustlib/$target/bin/llvm-profdata" /usr/lib/llvm-*/bin/llvm-profdata 2>/dev/null | tail -1 || true)}
+profdata=${profdata:-llvm-profdata}
+"$profdata" --version > /dev/null || { echo "no llvm-profdata found: rustup component add llvm-tools, or set LLVM_PROFDATA"; exit 1; }
 
 # The target is named so that build scripts are not instrumented.
 RUSTFLAGS="-Cprofile-generate=$folder/raw" cargo build --profile dist --locked -p overlane --target "$target" --target-dir "$folder/generate"
