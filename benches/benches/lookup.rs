@@ -63,7 +63,7 @@ fn table_lookup(bencher: Bencher, store: (usize, usize)) {
 #[divan::bench(args = STORES, sample_size = 4096)]
 fn whole_decision(bencher: Bencher, store: (usize, usize)) {
     let case = case(store);
-    let listener = Listener { role: Role::Outbound { environment: None }, baseline: None };
+    let listener = Listener { role: Role::Outbound { service: None, environment: None }, baseline: None };
     let (now, tried) = (UnixMillis(0), Tried::default());
     let mut next = 0;
     bencher.bench_local(|| {
@@ -98,7 +98,7 @@ fn refusal_of_an_unknown_key(bencher: Bencher) {
     let mut lineages = Lineages::default();
     let applied = lineages.apply((0..249).map(overlay).chain([file("staging", rejecting)]).collect());
     let table = compiled(&lineages, &applied.changed);
-    let listener = Listener { role: Role::Outbound { environment: None }, baseline: None };
+    let listener = Listener { role: Role::Outbound { service: None, environment: None }, baseline: None };
     let (now, tried) = (UnixMillis(0), Tried::default());
     let unknown = id(7).replace("007", "0z7");
     let keys: Option<Keys> = carrier::read([unknown.as_bytes()], []).ok().and_then(|arrived| arrived.keys);

@@ -5,6 +5,7 @@
 
 pub mod baggage;
 pub mod header;
+pub mod trace;
 
 use std::fmt;
 

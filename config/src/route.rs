@@ -29,6 +29,8 @@ pub enum Role {
     Gateway,
     /// A service's own calls, by authority.
     Outbound {
+        /// The service, where it is told.
+        service: Option<ServiceName>,
         /// The environment of the calling service; calls without a key get an overlay's key.
         environment: Option<EnvironmentId>,
     },

@@ -111,7 +111,7 @@ fn answer(role: &Role, ask: Ask<'_>) -> String {
 }
 
 fn outbound() -> Role {
-    Role::Outbound { environment: None }
+    Role::Outbound { service: None, environment: None }
 }
 
 fn inbound(environment: Option<&str>) -> Role {
@@ -359,7 +359,7 @@ fn the_key_goes_on_in_both_carriers_unless_its_environment_keeps_it() {
     ] {
         assert_eq!(edits(&outbound(), baseline, key, baggage), expected, "{baseline} {key} {baggage:?}");
     }
-    let stamped = Role::Outbound { environment: Some("alice".parse().unwrap()) };
+    let stamped = Role::Outbound { service: None, environment: Some("alice".parse().unwrap()) };
     assert_eq!(
         edits(&stamped, "base", "", &[]),
         (some("alice"), some("overlay-id=alice"), None),

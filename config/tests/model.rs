@@ -108,7 +108,7 @@ fn served(
     service: &str,
     unavailable: &[usize],
 ) -> Option<(String, &'static str, &'static str)> {
-    let listener = Listener { role: Role::Outbound { environment: None }, baseline: None };
+    let listener = Listener { role: Role::Outbound { service: None, environment: None }, baseline: None };
     let ids: Vec<_> = keys.iter().map(|n| name(Some(*n))).collect();
     let keys = Keys::parse([ids.join(",").as_bytes()]).unwrap();
     let request = Request {
@@ -205,7 +205,7 @@ proptest! {
         let table = compiled(&lineages, &RoutingTable::default(), &applied);
         let keys = Keys::parse([key.as_bytes()]).unwrap();
         let request = Request { authority: &authority, path: &path, keys: keys.as_ref(), untrusted: false, hop: hop.as_deref(), require: &require };
-        for role in [Role::Gateway, Role::Outbound { environment: None }, Role::Inbound { service: "a".parse().unwrap(), environment: None }] {
+        for role in [Role::Gateway, Role::Outbound { service: None, environment: None }, Role::Inbound { service: "a".parse().unwrap(), environment: None }] {
             let listener = Listener { role, baseline: None };
             let mut steps = Vec::new();
             decide(&table, &listener, &request, NOW, &Tried::default(), &mut steps);

@@ -196,7 +196,10 @@ fn listeners() -> Vec<Listener> {
     let environments = || IDS.iter().map(|of| Some(id(of))).chain([None]);
     let roles = environments().flat_map(|environment| {
         let service = "pay".parse().unwrap();
-        [Role::Outbound { environment: environment.clone() }, Role::Inbound { service, environment }]
+        [
+            Role::Outbound { service: None, environment: environment.clone() },
+            Role::Inbound { service, environment },
+        ]
     });
     let roles: Vec<_> = roles.chain([Role::Gateway]).collect();
     roles
@@ -290,7 +293,7 @@ proptest! {
             let Some(baseline) = store.table.baseline(listener.baseline.as_ref()) else { continue };
             let own = match &listener.role {
                 Role::Gateway => None,
-                Role::Outbound { environment } | Role::Inbound { environment, .. } => environment.as_ref(),
+                Role::Outbound { environment, .. } | Role::Inbound { environment, .. } => environment.as_ref(),
             };
             for service in SERVICES {
                 let decision = decide(&store.table, &listener, &request(service, keys.as_ref()), NOW, &tried, &mut Untraced);

@@ -58,7 +58,7 @@ fn listener(line: &str) -> Listener {
     let (role, environment) = (at.next().unwrap(), at.next().map(id));
     let role = match role {
         "gateway" => Role::Gateway,
-        "outbound" => Role::Outbound { environment },
+        "outbound" => Role::Outbound { service: None, environment },
         service => Role::Inbound { service: service.parse().unwrap(), environment },
     };
     Listener { role, baseline: Some(id(words(line, "baseline").unwrap_or("env-baseline-id"))) }

@@ -6,6 +6,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{Query, Request, State};
@@ -13,6 +14,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use overlane_config::route::Role;
 use overlane_config::table::Environment;
 use overlane_config::url::split_authority;
 use serde::Deserialize;
@@ -22,7 +24,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::clock;
 use crate::control::{Control, Report, Trigger};
 use crate::explain::{Question, explain};
-use crate::metrics::{self, MeterDoor};
+use crate::metrics::{self, ControlFigures, MeterDoor};
 use crate::plane::Gate;
 use crate::snapshot::Snapshot;
 
@@ -164,7 +166,11 @@ async fn readyz(State(admin): State<Admin>, Query(query): Query<Verbose>) -> Res
 
 async fn metrics_text(State(admin): State<Admin>) -> Response {
     let meter = metrics::gather(&admin.doors).await;
-    let text = metrics::render(&meter, &admin.control.figures());
+    let now = Instant::now();
+    // One memory is shared by a sidecar's listeners; inbound is the one that fills it.
+    let inbound = admin.gates.iter().filter(|gate| matches!(gate.listener.role, Role::Inbound { .. }));
+    let traces = inbound.map(|gate| gate.correlation.len(now) as u64).sum();
+    let text = metrics::render(&meter, &ControlFigures { traces, ..admin.control.figures() });
     ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response()
 }
 

@@ -83,7 +83,7 @@ impl Question {
         let environment = id(&self.environment)?;
         let role = match self.role.as_str() {
             "" | "gateway" => Role::Gateway,
-            "outbound" => Role::Outbound { environment },
+            "outbound" => Role::Outbound { service: None, environment },
             "inbound" => {
                 let service =
                     self.service.as_deref().ok_or("an inbound listener stands before a service: name it")?;

@@ -51,6 +51,8 @@ enum Known {
     Overlay,
     ProxyConnection,
     Te,
+    /// One of those that name a request's trace, and say more of it.
+    Tracing,
     TransferEncoding,
     Upgrade,
 }
@@ -60,24 +62,41 @@ impl Known {
         let name = name.as_bytes();
         match name.len() {
             2 if begins(name, b"te") => Self::Te,
+            2 if begins(name, b"b3") => Self::Tracing,
             4 if begins(name, b"host") => Self::Host,
             6 if begins(name, b"accept") => Self::Accept,
             7 if begins(name, b"baggage") => Self::Baggage,
             7 if begins(name, b"upgrade") => Self::Upgrade,
             10 if begins(name, b"connection") => Self::Connection,
             10 if begins(name, b"keep-alive") => Self::KeepAlive,
+            10 if begins(name, b"tracestate") => Self::Tracing,
+            11 if begins(name, b"traceparent") => Self::Tracing,
+            13 if begins(name, b"uber-trace-id") => Self::Tracing,
             14 if begins(name, b"content-length") => Self::ContentLength,
             16 if begins(name, b"proxy-connection") => Self::ProxyConnection,
             17 if begins(name, b"transfer-encoding") => Self::TransferEncoding,
-            11.. if begins(name, b"x-overlay-") => Self::Overlay,
-            13.. if begins(name, b"x-forwarded-") => Self::Forwarded,
+            3.. if begins(name, b"x-") => Self::extension(name),
+            _ => Self::Other,
+        }
+    }
+
+    /// Of the names that begin with `x-`.
+    const fn extension(name: &[u8]) -> Self {
+        match name[2] | 0x20 {
+            b'o' if begins(name, b"x-overlay-") => Self::Overlay,
+            b'f' if begins(name, b"x-forwarded-") => Self::Forwarded,
+            b'a' if begins(name, b"x-amzn-trace-id") => Self::Tracing,
+            b'b' if begins(name, b"x-b3-") => Self::Tracing,
+            b'c' if begins(name, b"x-cloud-trace-context") => Self::Tracing,
+            b'd' if begins(name, b"x-datadog-") => Self::Tracing,
+            b'r' if begins(name, b"x-request-id") => Self::Tracing,
             _ => Self::Other,
         }
     }
 
     /// Whether it stands for names of which there are several.
     const fn is_family(self) -> bool {
-        matches!(self, Self::Other | Self::Forwarded | Self::Overlay)
+        matches!(self, Self::Other | Self::Forwarded | Self::Overlay | Self::Tracing)
     }
 
     const fn bit(self) -> u16 {
@@ -119,6 +138,14 @@ impl<'n> Name<'n> {
     #[must_use]
     pub fn is(&self, other: &Name<'_>) -> bool {
         self.known == other.known && (!self.known.is_family() || self.text.eq_ignore_ascii_case(other.text))
+    }
+}
+
+impl Name<'_> {
+    /// Whether it names a request's trace, or says more of it.
+    #[must_use]
+    pub fn is_tracing(&self) -> bool {
+        self.known == Known::Tracing
     }
 }
 
@@ -195,6 +222,13 @@ impl<'b> Fields<'b> {
             .zip(self.known)
             .filter(move |(field, known)| name.is(&Name { text: field.name, known: **known }))
             .map(|(field, _)| field.value)
+    }
+
+    /// The fields that name a request's trace or say more of it: name and value, in order.
+    pub fn tracing(&self) -> impl Iterator<Item = (&'b str, &'b [u8])> + Clone + use<'b> {
+        let list = if self.seen & Known::Tracing.bit() == 0 { &[] } else { self.list };
+        let tracing = list.iter().zip(self.known).filter(|(_, known)| **known == Known::Tracing);
+        tracing.map(|(field, _)| (field.name, field.value))
     }
 
     /// The options of `Connection`, without white space.

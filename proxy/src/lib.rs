@@ -7,11 +7,13 @@
 pub mod access;
 pub mod admin;
 pub mod bench;
+pub mod calls;
 pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod control;
 mod cores;
+pub mod correlation;
 pub mod demo;
 pub mod explain;
 pub mod h1;

@@ -16,6 +16,8 @@ use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, Me
 use prometheus::{Encoder, TextEncoder};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::calls::Call;
+
 /// The most overlays that have a label value of their own; the rest are counted as `_other`.
 pub const MAX_OVERLAY_LABELS: usize = 1000;
 
@@ -52,9 +54,13 @@ pub enum Event {
     FellBack,
     /// An access-log line was dropped because the writer could not keep up.
     AccessLogDropped,
+    /// A trace that was in memory made room for another one before its time.
+    TraceEvicted,
+    /// Two keys came under one trace id.
+    TraceConflict,
 }
 
-const EVENTS: usize = Event::AccessLogDropped as usize + 1;
+const EVENTS: usize = Event::TraceConflict as usize + 1;
 
 /// What a request is counted under.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -93,6 +99,7 @@ impl Observed {
 #[derive(Debug, Clone, Default)]
 pub struct Meter {
     requests: HashMap<Labels, Observed, RandomState>,
+    calls: HashMap<Call, u64, RandomState>,
     events: [u64; EVENTS],
 }
 
@@ -124,6 +131,7 @@ impl Place {
 #[derive(Default)]
 struct Counting {
     requests: HashMap<Place, (Labels, Observed), RandomState>,
+    calls: HashMap<Call, u64, RandomState>,
     events: [u64; EVENTS],
 }
 
@@ -134,6 +142,11 @@ thread_local! {
 /// Counts an event on this thread.
 pub fn count(event: Event) {
     COUNTING.with_borrow_mut(|counting| counting.events[event as usize] += 1);
+}
+
+/// Counts a call on this thread.
+pub fn count_call(call: Call) {
+    COUNTING.with_borrow_mut(|counting| *counting.calls.entry(call).or_default() += 1);
 }
 
 /// Counts a finished request on this thread.
@@ -153,7 +166,8 @@ pub fn observe(labels: Labels, took: Duration) {
 /// What this thread has counted.
 fn counted() -> Meter {
     COUNTING.with_borrow(|counting| {
-        let mut meter = Meter { events: counting.events, ..Meter::default() };
+        let calls = counting.calls.clone();
+        let mut meter = Meter { calls, events: counting.events, ..Meter::default() };
         for (labels, observed) in counting.requests.values() {
             meter.requests.entry(labels.clone()).or_default().add(observed);
         }
@@ -202,6 +216,9 @@ pub async fn gather(doors: &[MeterDoor]) -> Meter {
         for (labels, own) in meter.requests {
             sum.requests.entry(labels).or_default().add(&own);
         }
+        for (call, own) in meter.calls {
+            *sum.calls.entry(call).or_default() += own;
+        }
     }
     sum
 }
@@ -219,6 +236,8 @@ pub struct ControlFigures {
     pub reloads_failed: u64,
     /// When the last reload succeeded, in seconds since 1970.
     pub last_success: f64,
+    /// Traces whose key is remembered.
+    pub traces: u64,
     /// When each overlay that expires does, in seconds since 1970.
     pub expires: Vec<(EnvironmentId, f64)>,
 }
@@ -227,6 +246,7 @@ pub struct ControlFigures {
 #[must_use]
 pub fn render(meter: &Meter, control: &ControlFigures) -> String {
     let mut families = request_families(meter);
+    families.push(call_family(meter));
     families.extend(event_families(meter));
     families.extend(control_families(control));
     families.extend(process_families());
@@ -325,6 +345,26 @@ fn request_families(meter: &Meter) -> Vec<MetricFamily> {
     ]
 }
 
+fn call_family(meter: &Meter) -> MetricFamily {
+    let mut calls: Vec<_> = meter.calls.iter().collect();
+    calls.sort();
+    let calls = calls.into_iter().map(|(call, count)| {
+        let labels = [
+            ("language", call.language.as_str()),
+            ("peer", call.peer.as_str()),
+            ("result", call.outcome.as_str()),
+            ("service", call.service.as_ref().map_or("", ServiceName::as_str)),
+        ];
+        counter(labels.map(|(name, value)| pair(name, value)).into(), *count)
+    });
+    family(
+        "overlane_calls_total",
+        "Calls of the application, by what became of the key: kept, restored, stamped, lost, contradicting.",
+        MetricType::COUNTER,
+        calls.collect(),
+    )
+}
+
 fn histogram(labels: Vec<LabelPair>, observed: &Observed) -> Metric {
     let mut cumulative = 0;
     let buckets = BOUNDS.iter().zip(observed.buckets).map(|(bound, count)| {
@@ -401,6 +441,16 @@ fn event_families(meter: &Meter) -> Vec<MetricFamily> {
         total("overlane_held_requests_total", "Requests that waited for an upstream.", Event::Held),
         total("overlane_fallbacks_total", "Requests that fell back to another owner.", Event::FellBack),
         total(
+            "overlane_traces_evicted_total",
+            "Traces that were forgotten before their time, because there was no room for another one.",
+            Event::TraceEvicted,
+        ),
+        total(
+            "overlane_trace_conflicts_total",
+            "Traces under whose id two different keys came: none of them is restored.",
+            Event::TraceConflict,
+        ),
+        total(
             "overlane_access_log_dropped_total",
             "Access-log lines dropped because the writer could not keep up.",
             Event::AccessLogDropped,
@@ -424,6 +474,7 @@ fn control_families(control: &ControlFigures) -> Vec<MetricFamily> {
             control.generation as f64,
         ),
         simple("overlane_overlays", "Overlays in the routing table.", control.overlays as f64),
+        simple("overlane_traces", "Traces whose key is remembered.", control.traces as f64),
         family(
             "overlane_config_reloads_total",
             "Reloads of the store that changed something, by result.",

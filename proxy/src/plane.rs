@@ -12,6 +12,7 @@ pub mod exchange;
 pub mod express;
 pub mod link;
 pub mod listen;
+pub mod propagation;
 pub mod serve;
 pub mod trust;
 pub mod worker;
@@ -24,6 +25,7 @@ use overlane_config::route::{Listener, Role};
 use overlane_config::url::Url;
 
 use crate::access::AccessLog;
+use crate::correlation::Correlation;
 use crate::names::Names;
 use crate::snapshot::Published;
 use crate::upstream::Upstream;
@@ -109,6 +111,8 @@ pub struct Gate {
     pub app: Option<Arc<Upstream>>,
     /// Whose overlay headers mean something here.
     pub trust: Trust,
+    /// Which key a trace belongs to: one memory for all listeners of a service's sidecar.
+    pub correlation: Arc<Correlation>,
 }
 
 impl Gate {

@@ -42,7 +42,7 @@ impl Prepared {
             .build()?;
         let (names, resolver) = Names::new();
         runtime.spawn(resolver);
-        let bound = Bound::new(&settings.listeners, settings.workers, &names)?;
+        let bound = Bound::new(&settings.listeners, settings.workers, &names, &settings.correlation)?;
         let admin = bind(settings.admin)?;
         let probes = settings.probes.map(bind).transpose()?;
         Ok(Self { settings, bound, admin, probes, runtime, names })

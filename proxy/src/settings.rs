@@ -11,6 +11,7 @@ use overlane_config::time::parse_duration;
 use overlane_config::url::Url;
 use serde::Deserialize;
 
+use crate::correlation::CorrelationSettings;
 use crate::plane::trust::Trust;
 use crate::plane::{EngineChoice, Limits, ListenerSettings};
 use crate::store::StoreAddress;
@@ -22,6 +23,8 @@ pub const DEFAULT_GATEWAY: &str = "127.0.0.1:7480";
 /// Where the admin listener is when nobody says.
 pub const DEFAULT_ADMIN: &str = "127.0.0.1:7481";
 /// How often the store is checked even if no event came.
+/// Ages of traces are counted in 32 bits of milliseconds.
+const MAX_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
 const DEFAULT_RESYNC: Duration = Duration::from_secs(5);
 
 /// The flags of `overlane run`; each has an environment variable.
@@ -106,8 +109,26 @@ struct File {
     allow_unix: Vec<PathBuf>,
     resync: Option<String>,
     timeouts: Timeouts,
+    correlation: CorrelationFile,
     max_head_bytes: Option<usize>,
     max_connections: Option<usize>,
+}
+
+/// What a key is restored by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum RestoredBy {
+    Trace,
+    RequestId,
+}
+
+/// See [`CorrelationSettings`].
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct CorrelationFile {
+    by: Option<Vec<RestoredBy>>,
+    traces: Option<usize>,
+    ttl: Option<String>,
 }
 
 /// Deadlines; see [`Limits`].
@@ -150,6 +171,8 @@ pub struct Settings {
     pub limits: Limits,
     /// Which engine carries exchanges.
     pub engine: EngineChoice,
+    /// By what keys are restored, and for how long.
+    pub correlation: CorrelationSettings,
 }
 
 /// A setting that cannot be, and what to write instead.
@@ -188,6 +211,7 @@ impl Settings {
         let trust =
             flags.trust.map(Ok).or(file.trust.as_deref().map(|text| parse("trust", text))).transpose()?;
         let limits = limits(&file)?;
+        let correlation = correlation(&file.correlation)?;
         let resync = duration("resync", file.resync.as_ref(), DEFAULT_RESYNC)?;
         let named = |flag, key, text: &Option<String>| value(flag, key, text.as_deref());
         let asked = Asked {
@@ -232,6 +256,7 @@ impl Settings {
             resync,
             limits,
             engine: flags.engine.or(file.engine).unwrap_or_default(),
+            correlation,
         })
     }
 
@@ -250,6 +275,7 @@ impl Settings {
             resync: DEFAULT_RESYNC,
             limits: Limits::default(),
             engine: EngineChoice::default(),
+            correlation: CorrelationSettings::default(),
         }
     }
 }
@@ -279,7 +305,8 @@ impl Asked {
             listeners.push(self.listener(address, Role::Gateway, None, self.edge_trust("gateway", address)?));
         }
         if let Some(address) = self.outbound {
-            let role = Role::Outbound { environment: self.environment.clone() };
+            let role =
+                Role::Outbound { service: self.service.clone(), environment: self.environment.clone() };
             listeners.push(self.listener(address, role, None, self.edge_trust("outbound", address)?));
         }
         match (self.inbound, &self.app, &self.service) {
@@ -365,6 +392,25 @@ fn duration(key: &str, text: Option<&String>, default: Duration) -> Result<Durat
         Ok(_) => Err(error(format!("`{key}` is zero"), "every deadline needs a length, such as `10s`")),
         Err(why) => Err(error(format!("`{key}: {text}`: {why}"), "write it as `10s`, `1m30s` or `500ms`")),
     }
+}
+
+fn correlation(file: &CorrelationFile) -> Result<CorrelationSettings, SettingsError> {
+    let default = CorrelationSettings::default();
+    let by = |what| file.by.as_ref().map(|by| by.contains(&what));
+    let traces = file.traces.unwrap_or(default.traces);
+    if !(1..=1 << 24).contains(&traces) {
+        return Err(error(format!("`correlation.traces` is {traces}"), "between 1 and 16777216"));
+    }
+    let ttl = duration("correlation.ttl", file.ttl.as_ref(), default.ttl)?;
+    if ttl > MAX_TTL {
+        return Err(error("`correlation.ttl` is longer than 7 days", "at most `7d`"));
+    }
+    Ok(CorrelationSettings {
+        by_trace: by(RestoredBy::Trace).unwrap_or(default.by_trace),
+        by_request_id: by(RestoredBy::RequestId).unwrap_or(default.by_request_id),
+        traces,
+        ttl,
+    })
 }
 
 fn limits(file: &File) -> Result<Limits, SettingsError> {

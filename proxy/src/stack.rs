@@ -52,7 +52,8 @@ impl Stack {
         for Instance { service, environment, app } in &instances {
             let inbound = Role::Inbound { service: service.clone(), environment: Some(environment.clone()) };
             listeners.push(listener(free, inbound, Some(app.clone())));
-            listeners.push(listener(free, Role::Outbound { environment: Some(environment.clone()) }, None));
+            let (service, environment) = (Some(service.clone()), Some(environment.clone()));
+            listeners.push(listener(free, Role::Outbound { service, environment }, None));
         }
         let settings = Settings { admin, ..Settings::in_process(listeners) };
         Ok(Self { prepared: Prepared::bind(settings)?, baseline, instances })

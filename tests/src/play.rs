@@ -1,12 +1,16 @@
 //! Runs scripts. Both ends are driven by one task, so a script needs no sleeps and no locks: each wait is for bytes, or
 //! for the end of a connection. What is seen goes to a transcript, in a form in which two engines can be compared.
 
-use std::net::SocketAddr;
+use std::io::{self, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
 use overlane::control::{Control, Trigger};
 use overlane::plane::EngineChoice;
+use overlane::plane::trust::Trust;
+use overlane::settings::Settings;
+use overlane_config::name::ServiceName;
 use overlane_config::route::Role;
 
 use crate::message::{Field, Kind, Message, Read, messages};
@@ -39,7 +43,8 @@ pub fn run(engine: EngineChoice, script: &Script, patience: Duration) -> Outcome
         let proxy = Proxy::of(engine, &script.place, upstream);
         let mut play = Play {
             scene,
-            proxy: proxy.address(),
+            proxies: proxy.addresses(),
+            admin: proxy.admin(),
             suffix: proxy.suffix(),
             control: proxy.control().clone(),
             port: upstream.port().to_string(),
@@ -63,7 +68,7 @@ pub fn run(engine: EngineChoice, script: &Script, patience: Duration) -> Outcome
 
 enum Proxy {
     Shared(Slot),
-    Own(Box<Started>, SocketAddr),
+    Own(Box<Started>),
 }
 
 impl Proxy {
@@ -76,30 +81,50 @@ impl Proxy {
                 let listener = stage::listener(role.clone(), "", app, trust.clone());
                 let running =
                     stage::start_within(engine, limits.clone(), vec![listener], stage::files("", upstream));
-                let address = running.gates()[0].address;
-                Self::Own(Box::new(running), address)
+                Self::Own(Box::new(running))
+            }
+            Place::Sidecar(own) => {
+                let (environment, correlation) = &**own;
+                let environment = environment.as_deref().map(|id| id.parse().unwrap());
+                let service: ServiceName = "web".parse().unwrap();
+                let inbound = Role::Inbound { service: service.clone(), environment: environment.clone() };
+                let outbound = Role::Outbound { service: Some(service), environment };
+                let listeners = vec![
+                    stage::listener(inbound, "", Some(upstream), Trust::Any),
+                    stage::listener(outbound, "", None, Trust::Any),
+                ];
+                let correlation = correlation.clone();
+                let settings = Settings { engine, correlation, ..Settings::in_process(listeners) };
+                Self::Own(Box::new(stage::start_as(settings, stage::files("", upstream))))
             }
         }
     }
 
-    fn address(&self) -> SocketAddr {
+    fn addresses(&self) -> Vec<SocketAddr> {
         match self {
-            Self::Shared(slot) => slot.address(),
-            Self::Own(_, address) => *address,
+            Self::Shared(slot) => vec![slot.address()],
+            Self::Own(running) => running.gates().iter().map(|gate| gate.address).collect(),
+        }
+    }
+
+    fn admin(&self) -> SocketAddr {
+        match self {
+            Self::Shared(slot) => slot.admin(),
+            Self::Own(running) => running.admin(),
         }
     }
 
     fn control(&self) -> &Arc<Control> {
         match self {
             Self::Shared(slot) => slot.control(),
-            Self::Own(running, _) => running.control(),
+            Self::Own(running) => running.control(),
         }
     }
 
     fn suffix(&self) -> String {
         match self {
             Self::Shared(slot) => slot.suffix(),
-            Self::Own(..) => String::new(),
+            Self::Own(_) => String::new(),
         }
     }
 }
@@ -107,7 +132,8 @@ impl Proxy {
 /// A script that is being run.
 struct Play {
     scene: Scene,
-    proxy: SocketAddr,
+    proxies: Vec<SocketAddr>,
+    admin: SocketAddr,
     suffix: String,
     control: Arc<Control>,
     port: String,
@@ -155,7 +181,10 @@ impl Play {
                 self.transcript.push("the upstream's connection ended".to_owned());
             }
             Step::Gets(side, bytes) => self.gets(*side, bytes).await?,
-            Step::Has(_) | Step::Lacks(_) | Step::Trailer(_) | Step::Framed(_) => self.check_last(step)?,
+            Step::Metric(line) => self.counted(line)?,
+            Step::Has(_) | Step::Lacks(_) | Step::Names(_) | Step::Trailer(_) | Step::Framed(_) => {
+                self.check_last(step)?;
+            }
             Step::Untouched => self.untouched().await?,
             Step::NeverArrives(request) => {
                 self.look().await;
@@ -214,7 +243,8 @@ impl Play {
             return self.upstream.ok_or_else(|| "no request has arrived yet".to_owned());
         }
         while self.scene.clients.len() <= self.client {
-            self.scene.connect(self.proxy).await.map_err(|error| error.to_string())?;
+            let proxy = self.proxies[self.scene.clients.len() % self.proxies.len()];
+            self.scene.connect(proxy).await.map_err(|error| error.to_string())?;
         }
         Ok(self.client)
     }
@@ -391,9 +421,18 @@ impl Play {
             Step::Has(field) => values_are(&last.fields, field),
             Step::Trailer(field) => values_are(&last.trailers, field),
             Step::Lacks(name) => equal(&last.values(name).collect::<Vec<_>>().join(" | "), ""),
+            Step::Names(name) => last.values(name).next().map(drop).ok_or(format!("there is no `{name}`")),
             Step::Framed(framing) => equal(&format!("{:?}", last.framing), &format!("{framing:?}")),
             _ => Ok(()),
         }
+    }
+
+    /// The workers answer a scrape on their threads, whatever this one waits for.
+    fn counted(&self, line: &str) -> Result<(), String> {
+        let text = metrics(self.admin).map_err(|error| error.to_string())?;
+        let name = line.split(['{', ' ']).next().unwrap_or_default();
+        let found: Vec<_> = text.lines().filter(|found| found.starts_with(name)).collect();
+        found.contains(&line).then_some(()).ok_or_else(|| format!("there is {found:?}"))
     }
 
     /// Lets arrive what is under way.
@@ -437,4 +476,13 @@ fn equal(seen: &str, expected: &str) -> Result<(), String> {
 fn shown(step: &Step) -> String {
     let text = format!("{step:?}");
     if text.len() > SHOWN { format!("{}…", text.chars().take(SHOWN).collect::<String>()) } else { text }
+}
+
+/// The text of `/metrics`.
+fn metrics(admin: SocketAddr) -> io::Result<String> {
+    let mut stream = TcpStream::connect(admin)?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
 }

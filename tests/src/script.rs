@@ -1,5 +1,6 @@
 //! A case as a script: what the clients and the upstream do, in order, and what each must see.
 
+use overlane::correlation::CorrelationSettings;
 use overlane::plane::Limits;
 use overlane::plane::trust::Trust;
 use overlane_config::route::Role;
@@ -27,11 +28,13 @@ pub(crate) enum Step {
     Gets(Side, Vec<u8>),
     Has(String),
     Lacks(String),
+    Names(String),
     Trailer(String),
     Framed(Framing),
     Untouched,
     NeverArrives(String),
     Connections(usize),
+    Metric(String),
     Remove,
 }
 
@@ -40,6 +43,8 @@ pub(crate) enum Step {
 pub(crate) enum Place {
     Gateway,
     Own(Box<(Role, Trust, Limits)>),
+    /// A sidecar: inbound for even clients, outbound for odd ones.
+    Sidecar(Box<(Option<String>, CorrelationSettings)>),
 }
 
 /// What happens, in order, and what must be seen.
@@ -74,6 +79,20 @@ impl Script {
     #[must_use]
     pub fn within(limits: Limits) -> Self {
         Self { place: Place::Own(Box::new((Role::Gateway, Trust::Any, limits))), steps: Vec::new() }
+    }
+
+    /// An empty script at a sidecar of the service `web` in `environment`: clients 0, 2, … call its inbound listener,
+    /// clients 1, 3, … its outbound listener, and the upstream is both the application and all services.
+    #[must_use]
+    pub fn sidecar(environment: Option<&str>) -> Self {
+        Self::sidecar_with(environment, CorrelationSettings::default())
+    }
+
+    /// The same that restores keys by other means.
+    #[must_use]
+    pub fn sidecar_with(environment: Option<&str>, correlation: CorrelationSettings) -> Self {
+        let place = Place::Sidecar(Box::new((environment.map(str::to_owned), correlation)));
+        Self { place, steps: Vec::new() }
     }
 
     fn then(mut self, step: Step) -> Self {
@@ -231,6 +250,12 @@ impl Script {
         self.then(Step::Lacks(name.into()))
     }
 
+    /// The message that was seen last has a field of this name.
+    #[must_use]
+    pub fn has_some(self, name: impl Into<String>) -> Self {
+        self.then(Step::Names(name.into()))
+    }
+
     /// The message that was seen last has exactly this trailer.
     #[must_use]
     pub fn has_trailer(self, field: impl Into<String>) -> Self {
@@ -259,6 +284,12 @@ impl Script {
     #[must_use]
     pub fn alice_goes(self) -> Self {
         self.then(Step::Remove)
+    }
+
+    /// The proxy's metrics have this line; only for a proxy of the script's own.
+    #[must_use]
+    pub fn counts(self, line: impl Into<String>) -> Self {
+        self.then(Step::Metric(line.into()))
     }
 
     /// So many connections were made to the upstream by now.

@@ -63,6 +63,12 @@ impl Slot {
         self.shared.running.gates()[self.number].address
     }
 
+    /// Where the proxy's admin listener is.
+    #[must_use]
+    pub fn admin(&self) -> SocketAddr {
+        self.shared.running.admin()
+    }
+
     /// The proxy's control side.
     #[must_use]
     pub fn control(&self) -> &Arc<Control> {

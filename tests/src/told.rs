@@ -2,6 +2,8 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use overlane_config::carrier::trace::TraceId;
+
 use crate::message::{Field, Framing, Message};
 
 /// Longer bodies are shown by length and hash.
@@ -76,6 +78,9 @@ fn normalised_field((name, value): &Field) -> Option<String> {
         "date" | "keep-alive" | "content-length" | "transfer-encoding" => return None,
         "connection" if value.eq_ignore_ascii_case("close") => "close",
         "connection" => return None,
+        // Every proxy begins traces of its own.
+        "traceparent" if TraceId::read([("traceparent", value.as_bytes())]).is_some() => "a trace",
+        "x-request-id" if value.len() == 32 => "an id",
         // Up to the reason, which is a word of a closed list.
         "proxy-status" => value.split(": ").next().unwrap_or_default(),
         _ => value,

@@ -33,7 +33,7 @@ pub fn decide<'t, U>(
     trace.step(Some(&baseline.declared), || format!("the listener's baseline is `{}`", baseline.id));
     let own = match &listener.role {
         Role::Gateway => None,
-        Role::Outbound { environment } | Role::Inbound { environment, .. } => environment.as_ref(),
+        Role::Outbound { environment, .. } | Role::Inbound { environment, .. } => environment.as_ref(),
     };
     // A call from an overlay's service that lost its key, or never had one, is that overlay's. So is one
     // whose key was removed: who is not trusted has no say in it, not even by sending a key.

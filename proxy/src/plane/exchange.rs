@@ -23,6 +23,7 @@ use overlane_config::url::{Scheme, Url, split_authority};
 use tokio::time::timeout;
 
 use super::answer::Answer;
+use super::propagation::Propagation;
 use super::trust::Peer;
 use super::{Gate, Plane};
 use crate::clock;
@@ -56,7 +57,8 @@ struct Inquiry<'h> {
 }
 
 impl<'h> Inquiry<'h> {
-    /// Headers of the untrusted are not read.
+    /// Headers of the untrusted are not read. A requirement that came with the request counts before one
+    /// that was restored with its key.
     fn read(head: &'h Head<'h>, trusted: bool) -> Self {
         if !trusted {
             return Self { head, hop: None, require: Cow::default() };
@@ -65,6 +67,13 @@ impl<'h> Inquiry<'h> {
         let first = required.next().unwrap_or_default();
         let require = required.fold(first, |all, line| format!("{all},{line}").into());
         Self { head, hop: head.values(HOP).next().map(String::from_utf8_lossy), require }
+    }
+
+    fn with(self, restored: Option<&'h str>) -> Self {
+        match restored {
+            Some(restored) if self.require.is_empty() => Self { require: restored.into(), ..self },
+            _ => self,
+        }
     }
 
     fn request<'r>(&'r self, keys: Option<&'r Keys>, untrusted: bool) -> Request<'r> {
@@ -144,6 +153,7 @@ pub struct Exchange {
     gate: Arc<Gate>,
     peer: Arc<Peer>,
     key: Key,
+    propagation: Propagation,
     method: &'static str,
     tried: Tried,
     snapshot: Arc<Snapshot>,
@@ -184,9 +194,16 @@ impl Exchange {
     #[must_use]
     pub fn new(plane: &Arc<Plane>, gate: &Arc<Gate>, head: &Head<'_>, peer: &Arc<Peer>) -> Self {
         count(Event::RequestStarted);
+        let started = Instant::now();
         let snapshot = plane.published.load_full();
-        let (key, refusal) = Key::read(&snapshot, gate, head, peer.trusted);
+        let (mut key, refusal) = Key::read(&snapshot, gate, head, peer.trusted);
         let inquiry = Inquiry::read(head, peer.trusted);
+        let propagation = match peer.trusted {
+            true => Propagation::begin(gate, head, &mut key.keys, &inquiry.require, started),
+            false => Propagation::of_untrusted(head),
+        };
+        let restored = propagation.require();
+        let inquiry = inquiry.with(restored.as_ref().map(|require| &***require));
         let ours = [key.header.as_str(), HOP_HEADER, REQUIRE_HEADER];
         let target = match (&refusal, ours.into_iter().find(|name| head.fields.imitates(name))) {
             (Some(refusal), _) => Err(Answer::from(refusal)),
@@ -199,6 +216,7 @@ impl Exchange {
             gate: gate.clone(),
             peer: peer.clone(),
             key,
+            propagation,
             method: method_label(head.method),
             tried: Tried::default(),
             snapshot,
@@ -210,8 +228,9 @@ impl Exchange {
             last_failure: String::new(),
             failed: None,
             logged: plane.access.is_on().then(|| Box::new(asked())),
-            started: Instant::now(),
+            started,
         };
+        exchange.count_call(head);
         if exchange
             .receipt()
             .is_some_and(|receipt| matches!(receipt.reason, Reason::Unknown | Reason::Expired))
@@ -219,6 +238,16 @@ impl Exchange {
             count(Event::UnknownOverlay);
         }
         exchange
+    }
+
+    /// Counts what became of the key, where an application calls a service of ours.
+    fn count_call(&self, head: &Head<'_>) {
+        if let (Role::Outbound { .. }, Ok(target)) = (&self.gate.listener.role, &self.target)
+            && let Some(receipt) = &target.receipt
+        {
+            let stamped = self.key.keys.is_none() && target.overlay.is_some();
+            self.propagation.count_call(&self.gate, head, &receipt.service, stamped);
+        }
     }
 
     /// The answer that the proxy gives itself, where it does.
@@ -239,6 +268,7 @@ impl Exchange {
             || name.is(&REQUIRE)
             || (name.is(&BAGGAGE) && target.edits.baggage != BaggageEdit::Untouched)
             || (self.key.untrusted && name.is(&ROUTE))
+            || self.propagation.removes(name)
             || (self.forwards() && FORWARDED.iter().any(|forwarded| name.is(forwarded)))
     }
 
@@ -259,8 +289,14 @@ impl Exchange {
             line(out, HOP_HEADER, environment.as_str());
         }
         if edits.require {
-            head.values(REQUIRE).for_each(|value| line(out, REQUIRE_HEADER, value));
+            match self.propagation.require() {
+                Some(restored) if head.values(REQUIRE).next().is_none() => {
+                    line(out, REQUIRE_HEADER, restored.as_bytes());
+                }
+                _ => head.values(REQUIRE).for_each(|value| line(out, REQUIRE_HEADER, value)),
+            }
         }
+        self.propagation.add_lines(out);
         let before = out.len();
         out.extend_from_slice(b"baggage: ");
         match edits.write_baggage(out) {
@@ -455,8 +491,10 @@ impl Exchange {
     }
 
     fn decide(&self, head: &[u8], snapshot: &Snapshot) -> Result<Target, Answer> {
+        let restored = self.propagation.require();
         reread(head, |head| {
-            let inquiry = Inquiry::read(head, self.peer.trusted);
+            let restored = restored.as_ref().map(|require| &***require);
+            let inquiry = Inquiry::read(head, self.peer.trusted).with(restored);
             decide(&self.plane, &self.gate, snapshot, &inquiry, &self.key, &self.tried)
         })
         .unwrap_or_else(|| Err(Answer::plain(500, "proxy_internal_error", "internal", "the proxy failed")))
@@ -577,11 +615,12 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         count(Event::RequestEnded);
+        self.propagation.end(&self.gate);
     }
 }
 
 /// Appends a field line.
-fn line(out: &mut Vec<u8>, name: &str, value: impl AsRef<[u8]>) {
+pub(super) fn line(out: &mut Vec<u8>, name: &str, value: impl AsRef<[u8]>) {
     for part in [name.as_bytes(), b": ", value.as_ref(), b"\r\n"] {
         out.extend_from_slice(part);
     }

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use overlane_config::name::{EnvironmentId, ServiceName};
+use overlane_config::route::Role;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -14,6 +16,7 @@ use tokio::time::timeout;
 use super::conn::{Conn, Tcp};
 use super::serve::{Worker, serve};
 use super::{Gate, ListenerSettings, Plane, deadline, link, listen};
+use crate::correlation::{Correlation, CorrelationSettings};
 use crate::metrics::{Event, MeterDoor, answer_scrapes, count};
 use crate::upstream::Upstream;
 
@@ -52,7 +55,9 @@ impl Bound {
         listeners: &[ListenerSettings],
         workers: usize,
         names: &crate::names::Names,
+        correlation: &CorrelationSettings,
     ) -> io::Result<Self> {
+        let mut sidecars = Sidecars { settings: correlation, known: Vec::new() };
         let mut sockets: Vec<Vec<TcpListener>> = (0..workers).map(|_| Vec::new()).collect();
         let mut gates = Vec::new();
         for settings in listeners {
@@ -65,6 +70,7 @@ impl Bound {
                 listener: settings.listener.clone(),
                 app: settings.app.clone().map(|url| Upstream::new(Arc::new([url]), names, true)),
                 trust: settings.trust.clone(),
+                correlation: sidecars.correlation(&settings.listener.role),
             }));
         }
         Ok(Self { gates, sockets })
@@ -92,6 +98,32 @@ impl Bound {
             workers.doors.push(door);
         }
         Ok(workers)
+    }
+}
+
+/// The sidecars of a process, and what each of them remembers.
+struct Sidecars<'s> {
+    settings: &'s CorrelationSettings,
+    known: Vec<(Sidecar, Arc<Correlation>)>,
+}
+
+/// The service and the environment that a sidecar stands for.
+type Sidecar = (Option<ServiceName>, Option<EnvironmentId>);
+
+impl Sidecars<'_> {
+    /// The memory of the sidecar that a listener of this role is part of. A gateway is part of none.
+    fn correlation(&mut self, role: &Role) -> Arc<Correlation> {
+        let sidecar = match role {
+            Role::Gateway => return Arc::new(Correlation::new(self.settings.clone().without_memory())),
+            Role::Inbound { service, environment } => (Some(service.clone()), environment.clone()),
+            Role::Outbound { service, environment } => (service.clone(), environment.clone()),
+        };
+        if let Some((_, known)) = self.known.iter().find(|(known, _)| *known == sidecar) {
+            return known.clone();
+        }
+        let new = Arc::new(Correlation::new(self.settings.clone()));
+        self.known.push((sidecar, new.clone()));
+        new
     }
 }
 

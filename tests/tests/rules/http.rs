@@ -8,6 +8,8 @@ mod bodies;
 mod connections;
 /// `Expect: 100-continue` and interim responses.
 mod continued;
+/// The key where applications drop it.
+mod correlation;
 /// What is counted.
 mod counted;
 /// Deadlines.

@@ -329,7 +329,7 @@ fn outbound_routes_by_authority_and_passes_the_rest_through_without_our_headers(
     });
     let environment = Some("alice".parse().unwrap());
     let (_running, addresses) = start(
-        vec![at(Role::Outbound { environment }, None, Trust::Any)],
+        vec![at(Role::Outbound { service: None, environment }, None, Trust::Any)],
         Limits::default(),
         vec![baseline(base.address)],
     );

@@ -279,7 +279,7 @@ fn a_fresh_connection_is_never_retried() {
 fn what_passes_through_to_a_host_shares_a_connection_like_what_goes_to_a_service() {
     let request = "GET http://localhost:{port}/a HTTP/1.1\r\nHost: x\r\n\r\n";
     let asked = |script: Script| script.send(request).arrives("GET /a").reply(OK).answered("200 ok");
-    let outbound = Script::at(Role::Outbound { environment: None }, Trust::Any);
+    let outbound = Script::at(Role::Outbound { service: None, environment: None }, Trust::Any);
     holds(asked(asked(asked(outbound)).client(1)).upstream_connections(1));
 }
 

@@ -179,7 +179,7 @@ fn from_the_untrusted_nothing_of_ours_travels() {
 fn outbound_stamps_and_inbound_delivers() {
     let environment = Some("alice".parse().unwrap());
     holds(
-        Script::at(Role::Outbound { environment: environment.clone() }, Trust::Any)
+        Script::at(Role::Outbound { service: None, environment: environment.clone() }, Trust::Any)
             .send("GET http://web/a HTTP/1.1\r\nHost: ignored\r\n\r\n")
             .arrives("GET /a")
             .has("host: web")
@@ -206,7 +206,7 @@ fn what_is_no_service_passes_through_outbound_without_anything_of_ours() {
     let environment = Some("alice".parse().unwrap());
     holds(
         // By this name it is nobody's service, though the address behind it is the upstream's.
-        Script::at(Role::Outbound { environment }, Trust::Any)
+        Script::at(Role::Outbound { service: None, environment }, Trust::Any)
             .send("POST http://localhost:{port}/a HTTP/1.1\r\nHost: x\r\nx-overlay-id: bob\r\nx-overlay-require: *\r\nbaggage: a=1,overlay-id=bob\r\nContent-Length: 3\r\n\r\nabc")
             .arrives("POST /a abc")
             .has("host: localhost:{port}")

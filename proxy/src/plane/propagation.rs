@@ -1,0 +1,273 @@
+//! The key between a request's arrival and the calls that it causes: remembered, restored, counted.
+//!
+//! Inbound remembers the key under the request's trace; outbound restores it where a call came without
+//! one. Where a keyed request has no trace yet, it is given one, which applications forward.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use arrayvec::ArrayString;
+use overlane_config::carrier::Keys;
+use overlane_config::carrier::trace::{REQUEST_ID, TraceId};
+use overlane_config::name::ServiceName;
+use overlane_config::route::Role;
+
+use super::Gate;
+use super::exchange::line;
+use crate::calls::{Call, Language, Outcome};
+use crate::correlation::{Found, Id, Trace};
+use crate::h1::Name;
+use crate::h1::request::Head;
+use crate::metrics::count_call;
+
+const TRACEPARENT: Name<'_> = Name::of("traceparent");
+const TRACESTATE: Name<'_> = Name::of("tracestate");
+const X_REQUEST_ID: Name<'_> = Name::of(REQUEST_ID);
+const USER_AGENT: Name<'_> = Name::of("user-agent");
+
+/// `00-<trace>-<span>-01` (W3C Trace Context).
+type Traceparent = ArrayString<55>;
+/// 32 hexadecimal digits.
+type RequestId = ArrayString<32>;
+
+/// What is done to the headers that name a request's trace.
+#[derive(Debug, Default)]
+struct TraceEdit {
+    /// The trace that begins here.
+    parent: Option<Traceparent>,
+    /// The id that it gets here.
+    request: Option<RequestId>,
+    /// Whether all that its sender said of traces stays behind.
+    replaces: bool,
+}
+
+/// What a request's key has to do with its trace.
+#[derive(Debug, Default)]
+pub struct Propagation {
+    /// What is remembered under its trace and its request id; kept, since what is in use is not forgotten.
+    known: [Option<Arc<Trace>>; 2],
+    edit: TraceEdit,
+    /// Whether the key came from what was remembered.
+    restored: bool,
+    /// What became of the key on the way to here, where an application makes a call and that is known.
+    outcome: Option<Outcome>,
+    /// Whether it counts as a request with a key that is served here.
+    serving: bool,
+}
+
+/// Under what a request is remembered: its trace, its request id.
+type Ids = [Option<Id>; 2];
+
+fn ids(gate: &Gate, head: &Head<'_>) -> Ids {
+    let trace = TraceId::read(head.fields.tracing());
+    let request = head.values(X_REQUEST_ID).next();
+    [
+        trace.and_then(|trace| gate.correlation.of_trace(trace)),
+        request.and_then(|id| gate.correlation.of_request(id)),
+    ]
+}
+
+impl Propagation {
+    /// What is to be done for a request whose key was read; sets `keys` where it is none and that of its
+    /// trace is known. `require` is the requirement that came along.
+    #[must_use]
+    pub fn begin(gate: &Gate, head: &Head<'_>, keys: &mut Option<Keys>, require: &str, now: Instant) -> Self {
+        let mut begun = Self::default();
+        if !gate.correlation.is_off() {
+            match gate.listener.role {
+                Role::Gateway if keys.is_some() => begun.trace(gate, head, ids(gate, head)),
+                Role::Gateway => {}
+                Role::Inbound { .. } => begun.arrive(gate, head, keys, require, now),
+                Role::Outbound { .. } => begun.call(gate, head, keys, now),
+            }
+        }
+        begun
+    }
+
+    /// A request whose sender is not trusted, and may not name anybody's trace.
+    #[must_use]
+    pub fn of_untrusted(head: &Head<'_>) -> Self {
+        let names_trace = |(name, _): (&str, _)| !Name::of(name).is(&X_REQUEST_ID);
+        let parent = head.fields.tracing().any(names_trace).then(begin_trace);
+        let request = head.values(X_REQUEST_ID).next().is_some().then(request_id);
+        Self { edit: TraceEdit { parent, request, replaces: true }, ..Self::default() }
+    }
+
+    /// A request for the application behind this sidecar.
+    fn arrive(&mut self, gate: &Gate, head: &Head<'_>, keys: &mut Option<Keys>, require: &str, now: Instant) {
+        let mut ids = ids(gate, head);
+        match &*keys {
+            Some(keys) => {
+                self.trace(gate, head, ids);
+                let [trace, request] = &mut ids;
+                *trace = trace.or_else(|| self.edit.trace(gate));
+                *request = request.or_else(|| self.edit.request(gate));
+                self.remember(gate, ids, keys, require, now);
+            }
+            None => {
+                *keys = self.find(gate, ids, now);
+                self.restored = keys.is_some();
+            }
+        }
+        self.serving = keys.is_some();
+        if self.serving {
+            gate.correlation.serving_begins();
+        }
+    }
+
+    /// A call of the application beside this sidecar.
+    fn call(&mut self, gate: &Gate, head: &Head<'_>, keys: &mut Option<Keys>, now: Instant) {
+        let found = self.find(gate, ids(gate, head), now);
+        let contradicts = self.outcome == Some(Outcome::Contradicting);
+        match (&*keys, found) {
+            (Some(own), Some(known)) if *own != known => self.outcome = Some(Outcome::Contradicting),
+            (Some(_), _) if !contradicts => self.outcome = Some(Outcome::Kept),
+            (None, Some(known)) => {
+                *keys = Some(known);
+                self.restored = true;
+                self.outcome = Some(Outcome::Restored);
+            }
+            _ => {}
+        }
+    }
+
+    fn remember(&mut self, gate: &Gate, ids: Ids, keys: &Keys, require: &str, now: Instant) {
+        for (id, known) in ids.into_iter().zip(&mut self.known) {
+            if let Some(Found::Known(trace)) = id.map(|id| gate.correlation.remember(id, keys, require, now))
+            {
+                *known = Some(trace);
+            }
+        }
+    }
+
+    /// The key of the first id that is known; none where two keys came under one.
+    fn find(&mut self, gate: &Gate, ids: Ids, now: Instant) -> Option<Keys> {
+        for (id, known) in ids.into_iter().zip(&mut self.known) {
+            match id.map(|id| gate.correlation.find(id, now)) {
+                None | Some(Found::Unknown) => {}
+                Some(Found::Conflicted) => {
+                    self.outcome = Some(Outcome::Contradicting);
+                    return None;
+                }
+                Some(Found::Known(trace)) => return Some(known.insert(trace).keys().clone()),
+            }
+        }
+        None
+    }
+
+    /// Gives a request with a key a trace where it has none, and a request id where that is asked for.
+    fn trace(&mut self, gate: &Gate, head: &Head<'_>, [trace, request]: Ids) {
+        let correlation = &gate.correlation;
+        if trace.is_none() && correlation.traces() && TraceId::read(head.fields.tracing()).is_none() {
+            self.edit.parent = Some(begin_trace());
+        }
+        if request.is_none() && correlation.request_ids() {
+            self.edit.request = Some(request_id());
+        }
+    }
+
+    /// The requirement that was restored with the key.
+    #[must_use]
+    pub fn require(&self) -> Option<Arc<Box<str>>> {
+        if !self.restored {
+            return None;
+        }
+        self.known.iter().flatten().find_map(|trace| trace.require())
+    }
+
+    /// Whether the key was restored.
+    #[must_use]
+    pub fn restored(&self) -> bool {
+        self.restored
+    }
+
+    /// Whether a field of the request's head stays behind.
+    #[must_use]
+    pub fn removes(&self, name: Name<'_>) -> bool {
+        name.is_tracing() && self.edit.removes(name)
+    }
+
+    /// Appends the field lines that name the request's trace, where it got one here.
+    pub fn add_lines(&self, out: &mut Vec<u8>) {
+        if let Some(parent) = &self.edit.parent {
+            line(out, "traceparent", parent.as_bytes());
+        }
+        if let Some(id) = &self.edit.request {
+            line(out, REQUEST_ID, id.as_bytes());
+        }
+    }
+
+    /// Counts the call of an application to the service `peer`; `stamped` where it got the key of its own
+    /// environment.
+    pub fn count_call(&self, gate: &Gate, head: &Head<'_>, peer: &ServiceName, stamped: bool) {
+        let outcome = match self.outcome {
+            Some(outcome) => outcome,
+            None if stamped => Outcome::Stamped,
+            None if gate.correlation.is_serving() => Outcome::Lost,
+            None => return,
+        };
+        let lost = matches!(outcome, Outcome::Lost | Outcome::Contradicting);
+        let language =
+            if lost { Language::of_agent(head.values(USER_AGENT).next()) } else { Language::Unknown };
+        let service = match &gate.listener.role {
+            Role::Outbound { service, .. } => service.clone(),
+            _ => None,
+        };
+        count_call(Call { service, peer: peer.clone(), outcome, language });
+    }
+
+    /// The request is over.
+    pub fn end(&self, gate: &Gate) {
+        if self.serving {
+            gate.correlation.serving_ends();
+        }
+    }
+}
+
+impl TraceEdit {
+    fn removes(&self, name: Name<'_>) -> bool {
+        if self.replaces {
+            return true;
+        }
+        // A trace that begins here has no state yet, and whatever stood in its place was no trace.
+        match self.parent {
+            Some(_) if name.is(&TRACEPARENT) || name.is(&TRACESTATE) => true,
+            _ => self.request.is_some() && name.is(&X_REQUEST_ID),
+        }
+    }
+
+    fn trace(&self, gate: &Gate) -> Option<Id> {
+        let parent = self.parent.as_ref()?;
+        gate.correlation.of_trace(TraceId::read([("traceparent", parent.as_bytes())])?)
+    }
+
+    fn request(&self, gate: &Gate) -> Option<Id> {
+        gate.correlation.of_request(self.request.as_ref()?.as_bytes())
+    }
+}
+
+/// A trace that begins here, sampled: what tests with a key did is worth seeing.
+fn begin_trace() -> Traceparent {
+    let mut text = Traceparent::new();
+    text.push_str("00-");
+    push_hex(&mut text, fastrand::u64(1..));
+    push_hex(&mut text, fastrand::u64(1..));
+    text.push('-');
+    push_hex(&mut text, fastrand::u64(1..));
+    text.push_str("-01");
+    text
+}
+
+fn request_id() -> RequestId {
+    let mut text = RequestId::new();
+    push_hex(&mut text, fastrand::u64(..));
+    push_hex(&mut text, fastrand::u64(..));
+    text
+}
+
+/// 16 digits; there is room for them.
+fn push_hex<const N: usize>(text: &mut ArrayString<N>, number: u64) {
+    for digit in (0..16).rev().map(|digit| (number >> (digit * 4)) & 0xf) {
+        text.push(char::from(b"0123456789abcdef"[digit as usize]));
+    }
+}
