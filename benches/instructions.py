@@ -3,11 +3,14 @@
 
     cargo build --profile dist -p overlane
     python3 benches/instructions.py target/dist/overlane [--overlays N,…] [--case known|unknown|none] [--engine auto|pingora]
+                                    [--role gateway|inbound|outbound] [--restore trace|nothing]
                                     [--most N] [--spread PERCENT] [--profile]
 
 One worker of the gateway, everything on but the access log: key read, decision, propagation, X-Forwarded-*, receipt,
 metrics, deadlines, pools. 32 keep-alive connections each have one request under way, as in benches/compare. Only what
-happens between two moments of the steady state is counted, and divided by the requests. Exits with 1 where a count is
+happens between two moments of the steady state is counted, and divided by the requests. With `--role inbound` each request
+has a key and a trace of its own, which are remembered; with `--role outbound` it has a trace and gets its key from
+there, or brings its key along where `--restore nothing` says that traces do not count. Exits with 1 where a count is
 over `--most`, or where counts differ by more than `--spread` per cent.
 """
 
@@ -69,15 +72,41 @@ class Proxy:
 
     def __init__(self, options, folder, count):
         self.folder, port, admin = folder, free_port(), free_port()
+        backend = upstream()
+        (folder / "settings.yaml").write_text(f"correlation: {{by: [{options.restore.replace('nothing', '')}]}}\n")
+        listeners = ["--gateway", f"127.0.0.1:{port}"]
+        if options.role != "gateway":
+            arrivals = port if options.role == "inbound" else free_port()
+            listeners = ["--inbound", f"127.0.0.1:{arrivals}", "--app", f"http://127.0.0.1:{backend}", "--service", "web"]
+            listeners += ["--outbound", f"127.0.0.1:{port}"] if options.role == "outbound" else []
         command = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={folder}/counts",
-                   options.binary, "run", "--store", str(store(folder, count, upstream())), "--workers", "1",
-                   "--engine", options.engine, "--gateway", f"127.0.0.1:{port}", "--admin", f"127.0.0.1:{admin}"]
+                   options.binary, "run", "--config", str(folder / "settings.yaml"),
+                   "--store", str(store(folder, count, backend)), "--workers", "1",
+                   "--engine", options.engine, *listeners, "--admin", f"127.0.0.1:{admin}"]
         self.log = open(folder / "log", "wb")
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
-        self.connections = [self.connect(port) for _ in range(CONNECTIONS)]
         key = {"known": f"x-overlay-id: overlay-{count - 1}\r\n", "unknown": "x-overlay-id: nobody\r\n", "none": ""}
-        self.request = ("GET / HTTP/1.1\r\nHost: 127.0.0.1:8080\r\nUser-Agent: counting\r\nAccept: */*\r\n"
-                        f"{key[options.case]}\r\n").encode()
+        self.key, self.traces = key[options.case], 0
+        self.role, self.restore = options.role, options.restore
+        self.connections = [self.connect(arrivals if options.role == "outbound" else port) for _ in range(CONNECTIONS)]
+        if options.role == "outbound":
+            # What its calls belong to: remembered, and not counted.
+            self.role = "inbound"
+            self.ask(1)
+            for connection in self.connections:
+                connection.close()
+            self.role = "outbound"
+            self.connections = [self.connect(port) for _ in range(CONNECTIONS)]
+
+    def request(self, number):
+        """The next request on the connection with this number."""
+        key, trace = self.key, ""
+        if self.role != "gateway":
+            self.traces += self.role == "inbound"
+            # The application's calls on one connection are all of the trace that arrived there.
+            trace = f"traceparent: 00-{self.traces if self.role == 'inbound' else number + 1:032x}-b7ad6b7169203331-01\r\n"
+            key = "" if self.role == "outbound" and self.restore == "trace" else key
+        return ("GET / HTTP/1.1\r\nHost: web\r\nUser-Agent: counting\r\nAccept: */*\r\n" f"{trace}{key}\r\n").encode()
 
     def connect(self, port):
         for _ in range(1200):
@@ -93,8 +122,8 @@ class Proxy:
 
     def ask(self, rounds):
         for _ in range(rounds):
-            for connection in self.connections:
-                connection.sendall(self.request)
+            for number, connection in enumerate(self.connections):
+                connection.sendall(self.request(number))
             for connection in self.connections:
                 read = b""
                 while not read.endswith(b"\r\n\r\noverlay\n"):
@@ -148,6 +177,8 @@ def main():
     parser.add_argument("--overlays", type=lambda text: [int(each) for each in text.split(",")], default=[10_000])
     parser.add_argument("--case", choices=["known", "unknown", "none"], default="known")
     parser.add_argument("--engine", choices=["auto", "pingora"], default="auto")
+    parser.add_argument("--role", choices=["gateway", "inbound", "outbound"], default="gateway")
+    parser.add_argument("--restore", choices=["trace", "nothing"], default="trace")
     parser.add_argument("--most", type=int, help="the budget: instructions per request")
     parser.add_argument("--spread", type=float, help="by how many per cent the counts may differ")
     parser.add_argument("--profile", action="store_true", help="show the functions that they are spent in")
@@ -161,7 +192,7 @@ def main():
             finally:
                 proxy.stop()
             counts.append(count)
-            print(f"{overlays:>9,} overlays, {options.case} key, engine {options.engine}: {count:,.0f} instructions per request")
+            print(f"{overlays:>9,} overlays, {options.case} key, {options.role}, engine {options.engine}: {count:,.0f} instructions per request")
             if options.profile:
                 subprocess.run(["callgrind_annotate", "--auto=no", str(profile)], check=True)
     if options.most and max(counts) > options.most:

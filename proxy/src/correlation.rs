@@ -9,10 +9,10 @@
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use arc_swap::{ArcSwapOption, Guard};
+use arc_swap::ArcSwapOption;
 use foldhash::quality::RandomState;
 use overlane_config::carrier::Keys;
 use overlane_config::carrier::trace::TraceId;
@@ -52,7 +52,7 @@ impl CorrelationSettings {
 }
 
 /// What a trace is remembered under. Ids come from the network: where they end up is told by a hash
-/// with a secret.
+/// with a secret. Never 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Id(u64);
 
@@ -65,18 +65,15 @@ pub struct Trace {
     require: ArcSwapOption<Box<str>>,
     /// Whether another key came under the same id.
     conflicted: AtomicBool,
-    /// When it was last used, in milliseconds since the start.
-    used: AtomicU32,
 }
 
 impl Trace {
-    fn new(id: Id, keys: &Keys, require: &str, now: u32) -> Self {
+    fn new(id: Id, keys: &Keys, require: &str) -> Self {
         let trace = Self {
             id,
             keys: keys.clone(),
             require: ArcSwapOption::empty(),
             conflicted: AtomicBool::new(false),
-            used: AtomicU32::new(now),
         };
         trace.demand(require);
         trace
@@ -95,17 +92,25 @@ impl Trace {
     }
 
     fn demand(&self, require: &str) {
+        if require.is_empty() {
+            return;
+        }
         let known = self.require.load();
-        if !require.is_empty() && known.as_ref().is_none_or(|known| ***known != *require) {
+        if known.as_ref().is_none_or(|known| ***known != *require) {
             self.require.store(Some(Arc::new(require.into())));
         }
     }
 
-    fn found(self: &Arc<Self>, now: u32) -> Found {
-        self.used.store(now, Ordering::Relaxed);
+    fn found(self: Arc<Self>) -> Found {
         match self.conflicted.load(Ordering::Relaxed) {
             true => Found::Conflicted,
-            false => Found::Known(self.clone()),
+            false => Found::Known(self),
+        }
+    }
+
+    fn conflict(&self) {
+        if !self.conflicted.swap(true, Ordering::Relaxed) {
+            count(Event::TraceConflict);
         }
     }
 }
@@ -121,14 +126,16 @@ pub enum Found {
     Conflicted,
 }
 
-/// A place for a trace.
-type Slot = ArcSwapOption<Trace>;
-
-/// What a slot holds.
-type Held = Guard<Option<Arc<Trace>>>;
-
+/// The traces that share a hash. Ids and times are kept beside the pointers: most are not followed.
 #[derive(Debug, Default)]
-struct Set([Slot; WAYS]);
+#[repr(align(64))]
+struct Set {
+    /// The id of what each slot holds; 0 where there is nothing. Written after the slot.
+    ids: [AtomicU64; WAYS],
+    /// When it was last used, in milliseconds since the start.
+    used: [AtomicU32; WAYS],
+    slots: [ArcSwapOption<Trace>; WAYS],
+}
 
 /// A count that each worker keeps in a cell of its own, on a cache line of its own.
 #[derive(Debug, Default)]
@@ -139,6 +146,8 @@ struct Cell(AtomicIsize);
 #[derive(Debug)]
 pub struct Correlation {
     settings: CorrelationSettings,
+    /// In milliseconds.
+    ttl: u32,
     started: Instant,
     hasher: RandomState,
     sets: Box<[Set]>,
@@ -151,6 +160,7 @@ impl Correlation {
     pub fn new(settings: CorrelationSettings) -> Self {
         let sets = settings.traces.div_ceil(WAYS).next_power_of_two();
         Self {
+            ttl: u32::try_from(settings.ttl.as_millis()).unwrap_or(u32::MAX),
             settings,
             started: Instant::now(),
             hasher: RandomState::default(),
@@ -189,38 +199,48 @@ impl Correlation {
         if !self.settings.by_request_id || id.is_empty() {
             return None;
         }
-        Some(Id(self.hasher.hash_one(id)))
+        Some(Id(self.hasher.hash_one(id).max(1)))
     }
 
     /// Remembers that the key belongs to the trace.
     pub fn remember(&self, id: Id, keys: &Keys, require: &str, now: Instant) -> Found {
         let (set, now) = (self.set(id), self.millis(now));
         let mut made: Option<Arc<Trace>> = None;
-        // Whoever fails to exchange a slot sees that somebody else did: all of them go on.
+        // Who finds a slot changed sees that somebody else got on.
         loop {
             if let Some(known) = self.known(set, id, now) {
-                return Self::meet(&known, keys, require, now);
+                if known.keys != *keys {
+                    known.conflict();
+                }
+                known.demand(require);
+                return known.found();
             }
-            let new = made.get_or_insert_with(|| Arc::new(Trace::new(id, keys, require, now)));
-            let (slot, before) = self.room(set, now);
-            let found = slot.compare_and_swap(&before, Some(new.clone()));
-            if !same(&found, &before) {
+            let new = made.get_or_insert_with(|| Arc::new(Trace::new(id, keys, require)));
+            let (at, before) = self.room(set, now);
+            // Shown since it was looked for.
+            let is_it = |before: &Arc<Trace>| before.id == id && !self.is_over(set, at, before, now);
+            if before.as_ref().is_some_and(is_it) && set.places(id).next().is_some() {
                 continue;
             }
-            if before.as_ref().is_some_and(|before| !self.is_over(before, now)) {
+            let found = set.slots[at].compare_and_swap(&before, Some(new.clone()));
+            if found.as_ref().map(Arc::as_ptr) != before.as_ref().map(Arc::as_ptr) {
+                continue;
+            }
+            if before.is_some_and(|before| !self.is_over(set, at, &before, now)) {
                 count(Event::TraceEvicted);
             }
-            return self.settle(set, new);
+            set.show(at, new, now);
+            set.settle(new);
+            return new.clone().found();
         }
     }
 
     /// What is known of the trace; being asked for is a use.
     #[must_use]
     pub fn find(&self, id: Id, now: Instant) -> Found {
-        let now = self.millis(now);
-        match self.known(self.set(id), id, now) {
+        match self.known(self.set(id), id, self.millis(now)) {
             None => Found::Unknown,
-            Some(known) => known.found(now),
+            Some(known) => known.found(),
         }
     }
 
@@ -228,8 +248,11 @@ impl Correlation {
     #[must_use]
     pub fn len(&self, now: Instant) -> usize {
         let now = self.millis(now);
-        let live = |slot: &&Slot| slot.load().as_ref().is_some_and(|trace| !self.is_over(trace, now));
-        self.sets.iter().flat_map(|set| &set.0).filter(live).count()
+        let live = |set: &Set, at: usize| {
+            let held = set.slots[at].load();
+            held.as_ref().is_some_and(|trace| !self.is_over(set, at, trace, now))
+        };
+        self.sets.iter().map(|set| (0..WAYS).filter(|at| live(set, *at)).count()).sum()
     }
 
     /// Notes that a request with a key is being served here.
@@ -266,82 +289,98 @@ impl Correlation {
         now.saturating_duration_since(self.started).as_millis() as u32
     }
 
-    /// Whether a trace was not used for so long that it is forgotten. What is being served is in use.
-    fn is_over(&self, trace: &Arc<Trace>, now: u32) -> bool {
-        let age = u128::from(now.wrapping_sub(trace.used.load(Ordering::Relaxed)));
-        age > self.settings.ttl.as_millis() && Arc::strong_count(trace) == 1
+    /// Whether the trace in a slot was not used for so long that it is forgotten. What is being served is
+    /// in use.
+    fn is_over(&self, set: &Set, at: usize, trace: &Arc<Trace>, now: u32) -> bool {
+        set.age(at, now) > self.ttl && Arc::strong_count(trace) == 1
     }
 
     fn known(&self, set: &Set, id: Id, now: u32) -> Option<Arc<Trace>> {
-        set.0.iter().find_map(|slot| {
-            let trace = slot.load();
-            let trace = trace.as_ref().filter(|trace| trace.id == id)?;
-            (!self.is_over(trace, now)).then(|| trace.clone())
-        })
-    }
-
-    /// The same trace again.
-    fn meet(known: &Arc<Trace>, keys: &Keys, require: &str, now: u32) -> Found {
-        if known.keys != *keys && !known.conflicted.swap(true, Ordering::Relaxed) {
-            count(Event::TraceConflict);
-        }
-        known.demand(require);
-        known.found(now)
-    }
-
-    /// Where a new trace goes, and what is there: a free slot, else that of the trace which is over or
-    /// longest unused. What is being served stays, where anything else can go.
-    fn room<'s>(&self, set: &'s Set, now: u32) -> (&'s Slot, Held) {
-        let [first, others @ ..] = &set.0;
-        let held = first.load();
-        let mut best = (self.worth(&held, now), first, held);
-        for slot in others {
-            let held = slot.load();
-            let worth = self.worth(&held, now);
-            if worth < best.0 {
-                best = (worth, slot, held);
+        for at in set.places(id) {
+            let held = set.slots[at].load();
+            if let Some(trace) = held.as_ref().filter(|trace| trace.id == id)
+                && !self.is_over(set, at, trace, now)
+            {
+                set.used[at].store(now, Ordering::Relaxed);
+                return Some(trace.clone());
             }
         }
-        (best.1, best.2)
+        None
     }
 
-    /// How much would be lost with what a slot holds.
-    fn worth(&self, held: &Held, now: u32) -> u64 {
-        match held.as_ref() {
-            None => 0,
-            Some(trace) if self.is_over(trace, now) => 1,
-            Some(trace) => {
-                let age = now.wrapping_sub(trace.used.load(Ordering::Relaxed));
+    /// Where a new trace goes, and what is there: a free slot, else that of the longest unused. What is
+    /// being served stays, and what another worker is putting there, where anything else can go.
+    fn room(&self, set: &Set, now: u32) -> (usize, Option<Arc<Trace>>) {
+        let mut left_out = [false; WAYS];
+        loop {
+            let (at, shown) = set.oldest(now, &left_out);
+            let held = set.slots[at].load();
+            let stays = match held.as_ref() {
+                None => shown != 0,
                 // The guard that it is looked at through is no holder.
-                let in_use = u64::from(Arc::strong_count(trace) > 1);
-                2 + (in_use << 32) + u64::from(u32::MAX - age)
-            }
-        }
-    }
-
-    /// Two workers may remember one trace at once, in two slots. Whoever comes later sees both. One key
-    /// in two slots is found in the first of them; two keys are a conflict.
-    fn settle(&self, set: &Set, new: &Arc<Trace>) -> Found {
-        for slot in &set.0 {
-            let other = slot.load();
-            let Some(other) = other.as_ref().filter(|other| other.id == new.id) else {
-                continue;
+                Some(trace) => trace.id.0 != shown || Arc::strong_count(trace) > 1,
             };
-            if Arc::ptr_eq(other, new) {
-                continue;
+            if !stays || left_out[at] {
+                return (at, held.clone());
             }
-            if other.keys != new.keys {
-                other.conflicted.store(true, Ordering::Relaxed);
-                new.conflicted.store(true, Ordering::Relaxed);
-                count(Event::TraceConflict);
-            }
+            left_out[at] = true;
         }
-        new.found(new.used.load(Ordering::Relaxed))
     }
 }
 
-fn same(a: &Held, b: &Held) -> bool {
-    a.as_ref().map(Arc::as_ptr) == b.as_ref().map(Arc::as_ptr)
+impl Set {
+    /// The slots that seem to hold the trace: one, unless it was remembered twice at once.
+    fn places(&self, id: Id) -> impl Iterator<Item = usize> {
+        (0..WAYS).filter(move |at| self.ids[*at].load(Ordering::SeqCst) == id.0)
+    }
+
+    /// The free or longest unused of the slots that are not left out, of all where all are; and the id
+    /// that is shown there.
+    fn oldest(&self, now: u32, left_out: &[bool; WAYS]) -> (usize, u64) {
+        let mut oldest = (0, 0, 0);
+        for (at, left_out) in left_out.iter().enumerate() {
+            let shown = self.ids[at].load(Ordering::SeqCst);
+            let age = if shown == 0 { u32::MAX } else { self.age(at, now) };
+            // One more, so that the first of all is better than none.
+            let rank = (u64::from(!left_out) << 33) + u64::from(age) + 1;
+            if rank > oldest.0 {
+                oldest = (rank, at, shown);
+            }
+        }
+        (oldest.1, oldest.2)
+    }
+
+    fn age(&self, at: usize, now: u32) -> u32 {
+        let used = self.used[at].load(Ordering::Relaxed);
+        // Another worker's clock may have been read a little later than this one's.
+        u32::try_from((now.wrapping_sub(used) as i32).max(0)).unwrap_or(0)
+    }
+
+    /// Makes what was just put into a slot found, unless it is gone already.
+    fn show(&self, at: usize, new: &Arc<Trace>, now: u32) {
+        self.used[at].store(now, Ordering::Relaxed);
+        let id = &self.ids[at];
+        loop {
+            let shown = id.load(Ordering::SeqCst);
+            let held = self.slots[at].load();
+            let mine = held.as_ref().is_some_and(|held| Arc::ptr_eq(held, new));
+            if !mine || id.compare_exchange(shown, new.id.0, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+                return;
+            }
+        }
+    }
+
+    /// Two workers may remember one trace at once, in two slots; whoever comes later sees both. One key
+    /// in two slots is found in the first of them; two keys are a conflict.
+    fn settle(&self, new: &Arc<Trace>) {
+        for at in self.places(new.id) {
+            let other = self.slots[at].load();
+            if let Some(other) = other.as_ref().filter(|other| other.id == new.id && other.keys != new.keys) {
+                other.conflict();
+                new.conflict();
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -383,12 +422,12 @@ mod tests {
     fn what_is_being_served_is_not_forgotten() {
         let correlation = sized(WAYS);
         let start = Instant::now();
-        let held = correlation.remember(Id(0), &key("alice"), "", start);
-        for id in 1..100 {
+        let held = correlation.remember(Id(1), &key("alice"), "", start);
+        for id in 2..100 {
             drop(correlation.remember(Id(id), &key("bob"), "", start + Duration::from_millis(id)));
         }
         let much_later = start + CorrelationSettings::default().ttl * 10;
-        assert_eq!(restored(&correlation, 0, much_later).as_deref(), Some("alice"));
+        assert_eq!(restored(&correlation, 1, much_later).as_deref(), Some("alice"));
         drop(held);
     }
 
@@ -418,18 +457,18 @@ mod tests {
     fn beyond_its_bound_the_longest_unused_goes_and_nothing_is_wrong() {
         let correlation = sized(1024);
         let start = Instant::now();
-        for id in 0..10_240_u64 {
+        for id in 1..=10_240_u64 {
             let now = start + Duration::from_millis(id / 16);
             drop(correlation.remember(Id(id), &key(&format!("o{}", id % 1000)), "", now));
         }
         let end = start + Duration::from_secs(1);
         assert!(correlation.len(end) <= 1024);
-        for id in 0..10_240 {
+        for id in 1..=10_240 {
             if let Some(key) = restored(&correlation, id, end) {
                 assert_eq!(key, format!("o{}", id % 1000));
             }
         }
-        assert!(restored(&correlation, 10_239, end).is_some(), "the newest is there");
+        assert!(restored(&correlation, 10_240, end).is_some(), "the newest is there");
     }
 
     #[test]
@@ -439,7 +478,7 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    for id in 0..5_000_u64 {
+                    for id in 1..=5_000_u64 {
                         let key = key(&format!("o{id}"));
                         drop(correlation.remember(Id(id), &key, "", now));
                         assert_eq!(restored(&correlation, id, now).as_deref(), Some(key.as_str()));
@@ -467,7 +506,7 @@ mod tests {
     proptest! {
         /// With room for all, it is a map in which a second key spoils the first.
         #[test]
-        fn with_room_for_all_it_is_a_map(steps in prop::collection::vec((0u64..40, 0usize..3, any::<bool>()), 0..200)) {
+        fn with_room_for_all_it_is_a_map(steps in prop::collection::vec((1u64..40, 0usize..3, any::<bool>()), 0..200)) {
             let correlation = sized(1 << 12);
             let now = Instant::now();
             let mut model: HashMap<u64, Option<usize>> = HashMap::new();

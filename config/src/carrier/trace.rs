@@ -57,15 +57,16 @@ impl TraceId {
 
     /// The trace that the value of a header of [`HEADERS`] names.
     fn of(header: usize, value: &[u8]) -> Option<Self> {
-        let value = std::str::from_utf8(value).ok()?.trim_ascii();
+        let value = value.trim_ascii();
+        let first = |ends: &[u8]| value.split(|byte| ends.contains(byte)).next().unwrap_or_default();
         match HEADERS[header] {
             "traceparent" => w3c(value),
-            "b3" => hex(value.split('-').next()?, &[16, 32]),
-            "x-b3-traceid" => hex(value, &[16, 32]),
+            "b3" => b3(first(b"-")),
+            "x-b3-traceid" => b3(value),
             "uber-trace-id" => jaeger(value),
             "x-datadog-trace-id" => decimal(value),
             "x-amzn-trace-id" => xray(value),
-            _ => hex(value.split(['/', ';']).next()?, &[32]),
+            _ => wide(first(b"/;").try_into().ok()?),
         }
     }
 
@@ -82,61 +83,109 @@ impl TraceId {
     }
 }
 
-/// Of 128 bits the low half, unless that is empty: then whoever made it fills from the left.
-fn low(id: u128) -> Option<TraceId> {
-    let half = |id: u128| TraceId::new(u64::try_from(id & u128::from(u64::MAX)).unwrap_or(0));
-    half(id).or_else(|| half(id >> 64))
+/// At most 16 hexadecimal digits, in either case.
+fn number(digits: &[u8]) -> Option<u64> {
+    let mut all = [b'0'; 16];
+    all[16_usize.checked_sub(digits.len())?..].copy_from_slice(digits);
+    sixteen(&all)
 }
 
-/// Exactly so many hexadecimal digits, in either case.
-fn hex(digits: &str, lengths: &[usize]) -> Option<TraceId> {
-    let all = lengths.contains(&digits.len()) && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
-    all.then(|| u128::from_str_radix(digits, 16).ok()).flatten().and_then(low)
-}
-
-/// `00-<32 hex>-<16 hex>-<2 hex>`, in lower case; later versions may have more after another dash.
-fn w3c(value: &str) -> Option<TraceId> {
-    let bytes = value.as_bytes();
-    let dashes = bytes.len() >= 55 && [2, 35, 52].into_iter().all(|at| bytes[at] == b'-');
-    if !dashes || !value.is_ascii() || bytes[..55].iter().any(u8::is_ascii_uppercase) {
+/// Eight hexadecimal digits at once, in either case. Each byte's low half is its digit, 9 too little for a
+/// letter; what these digits are written as is then compared with what was read.
+fn eight(digits: [u8; 8]) -> Option<u64> {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    let read = u64::from_be_bytes(digits);
+    let letters = (read >> 6) & EACH;
+    let values = (read & (EACH * 0xf)) + letters * 9;
+    let above_nine = ((values + EACH * 6) >> 4) & EACH;
+    let written = values + EACH * u64::from(b'0') + above_nine * u64::from(b'a' - b'0' - 10);
+    if written != (read | letters << 5) || values & (EACH * 0xf0) != 0 {
         return None;
     }
-    let well = |text: &str| text.bytes().all(|digit| digit.is_ascii_hexdigit());
-    let version = &value[..2];
-    let rest = match version {
-        "00" => bytes.len() == 55,
-        "ff" => false,
-        _ => bytes.get(55).is_none_or(|next| *next == b'-'),
+    // 0A0B0C0D… → ABCD…
+    let pairs = (values >> 4 | values) & 0x00ff_00ff_00ff_00ff;
+    let quads = (pairs >> 8 | pairs) & 0x0000_ffff_0000_ffff;
+    Some((quads >> 16 | quads) & 0xffff_ffff)
+}
+
+fn sixteen(digits: &[u8; 16]) -> Option<u64> {
+    let ([high, low], _) = digits.as_chunks::<8>() else {
+        return None;
     };
-    let span = &value[36..52];
-    let right = rest && [version, span, &value[53..55]].into_iter().all(well) && span != "0000000000000000";
-    right.then(|| hex(&value[3..35], &[32])).flatten()
+    Some(eight(*high)? << 32 | eight(*low)?)
+}
+
+/// Of 32 digits the low half, unless that is empty: then whoever made it fills from the left.
+fn wide(digits: &[u8; 32]) -> Option<TraceId> {
+    let ([high, low], _) = digits.as_chunks::<16>() else {
+        return None;
+    };
+    let (high, low) = (sixteen(high)?, sixteen(low)?);
+    TraceId::new(low).or_else(|| TraceId::new(high))
+}
+
+/// 16 or 32 digits.
+fn b3(digits: &[u8]) -> Option<TraceId> {
+    match digits.len() {
+        16 => TraceId::new(number(digits)?),
+        _ => wide(digits.try_into().ok()?),
+    }
+}
+
+/// `00-<32 digits>-<16 digits>-<2 digits>`, in lower case; later versions may have more after another dash.
+fn w3c(value: &[u8]) -> Option<TraceId> {
+    let (known, more) = value.split_first_chunk::<55>()?;
+    let [v0, v1, b'-', rest @ ..] = known else {
+        return None;
+    };
+    let (trace, rest) = rest.split_first_chunk::<32>()?;
+    let [b'-', span @ .., b'-', f0, f1] = rest else {
+        return None;
+    };
+    let whole = match (v0, v1) {
+        (b'0', b'0') => more.is_empty(),
+        (b'f', b'f') => false,
+        _ => more.first().is_none_or(|next| *next == b'-'),
+    };
+    let others = eight([*v0, *v1, *f0, *f1, b'0', b'0', b'0', b'0']);
+    // Of what is a digit, only a capital letter lacks this bit and has that one.
+    let capital = known.iter().fold(false, |any, byte| any | (byte & 0x60 == 0x40));
+    let right = whole && !capital && others.is_some() && sixteen(span.try_into().ok()?)? != 0;
+    right.then(|| wide(trace)).flatten()
 }
 
 /// `trace:span:parent:flags`, without leading zeros; some clients send `%3A` for `:`.
-fn jaeger(value: &str) -> Option<TraceId> {
-    let end = value.find([':', '%'])?;
+fn jaeger(value: &[u8]) -> Option<TraceId> {
+    let end = value.iter().position(|byte| matches!(byte, b':' | b'%'))?;
     let digits = &value[..end];
-    let right = (1..=32).contains(&digits.len()) && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
-    right.then(|| u128::from_str_radix(digits, 16).ok()).flatten().and_then(low)
+    match digits.len() {
+        1..=16 => TraceId::new(number(digits)?),
+        17..=32 => {
+            let (high, low) = digits.split_at(digits.len() - 16);
+            let (high, low) = (number(high)?, number(low)?);
+            TraceId::new(low).or_else(|| TraceId::new(high))
+        }
+        _ => None,
+    }
 }
 
 /// An unsigned number of 64 bits.
-fn decimal(value: &str) -> Option<TraceId> {
-    let right = value.bytes().all(|digit| digit.is_ascii_digit());
-    right.then(|| value.parse().ok()).flatten().and_then(TraceId::new)
+fn decimal(value: &[u8]) -> Option<TraceId> {
+    let all = value.iter().all(u8::is_ascii_digit);
+    all.then(|| std::str::from_utf8(value).ok()?.parse().ok()).flatten().and_then(TraceId::new)
 }
 
-/// `Root=1-<8 hex>-<24 hex>;Parent=…;Sampled=…`, its fields in any order.
-fn xray(value: &str) -> Option<TraceId> {
-    let root = value.split(';').find_map(|field| field.trim().strip_prefix("Root="))?;
-    let (time, unique) = root.strip_prefix("1-")?.split_once('-')?;
-    let well =
-        |text: &str, length| text.len() == length && text.bytes().all(|digit| digit.is_ascii_hexdigit());
-    if !well(time, 8) || !well(unique, 24) {
+/// `Root=1-<8 digits>-<24 digits>;Parent=…;Sampled=…`, its fields in any order.
+fn xray(value: &[u8]) -> Option<TraceId> {
+    let mut fields = value.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+    let root = fields.find_map(|field| field.strip_prefix(b"Root=1-"))?;
+    let (time, unique) = root.split_first_chunk::<8>()?;
+    let [b'-', unique @ ..] = unique else {
         return None;
-    }
-    hex(&unique[8..], &[16])
+    };
+    let (begin, low) = <&[u8; 24]>::try_from(unique).ok()?.split_at(8);
+    number(time).and(number(begin))?;
+    TraceId::new(number(low)?)
 }
 
 #[cfg(test)]
@@ -209,6 +258,16 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn digits_are_read_as_the_library_reads_them(digits in prop::collection::vec(any::<u8>(), 0..18), text in "[0-9a-fA-F@G/:`g]{1,16}") {
+            let model = |digits: &[u8]| {
+                let well = digits.len() <= 16 && digits.iter().all(u8::is_ascii_hexdigit);
+                well.then(|| std::str::from_utf8(digits).map_or(0, |text| u64::from_str_radix(text, 16).unwrap_or(0)))
+            };
+            prop_assert_eq!(number(&digits), model(&digits));
+            prop_assert_eq!(number(text.as_bytes()), model(text.as_bytes()));
+        }
+
         #[test]
         fn no_value_panics(value in prop::collection::vec(any::<u8>(), 0..80)) {
             for header in 0..HEADERS.len() {
