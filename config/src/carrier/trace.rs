@@ -108,6 +108,27 @@ fn eight(digits: [u8; 8]) -> Option<u64> {
     Some((quads >> 16 | quads) & 0xffff_ffff)
 }
 
+/// A number as 16 hexadecimal digits, in lower case.
+#[must_use]
+pub fn digits(number: u64) -> [u8; 16] {
+    let (high, low) = (written(number >> 32), written(number & 0xffff_ffff));
+    let mut digits = [0; 16];
+    for (out, half) in digits.iter_mut().zip([high, low].as_flattened()) {
+        *out = *half;
+    }
+    digits
+}
+
+/// The reverse of [`eight`], for a number of 32 bits.
+fn written(number: u64) -> [u8; 8] {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    let quads = (number | number << 16) & 0x0000_ffff_0000_ffff;
+    let pairs = (quads | quads << 8) & 0x00ff_00ff_00ff_00ff;
+    let values = (pairs | pairs << 4) & (EACH * 0xf);
+    let above_nine = ((values + EACH * 6) >> 4) & EACH;
+    (values + EACH * u64::from(b'0') + above_nine * u64::from(b'a' - b'0' - 10)).to_be_bytes()
+}
+
 fn sixteen(digits: &[u8; 16]) -> Option<u64> {
     let ([high, low], _) = digits.as_chunks::<8>() else {
         return None;
@@ -266,6 +287,11 @@ mod tests {
             };
             prop_assert_eq!(number(&digits), model(&digits));
             prop_assert_eq!(number(text.as_bytes()), model(text.as_bytes()));
+        }
+
+        #[test]
+        fn numbers_are_written_as_the_library_writes_them(number: u64) {
+            prop_assert_eq!(digits(number).to_vec(), format!("{number:016x}").into_bytes());
         }
 
         #[test]

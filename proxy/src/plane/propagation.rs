@@ -6,9 +6,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use arrayvec::ArrayString;
 use overlane_config::carrier::Keys;
-use overlane_config::carrier::trace::{REQUEST_ID, TraceId};
+use overlane_config::carrier::trace::{REQUEST_ID, TraceId, digits};
 use overlane_config::name::ServiceName;
 use overlane_config::route::Role;
 
@@ -26,9 +25,9 @@ const X_REQUEST_ID: Name<'_> = Name::of(REQUEST_ID);
 const USER_AGENT: Name<'_> = Name::of("user-agent");
 
 /// `00-<trace>-<span>-01` (W3C Trace Context).
-type Traceparent = ArrayString<55>;
+type Traceparent = [u8; 55];
 /// 32 hexadecimal digits.
-type RequestId = ArrayString<32>;
+type RequestId = [u8; 32];
 
 /// What is done to the headers that name a request's trace.
 #[derive(Debug, Default)]
@@ -190,10 +189,10 @@ impl Propagation {
     /// Appends the field lines that name the request's trace, where it got one here.
     pub fn add_lines(&self, out: &mut Vec<u8>) {
         if let Some(parent) = &self.edit.parent {
-            line(out, "traceparent", parent.as_bytes());
+            line(out, "traceparent", parent);
         }
         if let Some(id) = &self.edit.request {
-            line(out, REQUEST_ID, id.as_bytes());
+            line(out, REQUEST_ID, id);
         }
     }
 
@@ -238,36 +237,26 @@ impl TraceEdit {
 
     fn trace(&self, gate: &Gate) -> Option<Id> {
         let parent = self.parent.as_ref()?;
-        gate.correlation.of_trace(TraceId::read([("traceparent", parent.as_bytes())])?)
+        gate.correlation.of_trace(TraceId::read([("traceparent", &parent[..])])?)
     }
 
     fn request(&self, gate: &Gate) -> Option<Id> {
-        gate.correlation.of_request(self.request.as_ref()?.as_bytes())
+        gate.correlation.of_request(self.request.as_ref()?)
     }
 }
 
 /// A trace that begins here, sampled: what tests with a key did is worth seeing.
 fn begin_trace() -> Traceparent {
-    let mut text = Traceparent::new();
-    text.push_str("00-");
-    push_hex(&mut text, fastrand::u64(1..));
-    push_hex(&mut text, fastrand::u64(1..));
-    text.push('-');
-    push_hex(&mut text, fastrand::u64(1..));
-    text.push_str("-01");
+    let mut text = *b"00-................................-................-01";
+    text[3..19].copy_from_slice(&digits(fastrand::u64(1..)));
+    text[19..35].copy_from_slice(&digits(fastrand::u64(1..)));
+    text[36..52].copy_from_slice(&digits(fastrand::u64(1..)));
     text
 }
 
 fn request_id() -> RequestId {
-    let mut text = RequestId::new();
-    push_hex(&mut text, fastrand::u64(..));
-    push_hex(&mut text, fastrand::u64(..));
+    let mut text = [0; 32];
+    text[..16].copy_from_slice(&digits(fastrand::u64(..)));
+    text[16..].copy_from_slice(&digits(fastrand::u64(..)));
     text
-}
-
-/// 16 digits; there is room for them.
-fn push_hex<const N: usize>(text: &mut ArrayString<N>, number: u64) {
-    for digit in (0..16).rev().map(|digit| (number >> (digit * 4)) & 0xf) {
-        text.push(char::from(b"0123456789abcdef"[digit as usize]));
-    }
 }
