@@ -11,6 +11,8 @@ pub const ROUTE_HEADER: &str = "x-overlay-route";
 pub const REQUIRE_HEADER: &str = "x-overlay-require";
 /// The request header with which one sidecar marks, for the next, the environment that it chose.
 pub const HOP_HEADER: &str = "x-overlay-hop";
+/// The request header that counts the proxies that a request has passed.
+pub const HOPS_HEADER: &str = "x-overlay-hops";
 
 /// The longest DNS label (RFC 1035, section 2.3.4), in bytes.
 pub const MAX_LABEL: usize = 63;
@@ -178,6 +180,7 @@ const RESERVED_HEADERS: &[&str] = &[
     "upgrade",
     "via",
     HOP_HEADER,
+    HOPS_HEADER,
     REQUIRE_HEADER,
     ROUTE_HEADER,
 ];

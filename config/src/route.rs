@@ -20,7 +20,23 @@ pub use decide::decide;
 pub use edits::{BaggageEdit, Edits};
 pub use refusal::{Problem, Refusal};
 
-pub use crate::name::{HOP_HEADER, REQUIRE_HEADER, ROUTE_HEADER};
+pub use crate::name::{HOP_HEADER, HOPS_HEADER, REQUIRE_HEADER, ROUTE_HEADER};
+
+/// The most proxies that a request passes; more are a loop.
+pub const MAX_HOPS: u32 = 32;
+
+/// How many proxies a request has passed, as [`HOPS_HEADER`] says; what is no number counts as none.
+///
+/// # Errors
+/// As many as there may be.
+pub fn hops<'l>(mut lines: impl Iterator<Item = &'l [u8]>) -> Result<u32, Refusal> {
+    let text = lines.next().and_then(|line| std::str::from_utf8(line).ok());
+    match text.and_then(|text| text.parse().ok()).unwrap_or(0) {
+        hops if hops < MAX_HOPS => Ok(hops),
+        hops => Err(Refusal::new(Problem::Loop, format!("the request has passed {hops} proxies: they form a loop"))
+            .hint("a url of a blueprint leads to a gateway or sidecar instead of the service; `overlane explain` shows where requests go")),
+    }
+}
 
 /// What a listener stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -58,9 +58,11 @@ pub enum Event {
     TraceEvicted,
     /// Two keys came under one trace id.
     TraceConflict,
+    /// A request had passed more proxies than any may.
+    Loop,
 }
 
-const EVENTS: usize = Event::TraceConflict as usize + 1;
+const EVENTS: usize = Event::Loop as usize + 1;
 
 /// What a request is counted under.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -450,6 +452,7 @@ fn event_families(meter: &Meter) -> Vec<MetricFamily> {
             "Traces under whose id two different keys came: none of them is restored.",
             Event::TraceConflict,
         ),
+        total("overlane_loops_total", "Requests that had passed more proxies than any may.", Event::Loop),
         total(
             "overlane_access_log_dropped_total",
             "Access-log lines dropped because the writer could not keep up.",

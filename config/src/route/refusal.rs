@@ -23,6 +23,8 @@ pub enum Problem {
     WrongEnvironment,
     /// Nobody can say which environment a required service should be served by: 412.
     Unverified,
+    /// The request goes round in circles: 508.
+    Loop,
     /// There is no baseline to route to: 503.
     NoBaseline,
     /// The key's environment has no usable blueprint: 503.
@@ -42,6 +44,7 @@ impl Problem {
             Self::WrongEnvironment | Self::Unverified => 412,
             Self::Misdirected => 421,
             Self::NoBaseline | Self::BrokenBlueprint | Self::Unavailable(_) => 503,
+            Self::Loop => 508,
         }
     }
 
@@ -56,6 +59,7 @@ impl Problem {
             Self::Misdirected => "misdirected",
             Self::WrongEnvironment => "wrong-environment",
             Self::Unverified => "unverified",
+            Self::Loop => "loop",
             Self::NoBaseline => "no-baseline",
             Self::BrokenBlueprint => "pending",
             Self::Unavailable(reason) => reason.as_str(),
@@ -71,6 +75,7 @@ impl Problem {
                 "destination_not_found"
             }
             Self::WrongEnvironment | Self::Unverified => "http_request_denied",
+            Self::Loop => "proxy_loop_detected",
             Self::NoBaseline | Self::BrokenBlueprint => "proxy_configuration_error",
             Self::Unavailable(Reason::Refused) => "connection_refused",
             Self::Unavailable(_) => "destination_unavailable",

@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,8 +17,8 @@ use overlane_config::carrier::{self, Keys, baggage};
 use overlane_config::lineage::Policy;
 use overlane_config::name::{EnvironmentId, HeaderName};
 use overlane_config::route::{
-    self, BaggageEdit, Decision, Edits, HOP_HEADER, Problem, REQUIRE_HEADER, Reason, Receipt, Refusal,
-    Request, Role, Served, To, Tried, Untraced, Via,
+    self, BaggageEdit, Decision, Edits, HOP_HEADER, HOPS_HEADER, MAX_HOPS, Problem, REQUIRE_HEADER, Reason,
+    Receipt, Refusal, Request, Role, Served, To, Tried, Untraced, Via,
 };
 use overlane_config::url::{Scheme, Url, split_authority};
 use tokio::time::timeout;
@@ -36,6 +37,7 @@ use crate::upstream::{Address, Endpoint, Upstream};
 /// The names of our own headers, and of those that travel with them.
 pub const ROUTE: Name<'_> = Name::of(route::ROUTE_HEADER);
 const HOP: Name<'_> = Name::of(HOP_HEADER);
+const HOPS: Name<'_> = Name::of(HOPS_HEADER);
 const REQUIRE: Name<'_> = Name::of(REQUIRE_HEADER);
 const BAGGAGE: Name<'_> = Name::of("baggage");
 /// What a gateway says of its client.
@@ -104,7 +106,7 @@ impl Key {
         let header = baseline.map_or_else(HeaderName::default_key, |baseline| baseline.header.clone());
         let mut key = Self { header, keys: None, untrusted: false };
         if !trusted {
-            let ours = [Name::of(key.header.as_str()), HOP, REQUIRE, ROUTE];
+            let ours = [Name::of(key.header.as_str()), HOP, HOPS, REQUIRE, ROUTE];
             key.untrusted = ours.into_iter().any(|name| head.values(name).next().is_some())
                 || !matches!(baggage::read(head.values(BAGGAGE)), Ok(None));
             if key.untrusted {
@@ -154,6 +156,8 @@ pub struct Exchange {
     peer: Arc<Peer>,
     key: Key,
     propagation: Propagation,
+    /// How many proxies it passed before this one.
+    hops: u32,
     method: &'static str,
     tried: Tried,
     snapshot: Arc<Snapshot>,
@@ -204,7 +208,15 @@ impl Exchange {
         };
         let restored = propagation.require();
         let inquiry = inquiry.with(restored.as_ref().map(|require| &***require));
-        let ours = [key.header.as_str(), HOP_HEADER, REQUIRE_HEADER];
+        let ours = [key.header.as_str(), HOP_HEADER, HOPS_HEADER, REQUIRE_HEADER];
+        let (hops, looping) = match peer.trusted.then(|| route::hops(head.values(HOPS))).transpose() {
+            Ok(hops) => (hops.unwrap_or(0), None),
+            Err(refusal) => (MAX_HOPS, Some(refusal)),
+        };
+        if looping.is_some() {
+            count(Event::Loop);
+        }
+        let refusal = looping.or(refusal);
         let target = match (&refusal, ours.into_iter().find(|name| head.fields.imitates(name))) {
             (Some(refusal), _) => Err(Answer::from(refusal)),
             (None, Some(name)) => Err(imitation(name)),
@@ -217,6 +229,7 @@ impl Exchange {
             peer: peer.clone(),
             key,
             propagation,
+            hops,
             method: method_label(head.method),
             tried: Tried::default(),
             snapshot,
@@ -265,6 +278,7 @@ impl Exchange {
         };
         name.is(&Name::of(self.key.header.as_str()))
             || name.is(&HOP)
+            || name.is(&HOPS)
             || name.is(&REQUIRE)
             || (name.is(&BAGGAGE) && target.edits.baggage != BaggageEdit::Untouched)
             || (self.key.untrusted && name.is(&ROUTE))
@@ -287,6 +301,10 @@ impl Exchange {
         }
         if let Some(environment) = &edits.hop {
             line(out, HOP_HEADER, environment.as_str());
+        }
+        if !self.passes_through() {
+            // An application may forward it: so a loop through applications ends as well.
+            let _ = write!(out, "{HOPS_HEADER}: {}\r\n", self.hops + 1);
         }
         if edits.require {
             match self.propagation.require() {

@@ -236,3 +236,34 @@ fn inbound_gives_the_key_of_its_overlay_and_refuses_what_is_not_for_it() {
             .nothing_more_arrives(),
     );
 }
+
+#[test]
+fn proxies_are_counted_and_too_many_of_them_are_a_loop() {
+    each_holds([("", "1"), ("x-overlay-hops: 31", "32"), ("x-overlay-hops: many", "1")].map(
+        |(fields, hops)| {
+            let script = Script::new()
+                .send(
+                    format!("GET / HTTP/1.1\r\nHost: x\r\n{fields}\r\n\r\n")
+                        .replace("\r\n\r\n\r\n", "\r\n\r\n"),
+                )
+                .arrives("GET /")
+                .has(format!("x-overlay-hops: {hops}"))
+                .reply(OK)
+                .answered("200 ok");
+            (fields, script)
+        },
+    ));
+    holds(
+        Script::at(Role::Gateway, Trust::Any)
+            .send("GET / HTTP/1.1\r\nHost: x\r\nx-overlay-hops: 32\r\n\r\n")
+            .answered("508 overlane")
+            .nothing_more_arrives()
+            .counts("overlane_loops_total 1"),
+    );
+    holds(
+        Script::at(Role::Gateway, Trust::Nobody)
+            .send("GET / HTTP/1.1\r\nHost: x\r\nx-overlay-hops: 32\r\n\r\n")
+            .arrives("GET /")
+            .has("x-overlay-hops: 1"),
+    );
+}
