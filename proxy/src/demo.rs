@@ -1,5 +1,6 @@
 //! `overlane demo`: three small services, each behind its own sidecar, and an overlay of one of them.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io;
 use std::net::SocketAddr;
@@ -19,7 +20,9 @@ use overlane_config::route::ROUTE_HEADER;
 use overlane_config::url::{Scheme, Url};
 use tempfile::TempDir;
 
+use crate::calls::{Call, Outcome};
 use crate::client;
+use crate::metrics::{self, MeterDoor};
 use crate::process::Running;
 use crate::stack::{Instance, Stack};
 use crate::store::StoreAddress;
@@ -27,8 +30,40 @@ use crate::store::StoreAddress;
 const BASELINE: &str = "staging";
 const OVERLAY: &str = "alice-payments";
 const KEY_HEADER: &str = "x-overlay-id";
+/// How often it is told what became of keys.
+const TELL: Duration = Duration::from_secs(1);
 /// Who calls whom.
 const CHAIN: [&str; 3] = ["web", "payments-api", "ledger"];
+
+/// What a service forwards of its request's headers, as far as overlays are concerned.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Forwards {
+    /// Only what its tracer does.
+    #[default]
+    Trace,
+    /// Nothing.
+    Nothing,
+    /// The key, in header and baggage, and the trace.
+    Everything,
+}
+
+impl Forwards {
+    fn headers(self) -> &'static [&'static str] {
+        match self {
+            Self::Trace => &["traceparent"],
+            Self::Nothing => &[],
+            Self::Everything => &[KEY_HEADER, "baggage", "traceparent"],
+        }
+    }
+
+    fn told(self) -> &'static str {
+        match self {
+            Self::Trace => "web forwards only its tracer's `traceparent`: its sidecar restores the key.",
+            Self::Nothing => "web forwards nothing: the key is lost there, and `overlane doctor` says so.",
+            Self::Everything => "All forward the key.",
+        }
+    }
+}
 
 /// A running demo. Its blueprints are in a folder of its own, which goes with it.
 pub struct Demo {
@@ -39,6 +74,8 @@ pub struct Demo {
     spare_ledger: SocketAddr,
     /// The small services run here.
     services: tokio::runtime::Runtime,
+    /// What the first of them forwards.
+    forwards: Forwards,
 }
 
 /// One small service.
@@ -47,6 +84,7 @@ struct Service {
     environment: &'static str,
     /// The service that it calls, and the outbound listener that it calls through.
     next: Option<(&'static str, SocketAddr)>,
+    forwards: Forwards,
 }
 
 impl Demo {
@@ -54,7 +92,7 @@ impl Demo {
     ///
     /// # Errors
     /// No socket, thread or folder can be had.
-    pub fn start() -> io::Result<Self> {
+    pub fn start(forwards: Forwards) -> io::Result<Self> {
         let services = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let who = [
             (CHAIN[0], BASELINE),
@@ -81,7 +119,8 @@ impl Demo {
         for (at, (socket, (name, environment))) in sockets.into_iter().zip(who).enumerate() {
             let next = CHAIN.iter().skip_while(|known| **known != name).nth(1);
             let next = next.map(|next| (*next, stack.outbound(at)));
-            services.spawn(serve(socket, Arc::new(Service { name, environment, next })));
+            let forwards = if name == CHAIN[0] { forwards } else { Forwards::Everything };
+            services.spawn(serve(socket, Arc::new(Service { name, environment, next, forwards })));
         }
         let store = tempfile::Builder::new().prefix("overlane-demo-").tempdir()?;
         let (gateway, spare_ledger) = (stack.gateway(), stack.inbound(4));
@@ -92,7 +131,8 @@ impl Demo {
         std::fs::write(overlay_file(store.path()), overlay(&stack)?)?;
         let address = StoreAddress::directory(store.path());
         let running = stack.into_prepared().with_store(address).start(Vec::new())?;
-        Ok(Self { running, gateway, store, spare_ledger, services })
+        running.runtime().spawn(tell_calls(running.doors().to_vec()));
+        Ok(Self { running, gateway, store, spare_ledger, services, forwards })
     }
 
     /// What to try, for people.
@@ -106,6 +146,7 @@ impl Demo {
             "\
 Three services call each other: web → payments-api → ledger, each behind its own sidecar.
 `{BASELINE}` is the baseline; the overlay `{OVERLAY}` owns only a payments-api of its own.
+{forwards}
 
   the baseline   curl http://{gateway}/
   the overlay    curl -i -H '{KEY_HEADER}: {OVERLAY}' http://{gateway}/
@@ -120,6 +161,7 @@ and ask again: no request is lost, and the ledger's line changes.
 
 Ctrl-C ends the demo.
 ",
+            forwards = self.forwards.told(),
             ledger = self.spare_ledger,
             file = file.display(),
         );
@@ -153,12 +195,16 @@ Ctrl-C ends the demo.
             }
         };
         let plain = chain([BASELINE; 3]);
+        let lost = self.forwards == Forwards::Nothing;
         expect("without a key, the baseline answers", None, &plain, None);
         let receipt = |reason: &str| format!("web;env={BASELINE};via=baseline;reason={reason}");
         expect(
-            "with the overlay's key, only payments-api is another",
+            match lost {
+                false => "with the overlay's key, only payments-api is another",
+                true => "the overlay's key is lost behind web, so the baseline answers",
+            },
             Some(OVERLAY),
-            &chain([BASELINE, OVERLAY, BASELINE]),
+            &chain(if lost { [BASELINE; 3] } else { [BASELINE, OVERLAY, BASELINE] }),
             Some(&receipt("not-owned")),
         );
         expect(
@@ -169,14 +215,27 @@ Ctrl-C ends the demo.
         );
         let edited = self.edit();
         expect(
-            "after an edit of the blueprint, the ledger is the overlay's too",
+            match lost {
+                false => "after an edit of the blueprint, the ledger is the overlay's too",
+                true => "and the overlay's ledger is not reached either",
+            },
             Some(OVERLAY),
-            &chain([BASELINE, OVERLAY, OVERLAY]),
+            &chain(if lost { [BASELINE; 3] } else { [BASELINE, OVERLAY, OVERLAY] }),
             Some(&receipt("not-owned")),
         );
         if let Err(why) = edited {
             let _ = writeln!(report, "FAIL the edit was not taken in: {why}");
             right = false;
+        }
+        let wanted = match self.forwards {
+            Forwards::Trace => Outcome::Restored,
+            Forwards::Nothing => Outcome::Lost,
+            Forwards::Everything => Outcome::Kept,
+        };
+        let calls = self.services.block_on(calls(self.running.doors()));
+        right &= calls.iter().any(|(call, _)| call.outcome == wanted && call.peer.as_str() == CHAIN[1]);
+        for (call, count) in calls {
+            let _ = writeln!(report, "{count:>4} {}", told(&call));
         }
         (report, right)
     }
@@ -208,6 +267,39 @@ Ctrl-C ends the demo.
     pub fn stop(self) {
         self.running.stop();
         self.services.shutdown_background();
+    }
+}
+
+/// What became of the key in the calls so far, and how often.
+async fn calls(doors: &[MeterDoor]) -> BTreeMap<Call, u64> {
+    metrics::gather(doors).await.calls().map(|(call, count)| (call.clone(), count)).collect()
+}
+
+fn told(call: &Call) -> String {
+    let caller = call.service.as_ref().map_or("?", ServiceName::as_str);
+    let what = match call.outcome {
+        Outcome::Kept => "the key was kept",
+        Outcome::Restored => "the key was restored by the trace",
+        Outcome::Stamped => "the key of the caller's own environment was given",
+        Outcome::Lost => "the key was lost",
+        Outcome::Contradicting => "the key contradicts the trace",
+    };
+    format!("{caller} → {}: {what}", call.peer)
+}
+
+/// Tells when keys were restored or lost, as long as the process runs.
+async fn tell_calls(doors: Vec<MeterDoor>) {
+    let mut before = BTreeMap::new();
+    loop {
+        tokio::time::sleep(TELL).await;
+        let now = calls(&doors).await;
+        for (call, count) in &now {
+            let more = count - before.get(call).copied().unwrap_or(0).min(*count);
+            if more > 0 && call.outcome != Outcome::Kept {
+                tracing::info!(calls = more, "{}", told(call));
+            }
+        }
+        before = now;
     }
 }
 
@@ -257,24 +349,28 @@ async fn serve(socket: std::net::TcpListener, service: Arc<Service>) {
     let _ = axum::serve(socket, router).await;
 }
 
-/// Says who answers and, behind an arrow, what the next service said. A service forwards the key's
-/// header and baggage, as yours must.
+/// Says who answers and, behind an arrow, what the next service said.
 async fn page(State(service): State<Arc<Service>>, request: Request) -> Response {
     let own = format!("{}@{}", service.name, service.environment);
     let Some((next, through)) = service.next else {
         return format!("{own}\n").into_response();
     };
-    match call(next, through, request.headers()).await {
+    match call(next, through, service.forwards, request.headers()).await {
         Ok(body) => format!("{own} → {body}").into_response(),
         Err(why) => (StatusCode::BAD_GATEWAY, format!("{own} → {next} failed: {why}\n")).into_response(),
     }
 }
 
-async fn call(next: &str, through: SocketAddr, headers: &HeaderMap) -> Result<String, String> {
+async fn call(
+    next: &str,
+    through: SocketAddr,
+    forwards: Forwards,
+    headers: &HeaderMap,
+) -> Result<String, String> {
     let mut request = http::Request::get(format!("http://{next}/")).header(header::HOST, next);
-    for name in [KEY_HEADER, "baggage", "traceparent"] {
-        for value in headers.get_all(name) {
-            request = request.header(name, value);
+    for name in forwards.headers() {
+        for value in headers.get_all(*name) {
+            request = request.header(*name, value);
         }
     }
     let request = request.body(Full::new(Bytes::new())).map_err(|error| error.to_string())?;

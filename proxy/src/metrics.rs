@@ -105,6 +105,13 @@ pub struct Meter {
     events: [u64; EVENTS],
 }
 
+impl Meter {
+    /// Calls of the application, and how many there were of each kind.
+    pub fn calls(&self) -> impl Iterator<Item = (&Call, u64)> {
+        self.calls.iter().map(|(call, count)| (call, *count))
+    }
+}
+
 /// Where labels are in memory. Names are shared with the table, so this tells two sets of labels apart
 /// without reading them; one name in two places is two entries, until somebody asks.
 #[derive(PartialEq, Eq, Hash)]

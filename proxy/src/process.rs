@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::access::AccessLog;
 use crate::admin::{self, Admin, ReloadRequest};
 use crate::control::{Control, Report, Trigger};
+use crate::metrics::MeterDoor;
 use crate::names::Names;
 use crate::plane::worker::{Bound, Workers};
 use crate::plane::{Gate, Plane};
@@ -184,6 +185,12 @@ impl Running {
     #[must_use]
     pub fn runtime(&self) -> &tokio::runtime::Runtime {
         &self.runtime
+    }
+
+    /// Where the workers are asked for their counts.
+    #[must_use]
+    pub fn doors(&self) -> &[MeterDoor] {
+        self.workers.doors()
     }
 
     /// Reads the store now; `None` where there is none.

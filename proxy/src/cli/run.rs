@@ -14,7 +14,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::output::{CliError, Output};
 use crate::control::Trigger;
-use crate::demo::Demo;
+use crate::demo::{Demo, Forwards};
 use crate::process::{Prepared, Running};
 use crate::settings::{DEFAULT_ADMIN, DEFAULT_GATEWAY, RunArgs, Settings};
 use crate::stack::{Instance, Stack};
@@ -226,6 +226,9 @@ pub struct DemoArgs {
     /// Make the calls, check the answers, and end
     #[arg(long)]
     once: bool,
+    /// What the first service forwards of a request's headers: its tracer's, from which its sidecar restores the key, or nothing
+    #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
+    forward: Forwards,
 }
 
 /// Runs the demo.
@@ -236,7 +239,7 @@ pub fn demo(args: &DemoArgs, out: &mut Output<'_>) -> Result<(), CliError> {
     if !args.once {
         start_logs();
     }
-    let demo = Demo::start()?;
+    let demo = Demo::start(args.forward)?;
     if !args.once {
         let signals = Signals::install(demo.running().runtime())?;
         out.line(demo.welcome())?;
