@@ -23,17 +23,18 @@ pub use refusal::{Problem, Refusal};
 pub use crate::name::{HOP_HEADER, HOPS_HEADER, REQUIRE_HEADER, ROUTE_HEADER};
 
 /// The most proxies that a request passes; more are a loop.
-pub const MAX_HOPS: u32 = 32;
+pub const MAX_HOPS: u8 = 32;
 
 /// How many proxies a request has passed, as [`HOPS_HEADER`] says; what is no number counts as none.
 ///
 /// # Errors
 /// As many as there may be.
-pub fn hops<'l>(mut lines: impl Iterator<Item = &'l [u8]>) -> Result<u32, Refusal> {
+pub fn hops<'l>(mut lines: impl Iterator<Item = &'l [u8]>) -> Result<u8, Refusal> {
     let text = lines.next().and_then(|line| std::str::from_utf8(line).ok());
-    match text.and_then(|text| text.parse().ok()).unwrap_or(0) {
-        hops if hops < MAX_HOPS => Ok(hops),
-        hops => Err(Refusal::new(Problem::Loop, format!("the request has passed {hops} proxies: they form a loop"))
+    match text.and_then(|text| text.parse::<u32>().ok()).map(u8::try_from) {
+        None => Ok(0),
+        Some(Ok(hops)) if hops < MAX_HOPS => Ok(hops),
+        Some(_) => Err(Refusal::new(Problem::Loop, format!("the request has passed {MAX_HOPS} proxies or more: they form a loop"))
             .hint("a url of a blueprint leads to a gateway or sidecar instead of the service; `overlane explain` shows where requests go")),
     }
 }

@@ -203,16 +203,17 @@ impl<'b> Fields<'b> {
         Ok(fields)
     }
 
-    /// Whether a field's name becomes this one where underscores become dashes, as CGI and its heirs
-    /// have it, and is not this one.
+    /// The first of these names that a field's becomes where underscores become dashes, as CGI and its
+    /// heirs have it, and is not.
     #[must_use]
-    pub fn imitates(&self, name: &str) -> bool {
+    pub fn imitated<'n>(&self, names: &[&'n str]) -> Option<&'n str> {
         let same = |own: u8, other: u8| own.eq_ignore_ascii_case(&other) || (own == b'_' && other == b'-');
-        self.list.iter().map(|field| field.name.as_bytes()).any(|own| {
-            own.len() == name.len()
-                && own.contains(&b'_')
-                && own.iter().zip(name.as_bytes()).all(|(own, other)| same(*own, *other))
-        })
+        let imitates = |own: &[u8], name: &str| {
+            own.len() == name.len() && own.iter().zip(name.as_bytes()).all(|(own, name)| same(*own, *name))
+        };
+        let mut suspects =
+            self.list.iter().map(|field| field.name.as_bytes()).filter(|own| own.contains(&b'_'));
+        suspects.find_map(|own| names.iter().find(|name| imitates(own, name)).copied())
     }
 
     /// The values of a field, in order.
@@ -321,7 +322,9 @@ mod tests {
             ("x.overlay_id", false),
         ] {
             let head = format!("GET / HTTP/1.1\r\nHost: x\r\n{name}: a\r\n\r\n");
-            let found = request::parse(head.as_bytes(), |head| head.fields.imitates("x-overlay-id"));
+            let found = request::parse(head.as_bytes(), |head| {
+                head.fields.imitated(&["y", "x-overlay-id"]).is_some()
+            });
             assert_eq!(found, Ok(Some(imitates)), "{name}");
         }
     }

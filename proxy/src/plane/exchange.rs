@@ -7,7 +7,6 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -157,7 +156,7 @@ pub struct Exchange {
     key: Key,
     propagation: Propagation,
     /// How many proxies it passed before this one.
-    hops: u32,
+    hops: u8,
     method: &'static str,
     tried: Tried,
     snapshot: Arc<Snapshot>,
@@ -217,7 +216,7 @@ impl Exchange {
             count(Event::Loop);
         }
         let refusal = looping.or(refusal);
-        let target = match (&refusal, ours.into_iter().find(|name| head.fields.imitates(name))) {
+        let target = match (&refusal, head.fields.imitated(&ours)) {
             (Some(refusal), _) => Err(Answer::from(refusal)),
             (None, Some(name)) => Err(imitation(name)),
             (None, None) => decide(plane, gate, &snapshot, &inquiry, &key, &Tried::default()),
@@ -304,7 +303,7 @@ impl Exchange {
         }
         if !self.passes_through() {
             // An application may forward it: so a loop through applications ends as well.
-            let _ = write!(out, "{HOPS_HEADER}: {}\r\n", self.hops + 1);
+            line(out, HOPS_HEADER, decimal(self.hops + 1, &mut [0; 2]));
         }
         if edits.require {
             match self.propagation.require() {
@@ -642,6 +641,12 @@ pub(super) fn line(out: &mut Vec<u8>, name: &str, value: impl AsRef<[u8]>) {
     for part in [name.as_bytes(), b": ", value.as_ref(), b"\r\n"] {
         out.extend_from_slice(part);
     }
+}
+
+/// A number of at most two digits as text.
+fn decimal(number: u8, digits: &mut [u8; 2]) -> &[u8] {
+    *digits = [b'0' + number / 10, b'0' + number % 10];
+    &digits[usize::from(number < 10)..]
 }
 
 /// The answer to a header that an application could take for one of ours, and that nobody here reads.
