@@ -15,8 +15,8 @@ const MAX_SIZE_DIGITS: u8 = 15;
 const LONGEST_FORBIDDEN: usize = 17;
 /// Fields that frame, address or route a message are read from heads; in a trailer they could only
 /// mislead a reader who merges both (RFC 9110, section 6.5.1).
-const FORBIDDEN_TRAILERS: [&[u8]; 6] =
-    [b"content-length", b"transfer-encoding", b"host", b"connection", b"expect", b"te"];
+const FORBIDDEN_TRAILERS: [&[u8]; 7] =
+    [b"content-length", b"transfer-encoding", b"host", b"connection", b"expect", b"te", b"baggage"];
 /// Our own headers are no trailers either.
 const FORBIDDEN_PREFIX: &[u8] = b"x-overlay-";
 
@@ -223,7 +223,8 @@ impl Chunks {
             }
             _ if is_token(byte) => {
                 if let Some(place) = self.name.get_mut(self.name_length) {
-                    *place = byte.to_ascii_lowercase();
+                    // As CGI and its heirs have it, an underscore is a dash.
+                    *place = if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
                 }
                 self.name_length += 1;
                 Ok(())

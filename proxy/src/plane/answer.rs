@@ -60,39 +60,50 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// The word for it in the log.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::UpstreamSilent | Self::UpstreamMalformed | Self::UpstreamClosed => "unhealthy",
+            Self::BodySlow => "timeout",
+            Self::BodyMalformed => "malformed",
+            Self::ClientGone => "client-gone",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// Whether the upstream is to blame.
+    #[must_use]
+    pub fn is_upstreams(self) -> bool {
+        matches!(self, Self::UpstreamSilent | Self::UpstreamMalformed | Self::UpstreamClosed)
+    }
+
     /// The answer, where there is somebody to answer; `upstream` is the address that it was sent to.
     #[must_use]
     pub fn answer(self, upstream: Option<&Address>) -> Option<Answer> {
         let at = upstream.map_or_else(String::new, |address| format!(" at {address}"));
-        let (status, error, reason, message) = match self {
-            Self::UpstreamSilent => (
-                504,
-                "http_response_timeout",
-                "unhealthy",
-                format!("the upstream{at} did not answer in time"),
-            ),
+        let (status, error, message) = match self {
+            Self::UpstreamSilent => {
+                (504, "http_response_timeout", format!("the upstream{at} did not answer in time"))
+            }
             Self::UpstreamMalformed => (
                 502,
                 "http_protocol_error",
-                "unhealthy",
                 format!("the upstream{at} gave an answer that is not valid HTTP"),
             ),
             Self::UpstreamClosed => (
                 502,
                 "connection_terminated",
-                "unhealthy",
                 format!("the upstream{at} closed the connection before it answered"),
             ),
             Self::BodySlow => {
-                (408, "http_request_error", "timeout", "the request's body did not arrive in time".to_owned())
+                (408, "http_request_error", "the request's body did not arrive in time".to_owned())
             }
-            Self::BodyMalformed => {
-                (400, "http_request_error", "malformed", "the request's body is malformed".to_owned())
-            }
+            Self::BodyMalformed => (400, "http_request_error", "the request's body is malformed".to_owned()),
             Self::ClientGone => return None,
-            Self::Internal => (500, "proxy_internal_error", "internal", "the proxy failed".to_owned()),
+            Self::Internal => (500, "proxy_internal_error", "the proxy failed".to_owned()),
         };
-        Some(Answer::plain(status, error, reason, message))
+        Some(Answer::plain(status, error, self.reason(), message))
     }
 }
 

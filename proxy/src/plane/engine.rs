@@ -244,6 +244,9 @@ impl ProxyHttp for Engine {
         carried: &mut Carried,
     ) -> FailToProxy {
         let unanswered = session.response_written().is_none_or(|head| head.status.is_informational());
+        if let (None, Some(lent)) = (&carried.answer, &mut carried.lent) {
+            lent.exchange.failed(failure_of(error), !unanswered);
+        }
         let answer = carried
             .answer
             .take()

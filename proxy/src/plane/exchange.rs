@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
@@ -22,7 +23,7 @@ use overlane_config::route::{
 use overlane_config::url::{Scheme, Url, split_authority};
 use tokio::time::timeout;
 
-use super::answer::Answer;
+use super::answer::{Answer, Failure};
 use super::propagation::Propagation;
 use super::trust::Peer;
 use super::{Gate, Plane};
@@ -169,8 +170,18 @@ pub struct Exchange {
     sent: bool,
     /// Where the last connection could not be made, and why; empty where none was tried.
     last_failure: String,
-    /// Why no upstream could be had, where none could.
+    /// The same as a reason.
+    last_reason: Reason,
+    /// Why the upstream did not answer, or not all, where it did not.
     failed: Option<&'static str>,
+    /// Whether that happened in the middle of its answer.
+    cut: bool,
+    /// Whether the endpoint that was chosen last is for another engine.
+    handed_over: bool,
+    /// Connections that could not be made to this target's endpoints.
+    attempts: usize,
+    /// Whether it was counted.
+    counted: AtomicBool,
     /// What the access log says of the request, where it is on.
     logged: Option<Box<Asked>>,
     started: Instant,
@@ -238,7 +249,12 @@ impl Exchange {
             endpoint: None,
             sent: false,
             last_failure: String::new(),
+            last_reason: Reason::Unhealthy,
             failed: None,
+            cut: false,
+            handed_over: false,
+            attempts: 0,
+            counted: AtomicBool::new(false),
             logged: plane.access.is_on().then(|| Box::new(asked())),
             started,
         };
@@ -410,8 +426,29 @@ impl Exchange {
         found
     }
 
+    /// Notes what ended the exchange before its response was whole; `cut` where a part of it was sent.
+    pub fn failed(&mut self, failure: Failure, cut: bool) {
+        self.failed = Some(failure.reason());
+        self.cut = cut;
+        if let (Ok(Target { receipt: Some(receipt), .. }), true) = (&mut self.target, failure.is_upstreams())
+        {
+            receipt.reason = Reason::Unhealthy;
+        }
+    }
+
+    /// Leaves the endpoint that was chosen to another engine, which asks for it next.
+    pub fn hand_over(&mut self) {
+        self.handed_over = true;
+    }
+
     /// Where to connect, if nothing has to be waited for.
     fn endpoint_now(&mut self) -> Option<Arc<Endpoint>> {
+        if std::mem::take(&mut self.handed_over) {
+            return self.endpoint.clone();
+        }
+        if self.attempts > 0 {
+            return None;
+        }
         let endpoint = self.target.as_ref().ok()?.upstream.pick().ok()?;
         self.chosen(endpoint).ok()
     }
@@ -422,12 +459,23 @@ impl Exchange {
                 Ok(target) => target,
                 Err(answer) => return Err(Refused(answer.clone())),
             };
-            match target.upstream.pick() {
+            let picked = match target.upstream.pick() {
+                // Each was tried, and none answers: one that is not passed over any more does not end the hold.
+                Ok(_) if self.is_held_enough(target) => Err(self.last_reason),
+                picked => picked,
+            };
+            match picked {
                 Ok(endpoint) => return self.chosen(endpoint),
                 Err(reason) if self.sent => return Err(Refused(self.unavailable(head, reason))),
                 Err(reason) => self.hold(head, reason).await?,
             }
         }
+    }
+
+    fn is_held_enough(&self, target: &Target) -> bool {
+        let known = target.upstream.endpoints().map_or(1, |endpoints| endpoints.list.len());
+        self.attempts >= known
+            && self.held_since.is_some_and(|since| since.elapsed() >= target.policy.hold_for)
     }
 
     fn chosen(&mut self, endpoint: Arc<Endpoint>) -> Result<Arc<Endpoint>, Refused> {
@@ -451,6 +499,9 @@ impl Exchange {
     /// Notes that no connection could be made to the endpoint that was chosen last.
     pub fn connect_failed(&mut self, reason: Reason, why: &str) {
         count(Event::ConnectFailed);
+        self.attempts += 1;
+        self.last_reason = reason;
+        self.held_since.get_or_insert_with(Instant::now);
         if let Some(endpoint) = &self.endpoint {
             endpoint.failed(reason);
             self.last_failure = format!("{} ({why})", endpoint.address);
@@ -462,7 +513,7 @@ impl Exchange {
         let Ok(target) = &self.target else {
             return Ok(());
         };
-        if self.held_since.is_none() {
+        if !self.held_at_all {
             count(Event::Held);
         }
         self.held_at_all = true;
@@ -502,6 +553,7 @@ impl Exchange {
         };
         if owner(&target) != owner(&self.target) {
             self.held_since = None;
+            self.attempts = 0;
         }
         self.snapshot = newest;
         self.target = target;
@@ -535,6 +587,7 @@ impl Exchange {
         }
         count(Event::FellBack);
         self.held_since = None;
+        self.attempts = 0;
         self.target = next;
         Ok(())
     }
@@ -584,15 +637,19 @@ impl Exchange {
         if self.held_at_all { Instant::now() } else { self.started }
     }
 
-    /// Counts and logs the request, which ends `now`; `status` is 0 where no answer was sent. Called
-    /// once.
+    /// Counts and logs the request, which ends `now`; `status` is 0 where no answer was sent. Only the
+    /// first call counts.
     pub fn ended(&self, status: u16, now: Instant) {
+        if self.counted.swap(true, Ordering::Relaxed) {
+            return;
+        }
         let target = self.target.as_ref().ok();
         let receipt = self.receipt();
         let labels = Labels {
             overlay: target.and_then(|target| target.overlay.clone()),
             service: receipt.map(|receipt| receipt.service.clone()),
-            via: receipt.map(|receipt| receipt.via),
+            // What the proxy answers itself is nobody's.
+            via: receipt.filter(|_| self.failed.is_none() || self.cut).map(|receipt| receipt.via),
             class: u8::try_from(status / 100).unwrap_or_default(),
             method: self.method,
         };
@@ -631,6 +688,8 @@ impl Exchange {
 /// However a request ends, also where its task is cut short or the engine gives it back unread.
 impl Drop for Exchange {
     fn drop(&mut self) {
+        // Cut short: by the end of the process, or of the engine that had it.
+        self.ended(0, Instant::now());
         count(Event::RequestEnded);
         self.propagation.end(&self.gate);
     }

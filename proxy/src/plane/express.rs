@@ -18,6 +18,7 @@ use super::conn::Conn;
 use super::exchange::{Exchange, Refused};
 use super::link::Link;
 use super::worker::is_draining;
+use crate::h1::Name;
 use crate::h1::body::Body;
 use crate::h1::request::{self, Head};
 use relay::{Outcome, Relay};
@@ -25,6 +26,8 @@ use relay::{Outcome, Relay};
 /// The largest body that is kept with its head, where all of it is here, so that a request that may be
 /// repeated can be (docs/decisions/0009). Other bodies are copied nowhere.
 const KEPT_BODY: usize = 2048;
+
+const EXPECT: Name<'_> = Name::of("expect");
 
 /// What the engine has to know of a request, besides where it goes.
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +46,18 @@ pub struct Shape {
     pub repeatable: bool,
     /// How many bytes of the body are kept, and go along with the head.
     pub kept: usize,
+    /// Whether the client waits for `100 Continue` before it sends its body (RFC 9110, section 10.1.1).
+    pub expects: bool,
+}
+
+/// Whether a request is still where it was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Request {
+    /// It is at the start of what was read: nothing of it was sent.
+    Unsent,
+    /// Its head and what is kept of its body were consumed. What was read is of the next request, where
+    /// all of this one was kept.
+    Consumed,
 }
 
 impl Shape {
@@ -68,6 +83,7 @@ impl Shape {
             json: head.accepts_json(),
             repeatable: kept.is_some(),
             kept: kept.unwrap_or(0),
+            expects: head.body != Body::Length(0) && head.values(EXPECT).next().is_some(),
         })
     }
 }
@@ -97,19 +113,30 @@ pub async fn carry<S: IO + 'static>(
     text: &mut Text,
 ) -> Carried {
     if let Some(refusal) = exchange.refusal().cloned() {
-        return Box::pin(answer(conn, exchange, &refusal, shape)).await;
+        return Box::pin(answer(conn, exchange, &refusal, shape, Request::Unsent)).await;
     }
-    let mut again = false;
+    let mut request = Request::Unsent;
     loop {
-        let unread = if again { &[] } else { unread_of(conn, shape) };
+        let unread = match request {
+            Request::Unsent => &conn.ahead().filled()[..shape.head],
+            Request::Consumed => &[],
+        };
         let endpoint = match exchange.endpoint(unread).await {
             Ok(endpoint) => endpoint,
-            Err(Refused(refusal)) => return Box::pin(answer(conn, exchange, &refusal, shape)).await,
+            Err(Refused(refusal)) => return Box::pin(answer(conn, exchange, &refusal, shape, request)).await,
         };
-        if endpoint.url.scheme == Scheme::H2c {
-            return Carried::Another;
-        }
-        let unused = if again { None } else { Link::unused(&endpoint) };
+        let unused = match (endpoint.url.scheme, request) {
+            (Scheme::H2c, Request::Unsent) => {
+                exchange.hand_over();
+                return Carried::Another;
+            }
+            // An upstream with endpoints of two protocols: the other engine would need the request again.
+            (Scheme::H2c, Request::Consumed) => {
+                return Box::pin(failed(conn, exchange, Failure::UpstreamClosed, 0, shape)).await;
+            }
+            (_, Request::Unsent) => Link::unused(&endpoint),
+            (_, Request::Consumed) => None,
+        };
         let mut link = match unused {
             Some(link) => link,
             None => match Box::pin(Link::new(&endpoint, exchange.limits())).await {
@@ -120,7 +147,7 @@ pub async fn carry<S: IO + 'static>(
                 }
             },
         };
-        if !again {
+        if request == Request::Unsent {
             if exchange.was_held() {
                 // Decided again, it may go elsewhere, and with another key.
                 text.clear();
@@ -129,6 +156,7 @@ pub async fn carry<S: IO + 'static>(
             }
             exchange.sending();
             conn.ahead().consume(shape.head + shape.kept);
+            request = Request::Consumed;
         }
         let since = if link.reused { exchange.since() } else { Instant::now() };
         let mut relay = Relay::new(conn, &mut link, exchange, shape, text, since);
@@ -142,18 +170,12 @@ pub async fn carry<S: IO + 'static>(
                 return if close { Carried::Over { linger } } else { Carried::Ready(now) };
             }
             // An unused connection that the upstream had closed (docs/decisions/0009).
-            Err((Failure::UpstreamClosed, 0)) if link.reused && !link.heard && shape.repeatable => {
-                again = true;
-            }
+            Err((Failure::UpstreamClosed, 0)) if link.reused && !link.heard && shape.repeatable => {}
             Err((failure, status)) => {
                 return Box::pin(failed(conn, exchange, failure, status, shape)).await;
             }
         }
     }
-}
-
-fn unread_of<S: IO + 'static>(conn: &mut Conn<S>, shape: Shape) -> &[u8] {
-    &conn.ahead().filled()[..shape.head]
 }
 
 /// Writes a request's head as it goes upstream, and what is kept of its body. `read` begins with both.
@@ -167,16 +189,17 @@ pub fn write_head(out: &mut Text, head: &Head<'_>, exchange: &Exchange, shape: S
 /// Ends an exchange that failed after `status` was sent (0: nothing was).
 async fn failed<S: IO + 'static>(
     conn: &mut Conn<S>,
-    exchange: &Exchange,
+    exchange: &mut Exchange,
     failure: Failure,
     status: u16,
     shape: Shape,
 ) -> Carried {
     tracing::debug!(?failure, "the exchange failed");
+    exchange.failed(failure, status != 0);
     match failure.answer(exchange.upstream_address()) {
         Some(refusal) if status == 0 => {
             let shape = Shape { close: true, ..shape };
-            answer(conn, exchange, &refusal, shape).await
+            answer(conn, exchange, &refusal, shape, Request::Consumed).await
         }
         // The client sees that its response is not whole: the connection ends before the framing does.
         _ => {
@@ -192,8 +215,9 @@ async fn answer<S: IO + 'static>(
     exchange: &Exchange,
     answer: &Answer,
     shape: Shape,
+    request: Request,
 ) -> Carried {
-    let whole = !shape.close && skip(conn, shape);
+    let whole = !shape.close && (request == Request::Consumed || skip(conn, shape));
     let manner = Manner {
         json: shape.json,
         receipt: exchange.receipt_to_send(),

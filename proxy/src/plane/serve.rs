@@ -100,13 +100,11 @@ pub async fn serve<S: IO + 'static>(mut conn: Conn<S>, gate: Arc<Gate>, client: 
 async fn first_byte<S: IO + 'static>(conn: &mut Conn<S>, first: bool, until: Instant) -> Awaited {
     conn.deadline().arm(until);
     poll_fn(|cx| {
-        // Who was just accepted gets an answer, also from a process that was told to stop.
-        if !first && is_draining() {
-            return Poll::Ready(Awaited::Closed);
-        }
         match conn.poll_fill(cx, Want::Head) {
             Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Awaited::Closed),
+            // Who has begun to ask gets an answer, also from a process that was told to stop.
             Poll::Ready(Ok(_)) => Poll::Ready(Awaited::Begun),
+            Poll::Pending if !first && is_draining() => Poll::Ready(Awaited::Closed),
             Poll::Pending => conn.deadline().poll(cx).map(|()| Awaited::Nothing),
         }
     })
@@ -140,7 +138,8 @@ async fn serve_requests<S: IO + 'static>(
         let now = match carried {
             Carried::Ready(now) => now,
             Carried::Over { linger } => {
-                if linger {
+                // Closed with something unread, it would be reset, and the client could lose what was answered.
+                if linger || has_more(&mut conn).await {
                     Box::pin(drain(&mut conn, worker)).await;
                 }
                 return None;
@@ -322,6 +321,12 @@ async fn refuse<S: IO + 'static>(
     if express::send(&mut conn, &bytes, worker.plane.limits.write).await {
         drain(&mut conn, worker).await;
     }
+}
+
+/// Whether the client has sent more than was asked of it, as far as is known without waiting.
+async fn has_more<S: IO + 'static>(conn: &mut Conn<S>) -> bool {
+    !conn.ahead().is_empty()
+        || poll_fn(|cx| Poll::Ready(matches!(conn.poll_fill(cx, Want::Head), Poll::Ready(Ok(1..))))).await
 }
 
 /// Closes after an answer, with a grace in which the client can finish sending: a reset would take

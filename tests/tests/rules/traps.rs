@@ -620,6 +620,114 @@ fn a_dead_endpoint_beside_a_live_one_fails_nobody() {
     }
 }
 
+/// An upstream that answers its first request and then goes away: its port refuses before it closes the
+/// connection on which the second one arrived.
+fn goes_away_after_one() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        read_head(&mut reader).unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\none").unwrap();
+        read_head(&mut reader).unwrap();
+        drop(listener);
+    });
+    address
+}
+
+#[test]
+fn a_repeated_request_that_finds_nobody_takes_nothing_of_the_next_one() {
+    let (_running, gateway) = gateway(vec![baseline(goes_away_after_one())]);
+    let mut client = Client::new(gateway);
+    let asked = |number: u8| format!("GET /{number} HTTP/1.1\r\nHost: web\r\n\r\n");
+    assert_eq!(client.send(&asked(1)).answer().1, "one");
+    // Of one length: what is taken too much would be exactly one of them.
+    client.send(&[asked(2), asked(3), asked(4)].concat());
+    for _ in 2..=4 {
+        let (head, _) = client.answer();
+        assert!(head.starts_with("HTTP/1.1 503"), "{head}");
+    }
+}
+
+#[test]
+fn a_request_is_repeated_in_the_protocol_that_it_was_sent_in_or_not_at_all() {
+    let (first, other) = (goes_away_after_one(), Upstream::echo("other"));
+    let text = format!(
+        "name: base\nrouting: {{mode: baseline}}\nservices: [{{name: web, expose: true, endpoints: ['http://{first}', 'h2c://{}']}}]\n",
+        other.address
+    );
+    let (_running, gateway) = gateway(vec![file(text)]);
+    let mut client = Client::new(gateway);
+    let asked = "GET / HTTP/1.1\r\nHost: web\r\n\r\n";
+    assert_eq!(client.send(asked).answer().1, "one");
+    // The endpoints take turns: this is the other one's, which does not speak HTTP/2 in truth.
+    assert!(get(gateway, "").0.starts_with("HTTP/1.1 502"));
+    // The first goes away, and the repeated request would be the other's turn.
+    let (head, _) = client.send(asked).answer();
+    assert!(head.starts_with("HTTP/1.1 502") && field(&head, "connection") == Some("close"), "{head}");
+}
+
+/// A port that neither accepts nor refuses: its queue is full. The connections keep it so.
+fn black_hole() -> (SocketAddr, TcpListener, Vec<TcpStream>) {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    socket.listen(0).unwrap();
+    let listener = TcpListener::from(socket);
+    let address = listener.local_addr().unwrap();
+    let mut waiting = Vec::new();
+    // What is not accepted within a moment waits for ever: then it is full.
+    while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(50)) {
+        waiting.push(stream);
+        assert!(waiting.len() < 64, "its queue never fills");
+    }
+    (address, listener, waiting)
+}
+
+#[test]
+fn a_hold_ends_also_where_every_endpoint_is_silent() {
+    let (holes, base) = ([black_hole(), black_hole()], Upstream::echo("base"));
+    let limits = Limits { connect: Duration::from_millis(250), ..Limits::default() };
+    let addresses = format!("'http://{}', 'http://{}'", holes[0].0, holes[1].0);
+    let alice = |name: &str, routing: &str| {
+        overlay(
+            name,
+            &format!(", holdFor: 100ms{routing}"),
+            &format!("{{name: web, endpoints: [{addresses}]}}"),
+        )
+    };
+    let (_running, gates) = start(
+        vec![at(Role::Gateway, None, Trust::Any)],
+        limits,
+        vec![baseline(base.address), alice("fails", ""), alice("falls", ", onUnavailable: fallback")],
+    );
+    let (head, _) = get(gates[0], "x-overlay-id: fails\r\n");
+    assert!(head.starts_with("HTTP/1.1 503"), "{head}");
+    assert_eq!(get(gates[0], "x-overlay-id: falls\r\n").1, "base");
+}
+
+#[test]
+fn who_sends_too_much_still_gets_the_whole_of_the_last_answer() {
+    let size = 4 * 1024 * 1024;
+    let (go, told) = channel::<()>();
+    let told = Mutex::new(told);
+    let base = Upstream::with(move |stream, _| {
+        let _ = told.lock().unwrap().recv();
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n");
+        stream.write_all(head.as_bytes()).is_ok() && stream.write_all(&vec![b'x'; size]).is_ok()
+    });
+    let (_running, gateway) = gateway(vec![baseline(base.address)]);
+    let mut client = Client::new(gateway);
+    client.send("GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n");
+    base.next();
+    client.send("GET /more HTTP/1.1\r\nHost: web\r\n\r\n");
+    go.send(()).unwrap();
+    let (_, body) = client.answer();
+    assert_eq!(body.len(), size);
+    assert!(body.bytes().all(|byte| byte == b'x'));
+    base.nothing_arrived();
+}
+
 #[test]
 fn the_admin_listener_answers_addresses_and_changes_state_only_for_json() {
     let base = Upstream::echo("base");

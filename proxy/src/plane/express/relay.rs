@@ -55,12 +55,28 @@ enum Sending {
 /// For how long a direction has made no progress.
 #[derive(Debug, Clone, Copy)]
 struct Wait {
-    since: Instant,
+    /// When the first wait began: no need to ask for the time again.
+    since: Option<Instant>,
     on: Option<On>,
     moved: u32,
 }
 
 impl Wait {
+    /// It waits for nobody; when it does, that begins then.
+    fn ended() -> Self {
+        Self { since: None, on: None, moved: 0 }
+    }
+
+    /// When it began, if it is another one than before.
+    fn begin(&mut self, on: On, moved: u32) -> Option<Instant> {
+        if self.on == Some(on) && self.moved == moved {
+            return None;
+        }
+        let since = self.since.unwrap_or_else(Instant::now);
+        *self = Self { since: None, on: Some(on), moved };
+        Some(since)
+    }
+
     /// Whether nothing has moved for `limit` while this waits `on` the same peer; else the task is
     /// woken when that is so.
     fn is_over(
@@ -71,11 +87,8 @@ impl Wait {
         moved: u32,
         limit: Duration,
     ) -> bool {
-        if self.on != Some(on) || self.moved != moved {
-            // The first wait begins where the exchange did: no need to ask for the time again.
-            let now = if self.on.is_none() { self.since } else { Instant::now() };
-            *self = Self { on: Some(on), moved, ..*self };
-            deadline.arm(now + limit);
+        if let Some(since) = self.begin(on, moved) {
+            deadline.arm(since + limit);
         }
         deadline.poll(cx).is_ready()
     }
@@ -96,6 +109,8 @@ pub(super) struct Relay<'r, S> {
     request_ready: usize,
     request_wait: Wait,
     request_moved: u32,
+    /// Whether the client has sent some of its body, as far as it was not there with the head.
+    request_begun: bool,
 
     /// Heads on their way to the client, and how much of them is sent.
     text: Text,
@@ -105,8 +120,8 @@ pub(super) struct Relay<'r, S> {
     /// How much of what was read from the upstream belongs to the body.
     response_ready: usize,
     /// A body that only the upstream's close delimits goes to the client in chunks, so that it can
-    /// tell whether it is whole: how many there were.
-    chunks: Option<u32>,
+    /// tell whether it is whole: whether there was one.
+    chunks: Option<bool>,
     response_wait: Wait,
     response_moved: u32,
     /// How much was searched for the end of the response's head.
@@ -129,7 +144,7 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
         head: &'r [u8],
         since: Instant,
     ) -> Self {
-        let wait = Wait { since, on: None, moved: 0 };
+        let wait = Wait { since: Some(since), on: None, moved: 0 };
         Self {
             conn,
             link,
@@ -141,6 +156,7 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
             request_ready: 0,
             request_wait: wait,
             request_moved: 0,
+            request_begun: false,
             text: Text::default(),
             text_sent: 0,
             response: None,
@@ -165,7 +181,17 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
         match self.advance(cx) {
             Ok(Poll::Pending) => Poll::Pending,
             Ok(Poll::Ready(())) => Poll::Ready(Ok(self.outcome())),
-            Err(failure) => Poll::Ready(Err((failure, if self.begun { self.status } else { 0 }))),
+            Err(failure) => Poll::Ready(Err((failure, self.status_begun()))),
+        }
+    }
+
+    /// The status whose head was sent, in part or whole; 0 where an answer of our own can follow.
+    fn status_begun(&self) -> u16 {
+        let torn = self.text_sent > 0 && self.text_sent < self.text.len();
+        match self.begun {
+            true => self.status,
+            false if torn => 100,
+            false => 0,
         }
     }
 
@@ -224,7 +250,10 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
             }
             match self.conn.poll_fill(cx, Want::Body) {
                 Poll::Ready(Ok(0)) => return Err(Failure::BodyMalformed),
-                Poll::Ready(Ok(_)) => self.request_moved += 1,
+                Poll::Ready(Ok(_)) => {
+                    self.request_moved += 1;
+                    self.request_begun = true;
+                }
                 Poll::Ready(Err(_)) => return Err(Failure::ClientGone),
                 Poll::Pending => return Ok(Some(On::Client)),
             }
@@ -284,10 +313,9 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
     /// Writes what stands before a chunk of `size` bytes: the end of the one before, and its size. The
     /// last one is empty (RFC 9112, section 7.1).
     fn begin_chunk(&mut self, size: usize) {
-        let count = self.chunks.get_or_insert(0);
-        let before = if *count > 0 { "\r\n" } else { "" };
+        let before = if self.chunks == Some(true) { "\r\n" } else { "" };
         let after = if size == 0 { "\r\n" } else { "" };
-        *count += 1;
+        self.chunks = Some(true);
         if self.text_sent == self.text.len() {
             self.text.clear();
             self.text_sent = 0;
@@ -353,7 +381,7 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
                 self.status = status;
                 self.reusable = reusable;
                 self.response = Some(Progress::new(body));
-                self.chunks = (body == Body::UntilClose).then_some(0);
+                self.chunks = (body == Body::UntilClose).then_some(false);
                 Ok(true)
             }
         }
@@ -369,7 +397,10 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
     fn poll_deadlines(&mut self, cx: &Context<'_>, request: Option<On>, response: On) -> Result<(), Failure> {
         let Limits { body, write, upstream_read, upstream_write, .. } = *self.exchange.limits();
         if let Some(on) = request {
+            // Who waits for `100 Continue` owes nothing yet.
+            let invited = !self.shape.expects || self.interim > 0 || self.request_begun;
             let (limit, failure) = match on {
+                On::Client if !invited => (upstream_read, Failure::UpstreamSilent),
                 On::Client => (body, Failure::BodySlow),
                 On::Upstream => (upstream_write, Failure::UpstreamSilent),
             };
@@ -382,7 +413,7 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
             (On::Upstream, None) => (upstream_read, Failure::UpstreamSilent),
             // It waits for the rest of the request, whose own deadline counts.
             (On::Upstream, Some(_)) => {
-                self.response_wait = Wait { since: Instant::now(), on: None, moved: 0 };
+                self.response_wait = Wait::ended();
                 return Ok(());
             }
         };
@@ -404,5 +435,23 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_first_wait_begins_with_the_exchange() {
+        let start = Instant::now();
+        let mut wait = Wait { since: Some(start), on: None, moved: 0 };
+        assert_eq!(wait.begin(On::Upstream, 0), Some(start));
+        assert_eq!(wait.begin(On::Upstream, 0), None, "it is the same");
+        for other in [(On::Client, 0), (On::Client, 1)] {
+            assert!(wait.begin(other.0, other.1).is_some_and(|since| since > start));
+        }
+        wait = Wait::ended();
+        assert!(wait.begin(On::Client, 0).is_some_and(|since| since > start));
     }
 }

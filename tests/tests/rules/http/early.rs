@@ -23,14 +23,17 @@ fn an_upstream_that_answers_early_and_closes_is_heard() {
 }
 
 #[test]
-fn an_upstream_that_answers_early_and_reads_on_gets_the_rest() {
+fn an_answer_that_comes_before_the_request_is_whole_is_the_last_one() {
     holds(
         Script::new()
             .send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\nabc")
             .arrives_so_far("POST / abc")
             .reply("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nearly")
             .answered("200 early")
-            .send("def"),
+            .has("connection: close")
+            .send("def")
+            .half_close()
+            .ended(),
     );
 }
 

@@ -152,7 +152,7 @@ fn answers_of_the_proxys_own_carry_the_receipt() {
             .arrives("POST /")
             .upstream_closes()
             .answered("502 overlane")
-            .has(OWNED)
+            .has("x-overlay-route: web;env=alice;via=overlay;reason=unhealthy")
             .ended(),
     );
 }
