@@ -69,7 +69,7 @@ fn whole_decision(bencher: Bencher, store: (usize, usize)) {
     bencher.bench_local(|| {
         let (id, service) = &case.asked[next % case.asked.len()];
         next += 1;
-        let keys: Option<Keys> = carrier::read([id.as_bytes()], []).ok().and_then(|arrived| arrived.keys);
+        let keys: Option<Keys> = carrier::header::read([id.as_bytes()]).ok().flatten();
         let request = Request {
             authority: service,
             path: "/",
@@ -101,7 +101,7 @@ fn refusal_of_an_unknown_key(bencher: Bencher) {
     let listener = Listener { role: Role::Outbound { service: None, environment: None }, baseline: None };
     let (now, tried) = (UnixMillis(0), Tried::default());
     let unknown = id(7).replace("007", "0z7");
-    let keys: Option<Keys> = carrier::read([unknown.as_bytes()], []).ok().and_then(|arrived| arrived.keys);
+    let keys: Option<Keys> = carrier::header::read([unknown.as_bytes()]).ok().flatten();
     bencher.bench_local(|| {
         let request = Request {
             authority: "service-0",

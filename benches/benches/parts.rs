@@ -7,7 +7,7 @@ use divan::{AllocProfiler, Bencher};
 use mimalloc::MiMalloc;
 use overlane::h1::body::{Body, Progress};
 use overlane::h1::{Name, request, response};
-use overlane_config::carrier::{baggage, header};
+use overlane_config::carrier::{Form, baggage, header};
 
 /// The allocator that ships, counted.
 #[global_allocator]
@@ -33,14 +33,18 @@ fn key_in_our_header(bencher: Bencher) {
 
 #[divan::bench]
 fn key_in_baggage(bencher: Bencher) {
-    bencher.bench_local(|| baggage::read(black_box([&b"tenant=7,overlay-id=alice-payments,user=9;p=1"[..]])));
+    let line = &b"tenant=7,overlay-id=alice-payments,user=9;p=1"[..];
+    bencher.bench_local(|| baggage::read(black_box([line]), baggage::MEMBER, Form::List));
 }
 
 #[divan::bench]
 fn baggage_rewritten(bencher: Bencher) {
-    let keys = header::read([&b"alice-payments"[..]]).expect("an id");
+    let keys = header::read([&b"alice-payments"[..]]).expect("an id").expect("a key");
+    let is_ours = |key: &[u8]| key == baggage::MEMBER.as_bytes();
     bencher.bench_local(|| {
-        baggage::rewrite(black_box([&b"tenant=7,overlay-id=bob,user=9;p=1"[..]]), keys.as_ref())
+        let mut own = Vec::new();
+        baggage::write(baggage::MEMBER, Form::List, &keys, &mut own);
+        baggage::rewrite(black_box([&b"tenant=7,overlay-id=bob,user=9;p=1"[..]]), is_ours, &own)
     });
 }
 

@@ -1,17 +1,29 @@
 //! Carriers: where the overlay key travels, and what it looks like inside.
 //!
 //! Whatever carrier a key arrives in, inside it is one [`Keys`]: the ids in order, as the text that
-//! leaves in the header.
+//! leaves in the header. [`Carriers`] says which carriers are read, in order, and which are written.
 
 pub mod baggage;
+mod carriers;
+pub mod cookie;
+mod form;
 pub mod header;
+mod hosts;
+mod percent;
+mod preset;
 pub mod trace;
+pub mod tracestate;
 
 use std::fmt;
 
 use arrayvec::ArrayString;
 
 use crate::name::{MAX_LABEL, is_label, printable};
+
+pub use carriers::{Carrier, CarrierError, Carriers, Place, Seen};
+pub use form::Form;
+pub use hosts::{HostPattern, Hosts};
+pub use preset::{PRESETS, Preset};
 
 /// The most ids that one request may name.
 pub const MAX_KEYS: usize = 8;
@@ -53,27 +65,23 @@ impl std::error::Error for InvalidKey {}
 /// What the carriers of a request say.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Arrived {
-    /// The key: that of our own header, else that of `baggage`.
+    /// The key: that of the first carrier that holds one.
     pub keys: Option<Keys>,
-    /// Whether a baggage member of ours was ignored because it holds no valid id.
-    pub ignored: bool,
+    /// Whether another carrier holds another key.
+    pub contradicted: bool,
 }
 
-/// Reads the key from the lines of our own header and of `baggage`.
-///
-/// # Errors
-/// Our own header holds what is no id.
-pub fn read<'l>(
-    own: impl IntoIterator<Item = &'l [u8]>,
-    baggage: impl IntoIterator<Item = &'l [u8]>,
-) -> Result<Arrived, InvalidKey> {
-    if let Some(keys) = header::read(own)? {
-        return Ok(Arrived { keys: Some(keys), ignored: false });
+/// The field lines of a request's head, as carriers look at them.
+pub trait FieldLines {
+    /// The values of the lines with this name, whatever its case, in order.
+    fn lines<'f>(&'f self, name: &'f str) -> impl Iterator<Item = &'f [u8]> + Clone;
+}
+
+impl<N: AsRef<str>, V: AsRef<[u8]>> FieldLines for [(N, V)] {
+    fn lines<'f>(&'f self, name: &'f str) -> impl Iterator<Item = &'f [u8]> + Clone {
+        let called = move |(own, _): &&(N, V)| own.as_ref().eq_ignore_ascii_case(name);
+        self.iter().filter(called).map(|(_, value)| value.as_ref())
     }
-    Ok(match baggage::read(baggage) {
-        Ok(keys) => Arrived { keys, ignored: false },
-        Err(_) => Arrived { keys: None, ignored: true },
-    })
 }
 
 impl Keys {
@@ -82,20 +90,22 @@ impl Keys {
     /// # Errors
     /// [`InvalidKey`] for the first item that is not an id, and for a ninth id.
     pub fn parse<'l>(lists: impl IntoIterator<Item = &'l [u8]>) -> Result<Option<Self>, InvalidKey> {
-        let mut keys: Option<Self> = None;
         let items = lists.into_iter().flat_map(|list| list.split(|byte| *byte == b','));
-        for item in items.map(<[u8]>::trim_ascii).filter(|item| !item.is_empty()) {
-            let Some(id) = label(item) else {
-                return Err(InvalidKey::NotAnId(printable(&String::from_utf8_lossy(item), 80)));
-            };
-            keys = Some(match keys {
-                None => Self::inline(id),
-                Some(keys) if keys.iter().any(|known| known == id) => keys,
-                Some(keys) if keys.iter().count() == MAX_KEYS => return Err(InvalidKey::TooMany),
-                Some(keys) => keys.followed_by(id),
-            });
-        }
-        Ok(keys)
+        let mut items = items.map(<[u8]>::trim_ascii).filter(|item| !item.is_empty());
+        items.try_fold(None, Self::and)
+    }
+
+    /// These keys, and the id `item` after them, unless it is among them.
+    fn and(keys: Option<Self>, item: &[u8]) -> Result<Option<Self>, InvalidKey> {
+        let Some(id) = label(item) else {
+            return Err(InvalidKey::NotAnId(printable(&String::from_utf8_lossy(item), 80)));
+        };
+        Ok(Some(match keys {
+            None => Self::inline(id),
+            Some(keys) if keys.iter().any(|known| known == id) => keys,
+            Some(keys) if keys.iter().count() == MAX_KEYS => return Err(InvalidKey::TooMany),
+            Some(keys) => keys.followed_by(id),
+        }))
     }
 
     /// One id.

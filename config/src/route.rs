@@ -17,7 +17,7 @@ use crate::name::{EnvironmentId, ServiceName};
 use crate::table::Route;
 
 pub use decide::decide;
-pub use edits::{BaggageEdit, Edits};
+pub use edits::{Edits, FieldEdit};
 pub use refusal::{Problem, Refusal};
 
 pub use crate::name::{HOP_HEADER, HOPS_HEADER, REQUIRE_HEADER, ROUTE_HEADER};
@@ -202,8 +202,9 @@ pub struct Served<'t, U> {
 pub enum Decision<'t, U> {
     /// Serve it.
     Serve(Served<'t, U>),
-    /// It is not for a service of ours: to its own authority, without our headers.
-    PassThrough,
+    /// It is not for a service of ours: to its own authority, without our headers; with these keys where the
+    /// key is kept for that host.
+    PassThrough(Option<Keys>),
     /// Answer it here.
     Refuse(Refusal),
 }

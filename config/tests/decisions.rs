@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
-use overlane_config::carrier::{Keys, read};
+use overlane_config::carrier::{Carriers, Keys};
 use overlane_config::diagnostic::Source;
 use overlane_config::lineage::{Content, FileChange, Lineages};
 use overlane_config::route::{
-    BaggageEdit, Decision, Edits, Listener, Refusal, Request, Role, Served, Step, To, Tried, Untraced, decide,
+    Decision, Edits, FieldEdit, Listener, Refusal, Request, Role, Served, Step, To, Tried, Untraced, decide,
 };
 use overlane_config::table::RoutingTable;
 use overlane_config::time::UnixMillis;
@@ -95,7 +95,7 @@ fn answer(role: &Role, ask: Ask<'_>) -> String {
         because: Some(overlane_config::route::Reason::Pending),
     };
     match decide(&table, &listener, &request, NOW, &tried, &mut Untraced) {
-        Decision::PassThrough => "pass through".to_owned(),
+        Decision::PassThrough(_) => "pass through".to_owned(),
         Decision::Refuse(Refusal { problem, .. }) => format!("{} {}", problem.status(), problem.as_str()),
         Decision::Serve(served) => {
             let to = match &served.to {
@@ -311,8 +311,10 @@ fn edits(
     baggage: &[&str],
 ) -> (Option<String>, Option<String>, Option<String>) {
     let table = table();
-    let lines = || baggage.iter().map(|line| line.as_bytes());
-    let arrived = read([key.as_bytes()], lines()).unwrap();
+    let lines = baggage.iter().map(|line| ("baggage", *line));
+    let fields: Vec<_> = std::iter::once(("x-overlay-id", key)).chain(lines).collect();
+    let carriers = Carriers::default();
+    let arrived = carriers.read("x-overlay-id", &fields[..], |_, _| ()).unwrap();
     let listener = Listener { role: role.clone(), baseline: Some(baseline.parse().unwrap()) };
     let request = Request {
         authority: "web",
@@ -326,10 +328,12 @@ fn edits(
     else {
         panic!("not served")
     };
-    let edits = Edits::serve(&served, lines());
-    let mut line = Vec::new();
-    edits.write_baggage(&mut line);
-    let baggage = (edits.baggage != BaggageEdit::Untouched).then(|| String::from_utf8(line).unwrap());
+    let edits = Edits::serve(&served, &carriers, &fields[..], false);
+    let mut written = Vec::new();
+    edits.write_lines(&carriers, "x-overlay-id", &mut written);
+    let written = String::from_utf8(written).unwrap();
+    let line = written.lines().find_map(|line| line.strip_prefix("baggage: ")).unwrap_or_default();
+    let baggage = (edits.baggage != FieldEdit::Untouched).then(|| line.to_owned());
     (edits.key.map(|keys| keys.as_str().to_owned()), baggage, edits.hop.map(|id| id.to_string()))
 }
 

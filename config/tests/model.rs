@@ -127,7 +127,7 @@ fn served(
         Decision::Serve(Served { environment, via, reason, .. }) => {
             Some((environment.to_string(), via.as_str(), reason.as_str()))
         }
-        Decision::PassThrough => None,
+        Decision::PassThrough(_) => None,
         Decision::Refuse(_) => None,
     }
 }

@@ -5,9 +5,9 @@ mod common;
 
 use common::{ALICE, NOW, STAGING, Store, environment, file, id};
 use overlane_config::blueprint::OnUnavailable;
-use overlane_config::carrier::Keys;
+use overlane_config::carrier::{Carriers, Keys};
 use overlane_config::route::{
-    BaggageEdit, Decision, Edits, Listener, Reason, Refusal, Request, Role, Step, To, Tried, Untraced, Via,
+    Decision, Edits, FieldEdit, Listener, Reason, Refusal, Request, Role, Step, To, Tried, Untraced, Via,
     decide,
 };
 use overlane_config::table::{Environment, RoutingTable};
@@ -98,7 +98,7 @@ fn ask<T>(
 /// travels on if it is another than the one that came.
 fn told(table: &RoutingTable<()>, line: &str) -> String {
     ask(table, line, |decision, keys, _| match decision {
-        Decision::PassThrough => "passed through".to_owned(),
+        Decision::PassThrough(_) => "passed through".to_owned(),
         Decision::Refuse(refusal) => format!("{} {}", refusal.problem.status(), refusal.problem.as_str()),
         Decision::Serve(served) => {
             let (via, reason) = (served.via.as_str(), served.reason.as_str());
@@ -304,7 +304,7 @@ fn without_a_baseline_nothing_is_served_and_the_hint_says_what_to_do() {
                 format!("{} {} ({})", refusal.problem.status(), refusal.message, refusal.hint.unwrap())
             }
             Decision::Serve(served) => served.environment.to_string(),
-            Decision::PassThrough => unreachable!(),
+            Decision::PassThrough(_) => unreachable!(),
         }
     };
     let empty = Store::default();
@@ -417,13 +417,19 @@ fn an_unavailable_upstream_is_told_with_the_line_to_change() {
 #[test]
 fn what_passes_through_leaves_without_our_headers() {
     for (baggage, expected) in [
-        (&["a=1, overlay-id=alice", "b=2;p"][..], BaggageEdit::Set(b"a=1,b=2;p".to_vec())),
-        (&["overlay-id=alice"], BaggageEdit::Remove),
-        (&["a=1"], BaggageEdit::Untouched),
-        (&[], BaggageEdit::Untouched),
+        (&["a=1, overlay-id=alice", "b=2;p"][..], FieldEdit::Set(b"a=1,b=2;p".to_vec())),
+        (&["overlay-id=alice"], FieldEdit::Remove),
+        (&["overlay-id=NOT AN ID"], FieldEdit::Remove),
+        (&["a=1"], FieldEdit::Untouched),
+        (&[], FieldEdit::Untouched),
     ] {
-        let edits = Edits::pass_through(baggage.iter().map(|line| line.as_bytes()));
-        assert_eq!(edits, Edits { key: None, baggage: expected, hop: None, require: false }, "{baggage:?}");
+        let fields: Vec<_> = baggage.iter().map(|line| ("baggage", line)).collect();
+        let edits = Edits::pass_through(&Carriers::default(), &fields[..], false);
+        assert_eq!(
+            (edits.baggage, edits.key, edits.hop, edits.require),
+            (expected, None, None, false),
+            "{baggage:?}"
+        );
     }
 }
 
@@ -431,7 +437,11 @@ fn what_passes_through_leaves_without_our_headers() {
 fn the_mark_names_the_environment_that_was_chosen_and_nothing_else_is_marked() {
     let hop = |line: &str| {
         ask(&store().table, line, |decision, _, _| match decision {
-            Decision::Serve(served) => Edits::serve(&served, std::iter::empty()).hop.map(|id| id.to_string()),
+            Decision::Serve(served) => {
+                let fields: [(&str, &str); 0] = [];
+                let edits = Edits::serve(&served, &Carriers::default(), &fields[..], false);
+                edits.hop.map(|id| id.to_string())
+            }
             other => panic!("{other:?}"),
         })
     };

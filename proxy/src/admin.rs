@@ -14,6 +14,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use overlane_config::carrier::{Carrier, Carriers};
 use overlane_config::route::Role;
 use overlane_config::table::Environment;
 use overlane_config::url::split_authority;
@@ -40,6 +41,8 @@ pub struct Admin {
     pub gates: Vec<Arc<Gate>>,
     /// Where the workers are asked for their counts.
     pub doors: Vec<MeterDoor>,
+    /// Where keys are read and written.
+    pub carriers: Arc<Carriers>,
     /// Where a reload is asked for.
     pub reload: mpsc::Sender<ReloadRequest>,
     /// True once the process is told to stop.
@@ -191,7 +194,7 @@ async fn explain_request(State(admin): State<Admin>, body: String) -> Response {
         Err(error) => return problem(StatusCode::BAD_REQUEST, &error.to_string()),
     };
     let snapshot = admin.control.published().load_full();
-    match explain(&snapshot.table, &question, clock::now()) {
+    match explain(&snapshot.table, &admin.carriers, &question, clock::now()) {
         Ok(mut explanation) => {
             explanation.generation = snapshot.generation;
             axum::Json(explanation).into_response()
@@ -218,6 +221,7 @@ async fn config_dump(State(admin): State<Admin>, Query(only): Query<Only>) -> Re
     axum::Json(json!({
         "generation": snapshot.generation,
         "listeners": gates,
+        "carriers": carriers_value(&admin.carriers),
         "environments": environments,
         "problems": admin.control.problems(),
     }))
@@ -231,6 +235,15 @@ fn listener_value(gate: &Gate, snapshot: &Snapshot) -> Value {
         "baseline": snapshot.table.baseline(gate.listener.baseline.as_ref()).map(|baseline| baseline.id.to_string()),
         "application": gate.app.as_ref().map(|app| app.urls().iter().map(ToString::to_string).collect::<Vec<_>>()),
         "trust": gate.trust.to_string(),
+    })
+}
+
+fn carriers_value(carriers: &Carriers) -> Value {
+    let names = |list: &[Carrier]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
+    json!({
+        "read": names(carriers.read_list()),
+        "write": names(carriers.written()),
+        "keepFor": carriers.keep_for.iter().map(ToString::to_string).collect::<Vec<_>>(),
     })
 }
 

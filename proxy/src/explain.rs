@@ -1,6 +1,6 @@
 //! `explain`: every step of one decision, by the code of the request path.
 
-use overlane_config::carrier::{self, baggage};
+use overlane_config::carrier::{Arrived, Carriers, FieldLines, InvalidKey, Place, Seen};
 use overlane_config::name::{EnvironmentId, HeaderName, ServiceName};
 use overlane_config::route::{
     self, Decision, Edits, HOP_HEADER, Listener, REQUIRE_HEADER, ROUTE_HEADER, Refusal, Request, Role,
@@ -8,6 +8,7 @@ use overlane_config::route::{
 };
 use overlane_config::table::RoutingTable;
 use overlane_config::time::UnixMillis;
+use overlane_config::url::split_authority;
 use serde::{Deserialize, Serialize};
 
 use crate::plane::answer::Answer;
@@ -41,7 +42,7 @@ pub struct Explanation {
     pub generation: u64,
     /// What was seen and decided, in order.
     pub steps: Vec<Explained>,
-    /// `serve`, `application`, `pass-through` or `refuse`.
+    /// `serve`, `application`, `pass-through`, `pass-through-with-key` or `refuse`.
     pub outcome: String,
     /// The receipt that the response carries.
     pub receipt: Option<String>,
@@ -101,13 +102,6 @@ impl Question {
         };
         Ok(Listener { role, baseline: id(&self.baseline)? })
     }
-
-    fn values<'q>(&'q self, name: &'q str) -> impl Iterator<Item = &'q [u8]> + Clone {
-        self.headers
-            .iter()
-            .filter(move |(own, _)| own.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value.as_bytes())
-    }
 }
 
 /// Decides `question` in `table` and tells every step.
@@ -116,6 +110,7 @@ impl Question {
 /// The question itself is malformed.
 pub fn explain<U>(
     table: &RoutingTable<U>,
+    carriers: &Carriers,
     question: &Question,
     now: UnixMillis,
 ) -> Result<Explanation, String> {
@@ -123,10 +118,11 @@ pub fn explain<U>(
     let baseline = table.baseline(listener.baseline.as_ref());
     let key_header = baseline.map_or_else(HeaderName::default_key, |baseline| baseline.header.clone());
     let mut steps: Vec<Step> = Vec::new();
+    let fields = &question.headers[..];
     let arrived = if question.untrusted {
-        Ok(carrier::Arrived::default())
+        Ok(Arrived::default())
     } else {
-        carrier::read(question.values(key_header.as_str()), question.values("baggage"))
+        read(carriers, key_header.as_str(), fields, &mut steps)
     };
     let arrived = match arrived {
         Ok(arrived) => arrived,
@@ -134,14 +130,8 @@ pub fn explain<U>(
             return Ok(refused(steps, &Refusal::invalid_key(key_header.as_str(), &error)));
         }
     };
-    if arrived.ignored {
-        steps.push(Step {
-            text: format!("the baggage member `{}` holds no valid id and is ignored", baggage::MEMBER),
-            declared: None,
-        });
-    }
-    let first = |name| question.values(name).next().and_then(|value| std::str::from_utf8(value).ok());
-    let require = question.values(REQUIRE_HEADER).map(String::from_utf8_lossy).collect::<Vec<_>>().join(",");
+    let first = |name| fields.lines(name).next().and_then(|value| std::str::from_utf8(value).ok());
+    let require = fields.lines(REQUIRE_HEADER).map(String::from_utf8_lossy).collect::<Vec<_>>().join(",");
     let path = question.path.split('?').next().unwrap_or_default();
     let request = Request {
         authority: &question.host,
@@ -154,15 +144,44 @@ pub fn explain<U>(
     let decision = route::decide(table, &listener, &request, now, &Tried::default(), &mut steps);
     Ok(match decision {
         Decision::Refuse(refusal) => refused(steps, &refusal),
-        Decision::PassThrough => Explanation {
-            headers: headers(&Edits::pass_through(question.values("baggage")), key_header.as_str()),
-            outcome: "pass-through".to_owned(),
-            ..told(steps)
-        },
-        Decision::Serve(served) => {
-            let edits = Edits::serve(&served, question.values("baggage"));
-            serve(steps, &served, headers(&edits, key_header.as_str()), arrived.keys.is_some())
+        Decision::PassThrough(onward) => {
+            let host = split_authority(&question.host).map_or("", |(host, _)| host);
+            let (edits, outcome) = match carriers.keep_for.has(host) {
+                true => (Edits::keep(onward, carriers, fields, question.untrusted), "pass-through-with-key"),
+                false => (Edits::pass_through(carriers, fields, question.untrusted), "pass-through"),
+            };
+            Explanation {
+                headers: headers(&edits, carriers, key_header.as_str()),
+                outcome: outcome.to_owned(),
+                ..told(steps)
+            }
         }
+        Decision::Serve(served) => {
+            let edits = Edits::serve(&served, carriers, fields, question.untrusted);
+            serve(steps, &served, headers(&edits, carriers, key_header.as_str()), arrived.keys.is_some())
+        }
+    })
+}
+
+/// Reads the key, and notes what each carrier says where that is not plain.
+fn read(
+    carriers: &Carriers,
+    own: &str,
+    fields: &[(String, String)],
+    steps: &mut Vec<Step>,
+) -> Result<Arrived, InvalidKey> {
+    carriers.read(own, fields, |carrier, seen| {
+        let text = match seen {
+            Seen::Key(keys) if *carrier.place() != Place::Own => {
+                format!("the carrier `{carrier}` names the key `{}`", keys.as_str())
+            }
+            Seen::Contradicts(keys) => {
+                format!("the carrier `{carrier}` names another key, `{}`: it does not count", keys.as_str())
+            }
+            Seen::Invalid(why) => format!("the carrier `{carrier}` holds no valid id and is ignored: {why}"),
+            Seen::Key(_) | Seen::Same => return,
+        };
+        steps.push(Step { text, declared: None });
     })
 }
 
@@ -200,14 +219,13 @@ fn serve<U>(
 }
 
 /// The overlay headers that go upstream, as `name: value` pairs.
-fn headers(edits: &Edits, key_header: &str) -> Vec<(String, String)> {
-    let key = edits.key.as_ref().map(|keys| (key_header.to_owned(), keys.as_str().to_owned()));
-    let mut line = Vec::new();
-    let baggage = edits
-        .write_baggage(&mut line)
-        .then(|| ("baggage".to_owned(), String::from_utf8_lossy(&line).into_owned()));
+fn headers(edits: &Edits, carriers: &Carriers, key_header: &str) -> Vec<(String, String)> {
+    let mut lines = Vec::new();
+    edits.write_lines(carriers, key_header, &mut lines);
+    let text = String::from_utf8_lossy(&lines);
+    let lines = text.lines().filter_map(|line| line.split_once(": "));
     let hop = edits.hop.as_ref().map(|environment| (HOP_HEADER.to_owned(), environment.to_string()));
-    key.into_iter().chain(baggage).chain(hop).collect()
+    lines.map(|(name, value)| (name.to_owned(), value.to_owned())).chain(hop).collect()
 }
 
 impl std::fmt::Display for Explanation {
@@ -221,6 +239,9 @@ impl std::fmt::Display for Explanation {
         match self.outcome.as_str() {
             "application" => writeln!(f, "→ the application behind this sidecar")?,
             "pass-through" => writeln!(f, "→ passed through to its own authority, without overlay headers")?,
+            "pass-through-with-key" => {
+                writeln!(f, "→ passed through to its own authority, which is in `keepFor`")?;
+            }
             "serve" if self.upstream.is_empty() => {
                 writeln!(f, "→ pending: no address yet; requests are held, then answered 503")?;
             }

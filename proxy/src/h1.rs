@@ -11,6 +11,7 @@ pub mod response;
 
 use httparse::Header;
 use memchr::memmem;
+use overlane_config::carrier::FieldLines;
 
 /// The most header fields in a head.
 pub const MAX_FIELDS: usize = 100;
@@ -138,6 +139,14 @@ impl<'n> Name<'n> {
     #[must_use]
     pub fn is(&self, other: &Name<'_>) -> bool {
         self.known == other.known && (!self.known.is_family() || self.text.eq_ignore_ascii_case(other.text))
+    }
+}
+
+impl<'n> Name<'n> {
+    /// The name as it was written.
+    #[must_use]
+    pub fn text(&self) -> &'n str {
+        self.text
     }
 }
 
@@ -289,6 +298,13 @@ impl<'b> Fields<'b> {
     /// Where the first field line begins.
     fn start(&self) -> usize {
         self.list.first().map_or(self.head.len() - 2, |field| self.offset(field.name))
+    }
+}
+
+impl FieldLines for Fields<'_> {
+    #[inline]
+    fn lines<'f>(&'f self, name: &'f str) -> impl Iterator<Item = &'f [u8]> + Clone {
+        self.values(Name::of(name))
     }
 }
 

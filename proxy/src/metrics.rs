@@ -5,7 +5,7 @@
 //! never bytes of a request.
 
 use std::cell::RefCell;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
@@ -40,10 +40,8 @@ pub enum Event {
     UnknownOverlay,
     /// Overlay headers of a sender that is not trusted were removed.
     UntrustedHeaders,
-    /// Our own header held no valid id.
-    InvalidHeader,
-    /// A baggage member of ours held no valid id and was ignored.
-    InvalidBaggage,
+    /// Two carriers of a request named different keys.
+    ContradictingCarriers,
     /// A head was refused: malformed, too large, too slow.
     HeadRefused,
     /// A connection to an upstream could not be made.
@@ -102,6 +100,8 @@ impl Observed {
 pub struct Meter {
     requests: HashMap<Labels, Observed, RandomState>,
     calls: HashMap<Call, u64, RandomState>,
+    /// Keys that are no ids, by carrier.
+    invalid: HashMap<Box<str>, u64, RandomState>,
     events: [u64; EVENTS],
 }
 
@@ -141,6 +141,7 @@ impl Place {
 struct Counting {
     requests: HashMap<Place, (Labels, Observed), RandomState>,
     calls: HashMap<Call, u64, RandomState>,
+    invalid: HashMap<Box<str>, u64, RandomState>,
     events: [u64; EVENTS],
 }
 
@@ -151,6 +152,16 @@ thread_local! {
 /// Counts an event on this thread.
 pub fn count(event: Event) {
     COUNTING.with_borrow_mut(|counting| counting.events[event as usize] += 1);
+}
+
+/// Counts on this thread a key that is no valid id, in the carrier with this name.
+pub fn count_invalid_key(carrier: &str) {
+    COUNTING.with_borrow_mut(|counting| match counting.invalid.get_mut(carrier) {
+        Some(count) => *count += 1,
+        None => {
+            counting.invalid.insert(carrier.into(), 1);
+        }
+    });
 }
 
 /// Counts a call on this thread.
@@ -175,8 +186,8 @@ pub fn observe(labels: Labels, took: Duration) {
 /// What this thread has counted.
 fn counted() -> Meter {
     COUNTING.with_borrow(|counting| {
-        let calls = counting.calls.clone();
-        let mut meter = Meter { calls, events: counting.events, ..Meter::default() };
+        let (calls, invalid) = (counting.calls.clone(), counting.invalid.clone());
+        let mut meter = Meter { calls, invalid, events: counting.events, ..Meter::default() };
         for (labels, observed) in counting.requests.values() {
             meter.requests.entry(labels.clone()).or_default().add(observed);
         }
@@ -227,6 +238,9 @@ pub async fn gather(doors: &[MeterDoor]) -> Meter {
         }
         for (call, own) in meter.calls {
             *sum.calls.entry(call).or_default() += own;
+        }
+        for (carrier, own) in meter.invalid {
+            *sum.invalid.entry(carrier).or_default() += own;
         }
     }
     sum
@@ -401,8 +415,9 @@ fn event_families(meter: &Meter) -> Vec<MetricFamily> {
         let now = of(from).saturating_sub(of(to)) as f64;
         family(name, help, MetricType::GAUGE, vec![gauge(Vec::new(), now)])
     };
-    let invalid = [("header", Event::InvalidHeader), ("baggage", Event::InvalidBaggage)];
-    let invalid = invalid.map(|(carrier, event)| counter(vec![pair("carrier", carrier)], of(event)));
+    let mut invalid = BTreeMap::from([("header", 0), ("baggage", 0)]);
+    invalid.extend(meter.invalid.iter().map(|(carrier, count)| (&**carrier, *count)));
+    let invalid = invalid.into_iter().map(|(carrier, count)| counter(vec![pair("carrier", carrier)], count));
     vec![
         level(
             "overlane_connections",
@@ -435,7 +450,12 @@ fn event_families(meter: &Meter) -> Vec<MetricFamily> {
             "overlane_invalid_keys_total",
             "Requests with a key that is no valid id, by carrier.",
             MetricType::COUNTER,
-            invalid.into(),
+            invalid.collect(),
+        ),
+        total(
+            "overlane_contradicting_carriers_total",
+            "Requests whose carriers named different keys; the first in order counted.",
+            Event::ContradictingCarriers,
         ),
         total(
             "overlane_refused_heads_total",

@@ -21,6 +21,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use overlane_config::carrier::Carriers;
 use overlane_config::route::{Listener, Role};
 use overlane_config::url::Url;
 
@@ -140,6 +141,8 @@ pub struct Plane {
     pub limits: Limits,
     /// Which engine carries exchanges.
     pub engine: EngineChoice,
+    /// Where keys are read and written.
+    pub carriers: Arc<Carriers>,
     /// The resolver.
     pub names: Names,
     /// The access log.

@@ -96,6 +96,7 @@ impl Prepared {
             own,
             limits: settings.limits,
             engine: settings.engine,
+            carriers: settings.carriers.clone(),
             names,
             access,
         });
@@ -114,6 +115,7 @@ impl Prepared {
             control: control.clone(),
             gates: gates.clone(),
             doors,
+            carriers: settings.carriers,
             reload: reload.clone(),
             draining: told,
             token,

@@ -2,9 +2,11 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use overlane_config::carrier::{CarrierError, Carriers, HostPattern};
 use overlane_config::name::{EnvironmentId, ServiceName};
 use overlane_config::route::{Listener, Role};
 use overlane_config::time::parse_duration;
@@ -110,6 +112,8 @@ struct File {
     resync: Option<String>,
     timeouts: Timeouts,
     correlation: CorrelationFile,
+    carriers: CarriersFile,
+    keep_for: Vec<String>,
     max_head_bytes: Option<usize>,
     max_connections: Option<usize>,
 }
@@ -129,6 +133,14 @@ struct CorrelationFile {
     by: Option<Vec<RestoredBy>>,
     traces: Option<usize>,
     ttl: Option<String>,
+}
+
+/// See [`Carriers`].
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct CarriersFile {
+    read: Option<Vec<String>>,
+    write: Option<Vec<String>>,
 }
 
 /// Deadlines; see [`Limits`].
@@ -173,6 +185,8 @@ pub struct Settings {
     pub engine: EngineChoice,
     /// By what keys are restored, and for how long.
     pub correlation: CorrelationSettings,
+    /// Where keys are read and written.
+    pub carriers: Arc<Carriers>,
 }
 
 /// A setting that cannot be, and what to write instead.
@@ -212,6 +226,7 @@ impl Settings {
             flags.trust.map(Ok).or(file.trust.as_deref().map(|text| parse("trust", text))).transpose()?;
         let limits = limits(&file)?;
         let correlation = correlation(&file.correlation)?;
+        let carriers = carriers(&file)?.into();
         let resync = duration("resync", file.resync.as_ref(), DEFAULT_RESYNC)?;
         let named = |flag, key, text: &Option<String>| value(flag, key, text.as_deref());
         let asked = Asked {
@@ -257,6 +272,7 @@ impl Settings {
             limits,
             engine: flags.engine.or(file.engine).unwrap_or_default(),
             correlation,
+            carriers,
         })
     }
 
@@ -276,6 +292,7 @@ impl Settings {
             limits: Limits::default(),
             engine: EngineChoice::default(),
             correlation: CorrelationSettings::default(),
+            carriers: Arc::default(),
         }
     }
 }
@@ -392,6 +409,30 @@ fn duration(key: &str, text: Option<&String>, default: Duration) -> Result<Durat
         Ok(_) => Err(error(format!("`{key}` is zero"), "every deadline needs a length, such as `10s`")),
         Err(why) => Err(error(format!("`{key}: {text}`: {why}"), "write it as `10s`, `1m30s` or `500ms`")),
     }
+}
+
+/// The carriers of a settings file, or the default ones.
+///
+/// # Errors
+/// A file that cannot be read, or a carrier that cannot be.
+pub fn carriers_of(file: Option<&Path>) -> Result<Carriers, SettingsError> {
+    carriers(&file.map(read_file).transpose()?.unwrap_or_default())
+}
+
+fn carriers(file: &File) -> Result<Carriers, SettingsError> {
+    let CarriersFile { read, write } = &file.carriers;
+    let mut carriers = Carriers::parse(read.as_deref(), write.as_deref()).map_err(|wrong| {
+        let CarrierError { place, message, hint } = wrong;
+        error(format!("`carriers.{place}`: {message}"), hint)
+    })?;
+    let hosts = file.keep_for.iter().enumerate();
+    let hosts = hosts.map(|(number, text)| {
+        text.parse::<HostPattern>().map_err(|why| {
+            error(format!("`keepFor[{number}]`: {why}"), "name hosts that are trusted with overlay keys")
+        })
+    });
+    carriers.keep_for = hosts.collect::<Result<_, _>>()?;
+    Ok(carriers)
 }
 
 fn correlation(file: &CorrelationFile) -> Result<CorrelationSettings, SettingsError> {

@@ -1,6 +1,27 @@
-//! The configured header: a comma-separated list, on one line or several.
+//! Headers that carry the key: the baseline's own, and foreign ones.
 
-use super::{InvalidKey, Keys};
+use super::{Form, InvalidKey, Keys, percent};
+
+/// How the names of headers begin in which OpenTracing carries baggage; their values are percent-encoded.
+const OPENTRACING: [&str; 2] = ["ot-baggage-", "uberctx-"];
+
+/// Whether the values of this header, in lower case, are percent-encoded.
+pub(super) fn is_encoded(name: &str) -> bool {
+    OPENTRACING.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// The keys in the lines of a foreign header.
+pub(super) fn read_foreign<'l>(
+    lines: impl Iterator<Item = &'l [u8]>,
+    encoded: bool,
+    form: Form,
+) -> Result<Option<Keys>, InvalidKey> {
+    if !encoded {
+        return form.parse(lines);
+    }
+    let lines: Vec<_> = lines.map(percent::decoded).collect();
+    form.parse(lines.iter().map(|line| &**line))
+}
 
 /// The keys in the lines of our own header. Empty lines are no key.
 ///

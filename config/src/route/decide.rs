@@ -68,7 +68,7 @@ pub fn decide<'t, U>(
                 Err(refusal) => Decision::Refuse(refusal),
             }
         }
-        Ok(None) => Decision::PassThrough,
+        Ok(None) => Decision::PassThrough(lookup.onward()),
         Err(refusal) => Decision::Refuse(refusal),
     }
 }

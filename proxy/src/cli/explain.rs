@@ -1,6 +1,7 @@
 //! `overlane explain`: one decision, step by step; offline against a store, or live.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use bytes::Bytes;
 use clap::Args;
@@ -13,6 +14,7 @@ use crate::client;
 use crate::clock;
 use crate::explain::{Explanation, Question, explain};
 use crate::names::Names;
+use crate::settings::carriers_of;
 use crate::snapshot::Table;
 use crate::store::StoreAddress;
 use crate::store::write::OpenStore;
@@ -45,6 +47,9 @@ pub struct Explain {
     /// As for a sender whose overlay headers are not trusted
     #[arg(long)]
     untrusted: bool,
+    /// Settings file whose carriers count, where the store is asked
+    #[arg(long, value_name = "FILE", env = "OVERLANE_CONFIG")]
+    config: Option<PathBuf>,
     /// Ask a running proxy at its admin address instead of the store
     #[arg(long, value_name = "ADDR")]
     admin: Option<SocketAddr>,
@@ -86,7 +91,10 @@ pub fn run(args: &Explain, store: &StoreAddress, out: &mut Output<'_>) -> Result
     let question = args.question();
     let explanation = match args.admin {
         Some(admin) => ask(admin, &question)?,
-        None => explain(&table(store)?, &question, clock::now()).map_err(CliError::failure)?,
+        None => {
+            let carriers = carriers_of(args.config.as_deref())?;
+            explain(&table(store)?, &carriers, &question, clock::now()).map_err(CliError::failure)?
+        }
     };
     match args.output {
         Format::Json | Format::Yaml => {

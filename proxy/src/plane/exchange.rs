@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
 use overlane_config::blueprint::OnUnavailable;
-use overlane_config::carrier::{self, Keys, baggage};
+use overlane_config::carrier::{Carriers, Keys, Seen};
 use overlane_config::lineage::Policy;
 use overlane_config::name::{EnvironmentId, HeaderName};
 use overlane_config::route::{
-    self, BaggageEdit, Decision, Edits, HOP_HEADER, HOPS_HEADER, MAX_HOPS, Problem, REQUIRE_HEADER, Reason,
+    self, Decision, Edits, FieldEdit, HOP_HEADER, HOPS_HEADER, MAX_HOPS, Problem, REQUIRE_HEADER, Reason,
     Receipt, Refusal, Request, Role, Served, To, Tried, Untraced, Via,
 };
 use overlane_config::url::{Scheme, Url, split_authority};
@@ -30,7 +30,7 @@ use super::{Gate, Plane};
 use crate::clock;
 use crate::h1::Name;
 use crate::h1::request::{self, Head};
-use crate::metrics::{Event, Labels, count, method_label, observe};
+use crate::metrics::{Event, Labels, count, count_invalid_key, method_label, observe};
 use crate::snapshot::Snapshot;
 use crate::upstream::{Address, Endpoint, Upstream};
 
@@ -40,6 +40,7 @@ const HOP: Name<'_> = Name::of(HOP_HEADER);
 const HOPS: Name<'_> = Name::of(HOPS_HEADER);
 const REQUIRE: Name<'_> = Name::of(REQUIRE_HEADER);
 const BAGGAGE: Name<'_> = Name::of("baggage");
+const COOKIE: Name<'_> = Name::of("cookie");
 /// What a gateway says of its client.
 const FORWARDED: [Name<'_>; 3] =
     [Name::of("x-forwarded-for"), Name::of("x-forwarded-proto"), Name::of("x-forwarded-host")];
@@ -98,36 +99,57 @@ struct Key {
     keys: Option<Keys>,
     /// Whether overlay headers of an untrusted sender must be removed.
     untrusted: bool,
+    /// Whether another carrier names another key.
+    contradicted: bool,
 }
 
 impl Key {
-    fn read(snapshot: &Snapshot, gate: &Gate, head: &Head<'_>, trusted: bool) -> (Self, Option<Refusal>) {
+    fn read(
+        snapshot: &Snapshot,
+        gate: &Gate,
+        carriers: &Carriers,
+        head: &Head<'_>,
+        trusted: bool,
+    ) -> (Self, Option<Refusal>) {
         let baseline = snapshot.table.baseline(gate.listener.baseline.as_ref());
         let header = baseline.map_or_else(HeaderName::default_key, |baseline| baseline.header.clone());
-        let mut key = Self { header, keys: None, untrusted: false };
+        let mut key = Self { header, keys: None, untrusted: false, contradicted: false };
         if !trusted {
-            let ours = [Name::of(key.header.as_str()), HOP, HOPS, REQUIRE, ROUTE];
-            key.untrusted = ours.into_iter().any(|name| head.values(name).next().is_some())
-                || !matches!(baggage::read(head.values(BAGGAGE)), Ok(None));
+            key.untrusted =
+                [HOP, HOPS, REQUIRE, ROUTE].into_iter().any(|name| head.values(name).next().is_some())
+                    || carriers.any(key.header.as_str(), &head.fields);
             if key.untrusted {
                 count(Event::UntrustedHeaders);
             }
             return (key, None);
         }
-        match carrier::read(head.values(Name::of(key.header.as_str())), head.values(BAGGAGE)) {
+        let read = carriers.read(key.header.as_str(), &head.fields, |carrier, seen| {
+            if let Seen::Invalid(_) = seen {
+                count_invalid_key(carrier.name());
+            }
+        });
+        match read {
             Ok(arrived) => {
-                key.keys = arrived.keys;
-                if arrived.ignored {
-                    count(Event::InvalidBaggage);
+                (key.keys, key.contradicted) = (arrived.keys, arrived.contradicted);
+                if key.contradicted {
+                    count(Event::ContradictingCarriers);
                 }
                 (key, None)
             }
             Err(error) => {
-                count(Event::InvalidHeader);
+                count_invalid_key("header");
                 let refusal = Refusal::invalid_key(key.header.as_str(), &error);
                 (key, Some(refusal))
             }
         }
+    }
+
+    /// The answer to a field that an application could take for one of ours.
+    fn imitated(&self, carriers: &Carriers, head: &Head<'_>) -> Option<Answer> {
+        let ours = [self.header.as_str(), HOP_HEADER, HOPS_HEADER, REQUIRE_HEADER];
+        let mut foreign = carriers.written_headers().map(|(_, name)| name.as_str());
+        let imitated = head.fields.imitated(&ours);
+        imitated.or_else(|| foreign.find_map(|name| head.fields.imitated(&[name]))).map(imitation)
     }
 }
 
@@ -210,7 +232,7 @@ impl Exchange {
         count(Event::RequestStarted);
         let started = Instant::now();
         let snapshot = plane.published.load_full();
-        let (mut key, refusal) = Key::read(&snapshot, gate, head, peer.trusted);
+        let (mut key, refusal) = Key::read(&snapshot, gate, &plane.carriers, head, peer.trusted);
         let inquiry = Inquiry::read(head, peer.trusted);
         let propagation = match peer.trusted {
             true => Propagation::begin(gate, head, &mut key.keys, &inquiry.require, started),
@@ -218,7 +240,6 @@ impl Exchange {
         };
         let restored = propagation.require();
         let inquiry = inquiry.with(restored.as_ref().map(|require| &***require));
-        let ours = [key.header.as_str(), HOP_HEADER, HOPS_HEADER, REQUIRE_HEADER];
         let (hops, looping) = match peer.trusted.then(|| route::hops(head.values(HOPS))).transpose() {
             Ok(hops) => (hops.unwrap_or(0), None),
             Err(refusal) => (MAX_HOPS, Some(refusal)),
@@ -227,9 +248,9 @@ impl Exchange {
             count(Event::Loop);
         }
         let refusal = looping.or(refusal);
-        let target = match (&refusal, head.fields.imitated(&ours)) {
+        let target = match (&refusal, key.imitated(&plane.carriers, head)) {
             (Some(refusal), _) => Err(Answer::from(refusal)),
-            (None, Some(name)) => Err(imitation(name)),
+            (None, Some(answer)) => Err(answer),
             (None, None) => decide(plane, gate, &snapshot, &inquiry, &key, &Tried::default()),
         };
         let asked = || Asked { authority: head.authority.to_owned(), path: head.path.to_owned() };
@@ -291,11 +312,14 @@ impl Exchange {
         let Ok(target) = &self.target else {
             return false;
         };
-        name.is(&Name::of(self.key.header.as_str()))
+        let (edits, carriers) = (&target.edits, &self.plane.carriers);
+        (name.is(&Name::of(self.key.header.as_str())) && edits.removes_own(carriers))
             || name.is(&HOP)
             || name.is(&HOPS)
             || name.is(&REQUIRE)
-            || (name.is(&BAGGAGE) && target.edits.baggage != BaggageEdit::Untouched)
+            || (name.is(&BAGGAGE) && edits.baggage != FieldEdit::Untouched)
+            || (edits.cookie != FieldEdit::Untouched && name.is(&COOKIE))
+            || edits.removes_header(carriers, name.text())
             || (self.key.untrusted && name.is(&ROUTE))
             || self.propagation.removes(name)
             || (self.forwards() && FORWARDED.iter().any(|forwarded| name.is(forwarded)))
@@ -311,13 +335,11 @@ impl Exchange {
         let Ok(Target { edits, .. }) = &self.target else {
             return;
         };
-        if let Some(keys) = &edits.key {
-            line(out, self.key.header.as_str(), keys.as_str());
-        }
+        edits.write_lines(&self.plane.carriers, self.key.header.as_str(), out);
         if let Some(environment) = &edits.hop {
             line(out, HOP_HEADER, environment.as_str());
         }
-        if !self.passes_through() {
+        if edits.require || !self.passes_through() {
             // An application may forward it: so a loop through applications ends as well.
             line(out, HOPS_HEADER, decimal(self.hops + 1, &mut [0; 2]));
         }
@@ -330,12 +352,6 @@ impl Exchange {
             }
         }
         self.propagation.add_lines(out);
-        let before = out.len();
-        out.extend_from_slice(b"baggage: ");
-        match edits.write_baggage(out) {
-            true => out.extend_from_slice(b"\r\n"),
-            false => out.truncate(before),
-        }
         if self.forwards() {
             self.add_forwarded(head, out);
         }
@@ -386,6 +402,12 @@ impl Exchange {
     #[must_use]
     pub fn receipt_to_send(&self) -> Option<&Receipt> {
         self.receipt().filter(|_| self.key.keys.is_some())
+    }
+
+    /// Whether several carriers of the request named different keys; the first in order counts.
+    #[must_use]
+    pub fn contradicted(&self) -> bool {
+        self.key.contradicted
     }
 
     /// Whether the response comes from outside: nothing in it is a receipt.
@@ -729,19 +751,13 @@ fn decide(
     key: &Key,
     tried: &Tried,
 ) -> Result<Target, Answer> {
-    let lines = inquiry.head.values(BAGGAGE);
+    let (carriers, fields) = (&plane.carriers, &inquiry.head.fields);
     let request = inquiry.request(key.keys.as_ref(), key.untrusted);
     match route::decide(&snapshot.table, &gate.listener, &request, clock::now(), tried, &mut Untraced) {
         Decision::Refuse(refusal) => Err(Answer::from(&refusal)),
-        Decision::PassThrough => pass_through(plane, inquiry.head.authority, Edits::pass_through(lines)),
+        Decision::PassThrough(onward) => pass_through(plane, inquiry.head, onward, key.untrusted),
         Decision::Serve(served) => {
-            let mut edits = Edits::serve(&served, lines.clone());
-            if key.untrusted {
-                // Also a member that is no valid id goes: nothing of an untrusted sender's travels on.
-                edits.baggage =
-                    baggage::rewrite(lines, edits.key.as_ref()).map_or(BaggageEdit::Remove, BaggageEdit::Set);
-                edits.require = false;
-            }
+            let edits = Edits::serve(&served, carriers, fields, key.untrusted);
             let (upstream, application) = match &served.to {
                 To::Upstream { route, .. } => (route.upstream.clone(), false),
                 To::Application => match &gate.app {
@@ -768,8 +784,13 @@ fn decide(
     }
 }
 
-fn pass_through(plane: &Plane, authority: &str, edits: Edits) -> Result<Target, Answer> {
-    let (host, port) = match split_authority(authority) {
+fn pass_through(
+    plane: &Plane,
+    head: &Head<'_>,
+    onward: Option<Keys>,
+    untrusted: bool,
+) -> Result<Target, Answer> {
+    let (host, port) = match split_authority(head.authority) {
         Ok(split) => split,
         Err(why) => {
             return Err(Answer::plain(
@@ -789,6 +810,11 @@ fn pass_through(plane: &Plane, authority: &str, edits: Edits) -> Result<Target, 
             format!("`{}` is a link-local address", url.host),
         ));
     }
+    let carriers = &plane.carriers;
+    let edits = match carriers.keep_for.has(&url.host) {
+        true => Edits::keep(onward, carriers, &head.fields, untrusted),
+        false => Edits::pass_through(carriers, &head.fields, untrusted),
+    };
     Ok(Target {
         upstream: outside(url, plane),
         application: false,
