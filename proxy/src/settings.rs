@@ -535,6 +535,24 @@ mod tests {
     }
 
     #[test]
+    fn carriers_and_the_hosts_that_get_the_key_come_from_the_file() {
+        let mut file = tempfile::NamedTempFile::new().expect("file");
+        file.write_all(
+            b"carriers: {read: [header, signadot, cookie:overlay]}\nkeepFor: ['*.partner.example']\n",
+        )
+        .expect("write");
+        let carriers = carriers_of(Some(file.path())).expect("carriers");
+        let names = |list: &[overlane_config::carrier::Carrier]| {
+            list.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let read = names(carriers.read_list());
+        assert_eq!((read.len(), &*read[0], &*read[9]), (10, "header", "cookie:overlay"));
+        assert_eq!(names(carriers.written()), ["header", "baggage"]);
+        assert!(carriers.keep_for.has("pay.partner.example") && !carriers.keep_for.has("partner.example"));
+        assert_eq!(carriers_of(None), Ok(Carriers::default()));
+    }
+
+    #[test]
     fn flags_win_over_the_file_and_its_mistakes_are_errors() {
         let with = |text: &str| {
             let mut file = tempfile::NamedTempFile::new().expect("file");
@@ -552,6 +570,13 @@ mod tests {
             ("timeouts: {head: soon}", "soon"),
             ("baseline: A", "baseline"),
             ("store: etcd:x", "store"),
+            ("carriers: {read: [header, sigandot]}", "`carriers.read[1]`: `sigandot` is no carrier"),
+            (
+                "carriers: {write: [\"header:x-overlay-hop\"]}",
+                "`carriers.write[0]`: `x-overlay-hop` has a meaning",
+            ),
+            ("carriers: {wirte: [header]}", "wirte"),
+            ("keepFor: [\"shop.example.com:80\"]", "`keepFor[0]`"),
         ] {
             let refused = with(text).expect_err(text);
             assert!(refused.message.contains(word), "{text}: {refused}");

@@ -83,6 +83,14 @@ impl Proxy {
                     stage::start_within(engine, limits.clone(), vec![listener], stage::files("", upstream));
                 Self::Own(Box::new(running))
             }
+            Place::Carrying(own) => {
+                let (role, trust, carriers) = &**own;
+                let app = matches!(role, Role::Inbound { .. }).then_some(upstream);
+                let listeners = vec![stage::listener(role.clone(), "", app, trust.clone())];
+                let carriers = Arc::new(carriers.clone());
+                let settings = Settings { engine, carriers, ..Settings::in_process(listeners) };
+                Self::Own(Box::new(stage::start_as(settings, stage::files("", upstream))))
+            }
             Place::Sidecar(own) => {
                 let (environment, correlation) = &**own;
                 let environment = environment.as_deref().map(|id| id.parse().unwrap());

@@ -3,6 +3,7 @@
 use overlane::correlation::CorrelationSettings;
 use overlane::plane::Limits;
 use overlane::plane::trust::Trust;
+use overlane_config::carrier::Carriers;
 use overlane_config::route::Role;
 
 use crate::message::{Framing, Kind};
@@ -43,6 +44,8 @@ pub(crate) enum Step {
 pub(crate) enum Place {
     Gateway,
     Own(Box<(Role, Trust, Limits)>),
+    /// A listener of its own that reads and writes other carriers.
+    Carrying(Box<(Role, Trust, Carriers)>),
     /// A sidecar: inbound for even clients, outbound for odd ones.
     Sidecar(Box<(Option<String>, CorrelationSettings)>),
 }
@@ -73,6 +76,12 @@ impl Script {
     #[must_use]
     pub fn at(role: Role, trust: Trust) -> Self {
         Self { place: Place::Own(Box::new((role, trust, Limits::default()))), steps: Vec::new() }
+    }
+
+    /// An empty script at a listener of its own, which reads and writes other carriers.
+    #[must_use]
+    pub fn carrying(role: Role, trust: Trust, carriers: Carriers) -> Self {
+        Self { place: Place::Carrying(Box::new((role, trust, carriers))), steps: Vec::new() }
     }
 
     /// An empty script at a gateway of its own, with other deadlines and limits.

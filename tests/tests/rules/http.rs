@@ -4,6 +4,8 @@ use overlane_tests::script::Script;
 
 /// Bodies, however they are delimited.
 mod bodies;
+/// Other carriers than our own.
+mod carriers;
 /// Keeping, closing and losing connections.
 mod connections;
 /// `Expect: 100-continue` and interim responses.
