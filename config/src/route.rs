@@ -6,9 +6,9 @@
 
 mod decide;
 mod edits;
+pub mod receipt;
 mod refusal;
-
-use std::fmt;
+mod require;
 
 use crate::carrier::Keys;
 use crate::diagnostic::Location;
@@ -18,7 +18,9 @@ use crate::table::Route;
 
 pub use decide::decide;
 pub use edits::{Edits, FieldEdit};
+pub use receipt::Receipt;
 pub use refusal::{Problem, Refusal};
+pub use require::verify;
 
 pub use crate::name::{HOP_HEADER, HOPS_HEADER, REQUIRE_HEADER, ROUTE_HEADER};
 
@@ -107,6 +109,12 @@ pub enum Via {
 }
 
 impl Via {
+    /// The one with this word.
+    #[must_use]
+    pub fn named(word: &str) -> Option<Self> {
+        [Self::Overlay, Self::Ancestor, Self::Baseline].into_iter().find(|via| via.as_str() == word)
+    }
+
     /// The word in receipts, labels and logs.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -237,19 +245,6 @@ impl Trace for Vec<Step> {
     }
 }
 
-/// One item of [`ROUTE_HEADER`]: `payments-api;env=alice-payments;via=overlay;reason=owned`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Receipt {
-    /// The service.
-    pub service: ServiceName,
-    /// Who served it.
-    pub environment: EnvironmentId,
-    /// Whose answer that is, seen from the key.
-    pub via: Via,
-    /// Why.
-    pub reason: Reason,
-}
-
 impl<U> Served<'_, U> {
     fn marked(self) -> Self {
         let to = match self.to {
@@ -269,34 +264,4 @@ impl<U> Served<'_, U> {
             reason: self.reason,
         }
     }
-}
-
-impl Receipt {
-    /// Appends it to `out`.
-    pub fn write(&self, out: &mut Vec<u8>) {
-        self.parts(|part| out.extend_from_slice(part.as_bytes()));
-    }
-
-    fn parts(&self, mut part: impl FnMut(&str)) {
-        item(self.service.as_str(), &mut part);
-        part(";env=");
-        item(self.environment.as_str(), &mut part);
-        for rest in [";via=", self.via.as_str(), ";reason=", self.reason.as_str()] {
-            part(rest);
-        }
-    }
-}
-
-impl fmt::Display for Receipt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut written = Ok(());
-        self.parts(|part| written = written.and_then(|()| f.write_str(part)));
-        written
-    }
-}
-
-/// A label as a structured-field token, or as a string where it begins with a digit (RFC 9651, 3.3.4).
-fn item(label: &str, part: &mut impl FnMut(&str)) {
-    let quote = if label.starts_with(|first: char| first.is_ascii_alphabetic()) { "" } else { "\"" };
-    [quote, label, quote].into_iter().for_each(part);
 }

@@ -2,10 +2,7 @@
 
 use arrayvec::ArrayVec;
 
-use super::{
-    Decision, Listener, Problem, REQUIRE_HEADER, Reason, Refusal, Request, Role, Served, To, Trace, Tried,
-    Via,
-};
+use super::{Decision, Listener, Problem, Reason, Refusal, Request, Role, Served, To, Trace, Tried, Via};
 use crate::blueprint::{OnUnavailable, OnUnknown};
 use crate::carrier::{Keys, MAX_KEYS};
 use crate::diagnostic::did_you_mean;
@@ -50,9 +47,7 @@ pub fn decide<'t, U>(
         (None, None) if request.untrusted => {}
         (None, None) => trace.step(None, || "the request carries no key".to_owned()),
     }
-    let mut lookup =
-        Lookup { table, baseline, keys, named: ArrayVec::new(), untrusted: request.untrusted, now, tried };
-    lookup.name();
+    let lookup = Lookup { untrusted: request.untrusted, ..Lookup::new(table, baseline, keys, now, tried) };
     let decided = match &listener.role {
         Role::Gateway => lookup.gateway(request, trace),
         Role::Outbound { .. } => lookup.outbound(request, trace),
@@ -123,10 +118,10 @@ enum Asked<'t, U> {
     Missed(Reason),
 }
 
-struct Lookup<'t, 'r, U> {
+pub(super) struct Lookup<'t, 'r, U> {
     table: &'t RoutingTable<U>,
-    baseline: &'t Baseline<U>,
-    keys: Option<&'r Keys>,
+    pub(super) baseline: &'t Baseline<U>,
+    pub(super) keys: Option<&'r Keys>,
     /// The ids of the key, and what each names.
     named: ArrayVec<(&'r str, Named<'t, U>), MAX_KEYS>,
     untrusted: bool,
@@ -136,11 +131,19 @@ struct Lookup<'t, 'r, U> {
 
 impl<'t, 'r, U> Lookup<'t, 'r, U> {
     /// Looks the key's ids up, once.
-    fn name(&mut self) {
-        for id in self.keys.into_iter().flat_map(Keys::iter) {
-            let named = self.find(id);
-            self.named.push((id, named));
+    pub(super) fn new(
+        table: &'t RoutingTable<U>,
+        baseline: &'t Baseline<U>,
+        keys: Option<&'r Keys>,
+        now: UnixMillis,
+        tried: &'r Tried,
+    ) -> Self {
+        let mut lookup = Self { table, baseline, keys, named: ArrayVec::new(), untrusted: false, now, tried };
+        for id in keys.into_iter().flat_map(Keys::iter) {
+            let named = lookup.find(id);
+            lookup.named.push((id, named));
         }
+        lookup
     }
 
     fn find(&self, id: &str) -> Named<'t, U> {
@@ -160,12 +163,12 @@ impl<'t, 'r, U> Lookup<'t, 'r, U> {
         }
     }
 
-    fn ids(&self) -> impl Iterator<Item = &'r str> {
+    pub(super) fn ids(&self) -> impl Iterator<Item = &'r str> {
         self.named.iter().map(|(id, _)| *id)
     }
 
     /// The live overlays that the key names, in order.
-    fn overlays(&self) -> impl Iterator<Item = &'t Overlay<U>> {
+    pub(super) fn overlays(&self) -> impl Iterator<Item = &'t Overlay<U>> {
         self.named.iter().filter_map(|(_, named)| match named {
             Named::Overlay(overlay) => Some(*overlay),
             _ => None,
@@ -486,47 +489,6 @@ impl<'t, 'r, U> Lookup<'t, 'r, U> {
             return Some(keys.clone());
         }
         keys.filtered(|id| self.named.iter().any(|(own, named)| *own == id && propagates(named)))
-    }
-
-    /// Holds `x-overlay-require` against who serves at this hop; it beats fallback.
-    fn require(&self, require: &str, served: &Served<'t, U>) -> Result<(), Refusal> {
-        for required in require.split(',').map(str::trim).filter(|required| !required.is_empty()) {
-            let everything = required == "*";
-            if !everything && required != served.service.as_str() {
-                continue;
-            }
-            let own = self.ids().any(|id| id == served.environment.as_str());
-            let owns = |overlay: &'t Overlay<U>| {
-                overlay
-                    .owners(served.service.as_str())
-                    .iter()
-                    .any(|owned| owned.route.environment == overlay.id)
-            };
-            if everything
-                && (self.keys.is_none()
-                    || self.overlays().count()
-                        < self.ids().filter(|id| *id != self.baseline.id.as_str()).count())
-            {
-                let message = format!(
-                    "`{REQUIRE_HEADER}: *`, and what the key owns is not known here: {}",
-                    served.reason.as_str()
-                );
-                return Err(
-                    Refusal::new(Problem::Unverified, message).hint("send the key of an overlay that exists")
-                );
-            }
-            if !own && (!everything || self.overlays().any(owns)) {
-                let message = format!(
-                    "`{}` is required from the key's own environment, and would be served by `{}` ({})",
-                    served.service,
-                    served.environment,
-                    served.reason.as_str()
-                );
-                return Err(Refusal::new(Problem::WrongEnvironment, message)
-                    .hint(format!("declare `{}` in the key's overlay, or require less", served.service)));
-            }
-        }
-        Ok(())
     }
 
     fn unknown(&self, id: &str) -> Refusal {

@@ -21,7 +21,9 @@ pub enum Problem {
     Misdirected,
     /// A required service would be served by another environment than the key's: 412.
     WrongEnvironment,
-    /// Nobody can say which environment a required service should be served by: 412.
+    /// A required service was not called on the whole path: 412.
+    NotReached,
+    /// Nobody can say whether a required service was served by the key's environment: 412.
     Unverified,
     /// The request goes round in circles: 508.
     Loop,
@@ -41,7 +43,7 @@ impl Problem {
             Self::InvalidKey => 400,
             Self::UnknownKey | Self::NoRoute => 404,
             Self::ExpiredKey => 410,
-            Self::WrongEnvironment | Self::Unverified => 412,
+            Self::WrongEnvironment | Self::NotReached | Self::Unverified => 412,
             Self::Misdirected => 421,
             Self::NoBaseline | Self::BrokenBlueprint | Self::Unavailable(_) => 503,
             Self::Loop => 508,
@@ -58,6 +60,7 @@ impl Problem {
             Self::NoRoute => "no-route",
             Self::Misdirected => "misdirected",
             Self::WrongEnvironment => "wrong-environment",
+            Self::NotReached => "not-reached",
             Self::Unverified => "unverified",
             Self::Loop => "loop",
             Self::NoBaseline => "no-baseline",
@@ -74,7 +77,7 @@ impl Problem {
             Self::UnknownKey | Self::ExpiredKey | Self::NoRoute | Self::Misdirected => {
                 "destination_not_found"
             }
-            Self::WrongEnvironment | Self::Unverified => "http_request_denied",
+            Self::WrongEnvironment | Self::NotReached | Self::Unverified => "http_request_denied",
             Self::Loop => "proxy_loop_detected",
             Self::NoBaseline | Self::BrokenBlueprint => "proxy_configuration_error",
             Self::Unavailable(Reason::Refused) => "connection_refused",
