@@ -152,6 +152,12 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Whether nobody served, where it is said of the environment that should have.
+    #[must_use]
+    pub fn is_failure(word: &str) -> bool {
+        [Self::Refused, Self::Pending, Self::Unhealthy].into_iter().any(|failure| failure.as_str() == word)
+    }
+
     /// The word in receipts, labels and logs.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -21,6 +21,8 @@ use crate::metrics::{Event, count};
 
 /// The traces that share a hash; the least recently used of them makes room.
 const WAYS: usize = 8;
+/// The most bytes of receipts that calls of one trace leave.
+const MAX_LEFT: usize = 16 * 1024;
 /// Cells over which workers spread what they count together.
 const CELLS: usize = 16;
 
@@ -65,6 +67,40 @@ pub struct Trace {
     require: ArcSwapOption<Box<str>>,
     /// Whether another key came under the same id.
     conflicted: AtomicBool,
+    /// Requests of the trace that are being served here.
+    serving: AtomicU32,
+    /// Calls of the application in the trace that are under way.
+    calling: AtomicU32,
+    /// What calls left, the newest first, until a response takes it.
+    left: ArcSwapOption<Left>,
+    /// Whether there was no room for what a call left.
+    overflowed: AtomicBool,
+}
+
+/// The receipts that a call left.
+#[derive(Debug)]
+pub struct Left {
+    list: Box<[u8]>,
+    /// The bytes of this list and of those before.
+    bytes: usize,
+    before: Option<Arc<Left>>,
+}
+
+impl Left {
+    /// One structured-field list.
+    #[must_use]
+    pub fn list(&self) -> &[u8] {
+        &self.list
+    }
+}
+
+/// What the calls of a trace left.
+#[derive(Debug, Default)]
+pub struct Calls {
+    /// The receipts of each call, in the order of the calls.
+    pub left: Vec<Arc<Left>>,
+    /// Whether some are missing: of calls that are under way, or for which there was no room.
+    pub missing: bool,
 }
 
 impl Trace {
@@ -74,6 +110,10 @@ impl Trace {
             keys: keys.clone(),
             require: ArcSwapOption::empty(),
             conflicted: AtomicBool::new(false),
+            serving: AtomicU32::new(0),
+            calling: AtomicU32::new(0),
+            left: ArcSwapOption::empty(),
+            overflowed: AtomicBool::new(false),
         };
         trace.demand(require);
         trace
@@ -89,6 +129,58 @@ impl Trace {
     #[must_use]
     pub fn require(&self) -> Option<Arc<Box<str>>> {
         self.require.load_full()
+    }
+
+    /// A request of the trace begins to be served here. What calls left after the answers to earlier ones
+    /// is nobody's.
+    pub fn serving_begins(&self) {
+        if self.serving.fetch_add(1, Ordering::SeqCst) == 0 {
+            drop(self.take());
+        }
+    }
+
+    /// Its answer is over.
+    pub fn serving_ends(&self) {
+        self.serving.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// The application begins a call.
+    pub fn call_begins(&self) {
+        self.calling.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// The call is over.
+    pub fn call_ends(&self) {
+        self.calling.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Leaves the receipts of a call for the answer to the request that made it.
+    pub fn leave(&self, list: &[u8]) {
+        let mut before = self.left.load_full();
+        loop {
+            let bytes = list.len() + before.as_ref().map_or(0, |before| before.bytes);
+            if bytes > MAX_LEFT {
+                self.overflowed.store(true, Ordering::SeqCst);
+                return;
+            }
+            let new = Arc::new(Left { list: list.into(), bytes, before: before.clone() });
+            let found = self.left.compare_and_swap(&before, Some(new));
+            if found.as_ref().map(Arc::as_ptr) == before.as_ref().map(Arc::as_ptr) {
+                return;
+            }
+            before = found.clone();
+        }
+    }
+
+    /// Takes what the calls so far left: each is in one answer only.
+    #[must_use]
+    pub fn take(&self) -> Calls {
+        let missing =
+            self.overflowed.swap(false, Ordering::SeqCst) || self.calling.load(Ordering::SeqCst) > 0;
+        let mut left: Vec<_> =
+            std::iter::successors(self.left.swap(None), |left| left.before.clone()).collect();
+        left.reverse();
+        Calls { left, missing }
     }
 
     fn demand(&self, require: &str) {
@@ -152,6 +244,8 @@ pub struct Correlation {
     hasher: RandomState,
     sets: Box<[Set]>,
     serving: [Cell; CELLS],
+    /// Whether the calls of the application pass here as well.
+    sees_calls: AtomicBool,
 }
 
 impl Correlation {
@@ -166,7 +260,19 @@ impl Correlation {
             hasher: RandomState::default(),
             sets: (0..sets).map(|_| Set::default()).collect(),
             serving: Default::default(),
+            sees_calls: AtomicBool::new(false),
         }
+    }
+
+    /// Notes that the application's calls pass here.
+    pub fn calls_pass_here(&self) {
+        self.sees_calls.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the application's calls pass here, as far as they use the sidecar.
+    #[must_use]
+    pub fn sees_calls(&self) -> bool {
+        self.sees_calls.load(Ordering::Relaxed)
     }
 
     /// Whether nothing is correlated.

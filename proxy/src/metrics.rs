@@ -58,9 +58,11 @@ pub enum Event {
     TraceConflict,
     /// A request had passed more proxies than any may.
     Loop,
+    /// Receipts that came from upstream were malformed.
+    ReceiptsIgnored,
 }
 
-const EVENTS: usize = Event::Loop as usize + 1;
+const EVENTS: usize = Event::ReceiptsIgnored as usize + 1;
 
 /// What a request is counted under.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -478,6 +480,11 @@ fn event_families(meter: &Meter) -> Vec<MetricFamily> {
             "overlane_trace_conflicts_total",
             "Traces under whose id two different keys came: none of them is restored.",
             Event::TraceConflict,
+        ),
+        total(
+            "overlane_invalid_receipts_total",
+            "Responses whose receipts were malformed, and left out.",
+            Event::ReceiptsIgnored,
         ),
         total("overlane_loops_total", "Requests that had passed more proxies than any may.", Event::Loop),
         total(

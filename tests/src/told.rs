@@ -22,12 +22,31 @@ pub fn show(bytes: &[u8]) -> String {
 
 /// Text with the names of environments as scripts know them: without the suffix of a slot.
 pub(crate) fn unnamed(text: &str, suffix: &str) -> String {
+    let text = without_hops(text);
     if suffix.is_empty() {
-        return text.to_owned();
+        return text;
     }
-    ["alice", "base"]
-        .iter()
-        .fold(text.to_owned(), |text, name| text.replace(&format!("{name}{suffix}"), name))
+    ["alice", "base"].iter().fold(text, |text, name| text.replace(&format!("{name}{suffix}"), name))
+}
+
+/// Receipts without the names of their hops, which are random.
+#[must_use]
+pub fn without_hops(text: &str) -> String {
+    let mut parts = text.split(';');
+    let mut kept = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        match part.strip_prefix("hop=").or_else(|| part.strip_prefix("parent=")) {
+            // A parameter may end its item.
+            Some(name) => {
+                kept.push_str(name.trim_start_matches(|letter: char| letter.is_ascii_alphanumeric()));
+            }
+            None => {
+                kept.push(';');
+                kept.push_str(part);
+            }
+        }
+    }
+    kept
 }
 
 /// A message on one line, as scripts expect it: `POST /target body`, `200 body`. An answer of the proxy's own is

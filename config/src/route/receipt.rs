@@ -247,7 +247,8 @@ impl Own<'_> {
     }
 
     fn all_marks(&self, truncated: bool) -> Marks {
-        self.marks.and(Marks::TRUNCATED.when(truncated))
+        // Who is not nearest adds an item only where nobody is: then the calls of that hop are not seen.
+        self.marks.and(Marks::PARTIAL.when(!self.nearest)).and(Marks::TRUNCATED.when(truncated))
     }
 
     fn write(&self, truncated: bool, out: &mut Vec<u8>) {

@@ -7,7 +7,7 @@
 
 use super::decide::Lookup;
 use super::receipt::{self, Item, Marks};
-use super::{Problem, REQUIRE_HEADER, Refusal, Served, Tried};
+use super::{Problem, REQUIRE_HEADER, Reason, Refusal, Served, Tried};
 use crate::carrier::Keys;
 use crate::name::{EnvironmentId, printable};
 use crate::table::{Overlay, RoutingTable};
@@ -123,10 +123,12 @@ impl<'t, U> Lookup<'t, '_, U> {
             .filter(|_| everything)
             .flat_map(|overlay| overlay.owned().iter().filter(|owned| owned.route.environment == overlay.id));
         let services = owned.map(|owned| owned.route.service.as_str());
+        // A hop whose own upstream failed was reached, and served by nobody.
+        let served = |item: &Item<'_>| !(self.is_own(item.environment) && Reason::is_failure(item.reason));
         let mut missing: Vec<_> = names(require)
             .filter(|name| *name != EVERYTHING)
             .chain(services)
-            .filter(|service| tree.iter().all(|item| item.service != *service))
+            .filter(|service| !tree.iter().any(|item| item.service == *service && served(item)))
             .collect();
         missing.sort_unstable();
         missing.dedup();

@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -15,7 +15,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use overlane_config::diagnostic::Source;
 use overlane_config::lineage::{Content, FileChange};
-use overlane_config::route::{Listener, ROUTE_HEADER, Role};
+use overlane_config::route::{Listener, ROUTE_HEADER, Role, receipt};
 use serde::Serialize;
 use socket2::{Domain, Socket, Type};
 use tokio::runtime::Runtime;
@@ -163,11 +163,12 @@ impl Upstreams {
         }
         let request = request.body(Full::new(Bytes::new())).map_err(|error| error.to_string())?;
         let response = self.runtime.block_on(client::send(&address.to_string(), request))?;
-        let receipt =
-            response.headers().get(ROUTE_HEADER).map(|value| String::from_utf8_lossy(value.as_bytes()));
+        let list = response.headers().get(ROUTE_HEADER).map(HeaderValue::as_bytes);
+        let last = list.and_then(|list| receipt::parse(list).ok()?.pop());
+        let receipt = last.map(|last| format!("via={};reason={}", last.via.as_str(), last.reason));
         let (body, expected) = path.expected();
         let said = match (&receipt, expected) {
-            (Some(receipt), Some(expected)) => receipt.ends_with(expected),
+            (Some(receipt), Some(expected)) => receipt == expected,
             (None, None) => true,
             _ => false,
         };

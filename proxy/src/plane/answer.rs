@@ -1,7 +1,7 @@
 //! The answers that the proxy makes itself: they say so, why, and what to change.
 
 use http::StatusCode;
-use overlane_config::route::{ROUTE_HEADER, Receipt, Refusal};
+use overlane_config::route::{ROUTE_HEADER, Refusal};
 use pingora_http::ResponseHeader;
 use serde_json::json;
 
@@ -24,7 +24,9 @@ pub struct Answer {
     /// What to do about it.
     pub hint: Option<String>,
     /// `path:line:column` of the blueprint line to change.
-    pub declared: Option<String>,
+    pub declared: Option<Box<str>>,
+    /// The receipts to give with it, where they are not only the proxy's own.
+    pub receipts: Option<Box<str>>,
 }
 
 impl From<&Refusal> for Answer {
@@ -35,7 +37,8 @@ impl From<&Refusal> for Answer {
             reason: refusal.problem.as_str(),
             message: refusal.message.clone(),
             hint: refusal.hint.clone(),
-            declared: refusal.declared.as_ref().map(ToString::to_string),
+            declared: refusal.declared.as_ref().map(|declared| declared.to_string().into()),
+            receipts: None,
         }
     }
 }
@@ -57,6 +60,8 @@ pub enum Failure {
     ClientGone,
     /// The proxy itself failed.
     Internal,
+    /// The answer is not what the request requires.
+    Unmet,
 }
 
 impl Failure {
@@ -69,6 +74,7 @@ impl Failure {
             Self::BodyMalformed => "malformed",
             Self::ClientGone => "client-gone",
             Self::Internal => "internal",
+            Self::Unmet => "unmet",
         }
     }
 
@@ -100,7 +106,8 @@ impl Failure {
                 (408, "http_request_error", "the request's body did not arrive in time".to_owned())
             }
             Self::BodyMalformed => (400, "http_request_error", "the request's body is malformed".to_owned()),
-            Self::ClientGone => return None,
+            // What is not met says so itself.
+            Self::ClientGone | Self::Unmet => return None,
             Self::Internal => (500, "proxy_internal_error", "the proxy failed".to_owned()),
         };
         Some(Answer::plain(status, error, self.reason(), message))
@@ -112,8 +119,8 @@ impl Failure {
 pub struct Manner<'m> {
     /// Whether the client accepts JSON.
     pub json: bool,
-    /// The receipt, where the request carried a key.
-    pub receipt: Option<&'m Receipt>,
+    /// The receipts, where the request carried a key.
+    pub receipts: Option<&'m str>,
     /// Whether the connection ends with it.
     pub close: bool,
     /// Whether it answers a HEAD request: without its body.
@@ -124,7 +131,7 @@ impl Answer {
     /// An answer without hint and blueprint line.
     #[must_use]
     pub fn plain(status: u16, error: &'static str, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { status, error, reason, message: message.into(), hint: None, declared: None }
+        Self { status, error, reason, message: message.into(), hint: None, declared: None, receipts: None }
     }
 
     /// `Proxy-Status: overlane;error=…;details="…"`. The details are ASCII without quotes.
@@ -153,7 +160,7 @@ impl Answer {
             return (format!("{body}\n"), "application/problem+json");
         }
         let mut text = format!("overlane: {} ({})\n", self.message, self.reason);
-        for (label, value) in [("hint", &self.hint), ("blueprint", &self.declared)] {
+        for (label, value) in [("hint", self.hint.as_deref()), ("blueprint", self.declared.as_deref())] {
             if let Some(value) = value {
                 text.push_str(&format!("{label}: {value}\n"));
             }
@@ -199,8 +206,8 @@ impl Answer {
         for (name, value) in self.fields(content_type, body.len()) {
             text.push_str(&format!("{name}: {value}\r\n"));
         }
-        if let Some(receipt) = manner.receipt {
-            text.push_str(&format!("{ROUTE_HEADER}: {receipt}\r\n"));
+        if let Some(receipts) = manner.receipts {
+            text.push_str(&format!("{ROUTE_HEADER}: {receipts}\r\n"));
         }
         if manner.close {
             text.push_str("Connection: close\r\n");

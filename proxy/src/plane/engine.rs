@@ -79,8 +79,9 @@ impl Engine {
         let json = accept.iter().filter_map(|value| value.to_str().ok()).any(|value| value.contains("json"));
         let (body, content_type) = answer.body(json);
         let mut head = answer.head(content_type, body.len())?;
-        if let Some(receipt) = carried.exchange().and_then(Exchange::receipt_to_send) {
-            head.insert_header(HeaderName::from_static(ROUTE_HEADER), receipt.to_string())?;
+        let own = || carried.exchange().and_then(Exchange::own_receipts);
+        if let Some(receipts) = answer.receipts.clone().or_else(own) {
+            head.insert_header(HeaderName::from_static(ROUTE_HEADER), &*receipts)?;
         }
         let without_body = session.req_header().method == http::Method::HEAD;
         session.write_response_header(Box::new(head), without_body).await?;
@@ -206,7 +207,15 @@ impl ProxyHttp for Engine {
         fit_to_client(session.req_header().version, response);
         let mut lines = Vec::new();
         let before = response.headers.get_all(ROUTE_HEADER);
-        exchange.add_receipts(before.iter().map(HeaderValue::as_bytes), &mut lines);
+        let without_body = matches!(response.status.as_u16(), 204 | 304)
+            || session.req_header().method == http::Method::HEAD;
+        let streams = !without_body && !response.headers.contains_key(header::CONTENT_LENGTH);
+        let before = before.iter().map(HeaderValue::as_bytes);
+        if let Err(unmet) = exchange.add_receipts(before, streams, &mut lines) {
+            let status = ErrorType::HTTPStatus(unmet.status);
+            carried.answer = Some(*unmet);
+            return Error::e_explain(status, "the requirement is not met");
+        }
         response.remove_header(ROUTE_HEADER);
         for (name, value) in field_lines(&lines) {
             response.append_header(

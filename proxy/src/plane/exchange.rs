@@ -16,6 +16,7 @@ use overlane_config::blueprint::OnUnavailable;
 use overlane_config::carrier::{Carriers, Keys, Seen};
 use overlane_config::lineage::Policy;
 use overlane_config::name::{EnvironmentId, HeaderName};
+use overlane_config::route::receipt::{self, Hop, Marks, Own};
 use overlane_config::route::{
     self, Decision, Edits, FieldEdit, HOP_HEADER, HOPS_HEADER, MAX_HOPS, Problem, REQUIRE_HEADER, Reason,
     Receipt, Refusal, Request, Role, Served, To, Tried, Untraced, Via,
@@ -28,6 +29,7 @@ use super::propagation::Propagation;
 use super::trust::Peer;
 use super::{Gate, Plane};
 use crate::clock;
+use crate::correlation::Calls;
 use crate::h1::Name;
 use crate::h1::request::{self, Head};
 use crate::metrics::{Event, Labels, count, count_invalid_key, method_label, observe};
@@ -180,6 +182,8 @@ pub struct Exchange {
     propagation: Propagation,
     /// How many proxies it passed before this one.
     hops: u8,
+    /// What the whole path is held against, where this is the first proxy.
+    require: Option<Box<str>>,
     method: &'static str,
     tried: Tried,
     snapshot: Arc<Snapshot>,
@@ -253,6 +257,8 @@ impl Exchange {
             (None, Some(answer)) => Err(answer),
             (None, None) => decide(plane, gate, &snapshot, &inquiry, &key, &Tried::default()),
         };
+        let first = hops == 0 && !propagation.restored() && !propagation.is_caused();
+        let require = (first && !inquiry.require.is_empty()).then(|| Box::from(&*inquiry.require));
         let asked = || Asked { authority: head.authority.to_owned(), path: head.path.to_owned() };
         let exchange = Self {
             plane: plane.clone(),
@@ -261,6 +267,7 @@ impl Exchange {
             key,
             propagation,
             hops,
+            require,
             method: method_label(head.method),
             tried: Tried::default(),
             snapshot,
@@ -376,38 +383,82 @@ impl Exchange {
     }
 
     /// Appends the receipts to a response's head, if the request carried a key: those that came from
-    /// upstream, and our own. As in Proxy-Status, what is nearer to the origin comes first.
-    pub fn add_receipts<'v>(&self, before: impl Iterator<Item = &'v [u8]>, out: &mut Vec<u8>) {
-        let Some(receipt) = self.receipt_to_send() else {
-            return;
+    /// upstream, those that the application's calls left, and our own. As in Proxy-Status, what is nearer
+    /// to the origin comes first. `streams` where the length of the response is not known yet.
+    ///
+    /// # Errors
+    /// The answer to give instead, where this is the first proxy and what the request requires is not met.
+    pub fn add_receipts<'v>(
+        &self,
+        before: impl Iterator<Item = &'v [u8]>,
+        streams: bool,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Box<Answer>> {
+        let Some((own, calls)) = self.own(streams) else {
+            return self.verify(&[]);
         };
+        let left = calls.left.iter().map(|left| left.list());
         out.extend_from_slice(route::ROUTE_HEADER.as_bytes());
         out.extend_from_slice(b": ");
-        // In what comes from outside nothing is a receipt.
-        for value in before.filter(|value| !self.passes_through() && !value.is_empty()) {
-            out.extend_from_slice(value);
-            out.extend_from_slice(b", ");
+        let from = out.len();
+        let assembled = receipt::assemble(before.map(|list| list as &[u8]).chain(left), Some(&own), out);
+        if assembled.ignored > 0 {
+            count(Event::ReceiptsIgnored);
         }
-        receipt.write(out);
+        self.propagation.leave(&out[from..]);
+        self.verify(&out[from..])?;
         out.extend_from_slice(b"\r\n");
+        Ok(())
+    }
+
+    /// The receipts of an answer of our own.
+    #[must_use]
+    pub fn own_receipts(&self) -> Option<Box<str>> {
+        let (own, calls) = self.own(false)?;
+        let mut list = Vec::new();
+        receipt::assemble(calls.left.iter().map(|left| left.list()), Some(&own), &mut list);
+        String::from_utf8(list).ok().map(Into::into)
+    }
+
+    /// Our own part in the receipts, and what calls left, if the request carried a key.
+    fn own(&self, streams: bool) -> Option<(Own<'_>, Calls)> {
+        let target = self.target.as_ref().ok()?;
+        let receipt = target.receipt.as_ref().filter(|_| self.key.keys.is_some())?;
+        let (calls, partial) = match target.application {
+            true => {
+                let calls = self.propagation.take_calls(&self.gate);
+                let missing = calls.missing;
+                (calls, missing || streams)
+            }
+            false => (Calls::default(), false),
+        };
+        let marks = Marks::PARTIAL.when(partial);
+        let marks = marks.and(Marks::CONTRADICTED.when(self.key.contradicted));
+        let marks = marks.and(Marks::RESTORED.when(self.propagation.restored()));
+        let hop = Hop::new(fastrand::u64(..));
+        Some((Own { receipt, hop, marks, nearest: target.application }, calls))
+    }
+
+    /// Holds what the request requires against the receipts of the whole path.
+    fn verify(&self, list: &[u8]) -> Result<(), Box<Answer>> {
+        let Some(require) = self.require.as_deref().filter(|_| !self.passes_through()) else {
+            return Ok(());
+        };
+        let (table, baseline) = (&self.snapshot.table, self.gate.listener.baseline.as_ref());
+        let receipts = (!list.is_empty()).then_some(list);
+        match route::verify(table, baseline, self.key.keys.as_ref(), require, receipts, clock::now()) {
+            Ok(()) => Ok(()),
+            Err(refusal) => {
+                let receipts = receipts.map(|list| String::from_utf8_lossy(list).into());
+                Err(Box::new(Answer { receipts, ..Answer::from(&refusal) }))
+            }
+        }
     }
 
     /// Deadlines and limits.
     #[must_use]
     pub fn limits(&self) -> &super::Limits {
         &self.plane.limits
-    }
-
-    /// The receipt to send, if the request carried a key.
-    #[must_use]
-    pub fn receipt_to_send(&self) -> Option<&Receipt> {
-        self.receipt().filter(|_| self.key.keys.is_some())
-    }
-
-    /// Whether several carriers of the request named different keys; the first in order counts.
-    #[must_use]
-    pub fn contradicted(&self) -> bool {
-        self.key.contradicted
     }
 
     /// Whether the response comes from outside: nothing in it is a receipt.

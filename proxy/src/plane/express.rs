@@ -132,7 +132,7 @@ pub async fn carry<S: IO + 'static>(
             }
             // An upstream with endpoints of two protocols: the other engine would need the request again.
             (Scheme::H2c, Request::Consumed) => {
-                return Box::pin(failed(conn, exchange, Failure::UpstreamClosed, 0, shape)).await;
+                return Box::pin(failed(conn, exchange, Failure::UpstreamClosed, 0, shape, None)).await;
             }
             (_, Request::Unsent) => Link::unused(&endpoint),
             (_, Request::Consumed) => None,
@@ -160,7 +160,9 @@ pub async fn carry<S: IO + 'static>(
         }
         let since = if link.reused { exchange.since() } else { Instant::now() };
         let mut relay = Relay::new(conn, &mut link, exchange, shape, text, since);
-        match poll_fn(|cx| relay.poll(cx)).await {
+        let came = poll_fn(|cx| relay.poll(cx)).await;
+        let unmet = relay.unmet.take();
+        match came {
             Ok(Outcome { status, reusable, close, linger }) => {
                 let now = Instant::now();
                 exchange.ended(status, now);
@@ -172,7 +174,7 @@ pub async fn carry<S: IO + 'static>(
             // An unused connection that the upstream had closed (docs/decisions/0009).
             Err((Failure::UpstreamClosed, 0)) if link.reused && !link.heard && shape.repeatable => {}
             Err((failure, status)) => {
-                return Box::pin(failed(conn, exchange, failure, status, shape)).await;
+                return Box::pin(failed(conn, exchange, failure, status, shape, unmet)).await;
             }
         }
     }
@@ -193,10 +195,11 @@ async fn failed<S: IO + 'static>(
     failure: Failure,
     status: u16,
     shape: Shape,
+    unmet: Option<Box<Answer>>,
 ) -> Carried {
     tracing::debug!(?failure, "the exchange failed");
     exchange.failed(failure, status != 0);
-    match failure.answer(exchange.upstream_address()) {
+    match unmet.map(|answer| *answer).or_else(|| failure.answer(exchange.upstream_address())) {
         Some(refusal) if status == 0 => {
             let shape = Shape { close: true, ..shape };
             answer(conn, exchange, &refusal, shape, Request::Consumed).await
@@ -218,9 +221,10 @@ async fn answer<S: IO + 'static>(
     request: Request,
 ) -> Carried {
     let whole = !shape.close && (request == Request::Consumed || skip(conn, shape));
+    let receipts = answer.receipts.clone().or_else(|| exchange.own_receipts());
     let manner = Manner {
         json: shape.json,
-        receipt: exchange.receipt_to_send(),
+        receipts: receipts.as_deref(),
         close: !whole || is_draining(),
         to_head: shape.to_head,
     };

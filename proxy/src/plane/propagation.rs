@@ -14,7 +14,7 @@ use overlane_config::route::Role;
 use super::Gate;
 use super::exchange::line;
 use crate::calls::{Call, Language, Outcome};
-use crate::correlation::{Found, Id, Trace};
+use crate::correlation::{Calls, Found, Id, Trace};
 use crate::h1::Name;
 use crate::h1::request::Head;
 use crate::metrics::count_call;
@@ -52,6 +52,8 @@ pub struct Propagation {
     outcome: Option<Outcome>,
     /// Whether it counts as a request with a key that is served here.
     serving: bool,
+    /// Whether it counts as a call of a known request.
+    calling: bool,
 }
 
 /// Under what a request is remembered: its trace, its request id.
@@ -111,6 +113,7 @@ impl Propagation {
         self.serving = keys.is_some();
         if self.serving {
             gate.correlation.serving_begins();
+            self.known.iter().flatten().for_each(|trace| trace.serving_begins());
         }
     }
 
@@ -128,6 +131,39 @@ impl Propagation {
             }
             _ => {}
         }
+        if self.outcome == Some(Outcome::Contradicting) {
+            // It is no call of that request.
+            self.known = [None, None];
+        }
+        self.calling = self.known.iter().flatten().next().is_some();
+        self.known.iter().flatten().for_each(|trace| trace.call_begins());
+    }
+
+    /// Whether it is a call that a known request caused.
+    #[must_use]
+    pub fn is_caused(&self) -> bool {
+        self.calling
+    }
+
+    /// Leaves the receipts of a call for the answer to the request that caused it.
+    pub fn leave(&self, list: &[u8]) {
+        if let Some(trace) = self.known.iter().flatten().next().filter(|_| self.calling) {
+            trace.leave(list);
+        }
+    }
+
+    /// What the calls of this request left so far. Where calls do not pass here, or cannot be told whose
+    /// they are, they are missing.
+    #[must_use]
+    pub fn take_calls(&self, gate: &Gate) -> Calls {
+        let mut calls = Calls::default();
+        for trace in self.known.iter().flatten() {
+            let Calls { left, missing } = trace.take();
+            calls.left.extend(left);
+            calls.missing |= missing;
+        }
+        calls.missing |= !gate.correlation.sees_calls() || self.known.iter().flatten().next().is_none();
+        calls
     }
 
     fn remember(&mut self, gate: &Gate, ids: Ids, keys: &Keys, require: &str, now: Instant) {
@@ -219,6 +255,10 @@ impl Propagation {
     pub fn end(&self, gate: &Gate) {
         if self.serving {
             gate.correlation.serving_ends();
+            self.known.iter().flatten().for_each(|trace| trace.serving_ends());
+        }
+        if self.calling {
+            self.known.iter().flatten().for_each(|trace| trace.call_ends());
         }
     }
 }

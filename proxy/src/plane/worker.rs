@@ -118,12 +118,16 @@ impl Sidecars<'_> {
             Role::Inbound { service, environment } => (Some(service.clone()), environment.clone()),
             Role::Outbound { service, environment } => (service.clone(), environment.clone()),
         };
-        if let Some((_, known)) = self.known.iter().find(|(known, _)| *known == sidecar) {
-            return known.clone();
+        let known = self.known.iter().find(|(known, _)| *known == sidecar).map(|(_, known)| known.clone());
+        let correlation = known.unwrap_or_else(|| {
+            let new = Arc::new(Correlation::new(self.settings.clone()));
+            self.known.push((sidecar, new.clone()));
+            new
+        });
+        if matches!(role, Role::Outbound { .. }) {
+            correlation.calls_pass_here();
         }
-        let new = Arc::new(Correlation::new(self.settings.clone()));
-        self.known.push((sidecar, new.clone()));
-        new
+        correlation
     }
 }
 

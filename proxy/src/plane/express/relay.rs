@@ -11,7 +11,7 @@ use super::Shape;
 use crate::h1::body::{Body, Progress};
 use crate::h1::{has_end, response};
 use crate::plane::Limits;
-use crate::plane::answer::Failure;
+use crate::plane::answer::{Answer, Failure};
 use crate::plane::buffer::{Text, Want};
 use crate::plane::conn::{Conn, READ_AHEAD};
 use crate::plane::deadline::Deadline;
@@ -132,6 +132,8 @@ pub(super) struct Relay<'r, S> {
     status: u16,
     reusable: bool,
     close: bool,
+    /// The answer instead of a response that is not what the request requires.
+    pub(super) unmet: Option<Box<Answer>>,
 }
 
 impl<'r, S: IO + 'static> Relay<'r, S> {
@@ -170,6 +172,7 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
             status: 0,
             reusable: false,
             close: shape.close,
+            unmet: None,
         }
     }
 
@@ -343,7 +346,7 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
 
     /// Takes one head, interim or final, from what was read; false where it is not complete.
     fn take_head(&mut self) -> Result<bool, Failure> {
-        let Self { link, text, exchange, shape, sending, close, .. } = self;
+        let Self { link, text, exchange, shape, sending, close, unmet, .. } = self;
         let read = link.ahead.filled();
         let fresh = self.searched == 0;
         if read.is_empty() || !(fresh || has_end(read, self.searched)) {
@@ -354,7 +357,8 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
         let parsed = response::parse(read, shape.to_head, |head| {
             head.copy(text, |name| name.is(&ROUTE));
             if !head.is_interim() {
-                exchange.add_receipts(head.fields.values(ROUTE), text);
+                let streams = matches!(head.body, Body::Chunked | Body::UntilClose);
+                *unmet = exchange.add_receipts(head.fields.values(ROUTE), streams, text).err();
                 // A client that is not done sending cannot be told where the next request begins.
                 *close |= *sending != Sending::Done || is_draining();
                 if head.body == Body::UntilClose {
@@ -367,6 +371,9 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
             text.extend_from_slice(b"\r\n");
             (head.length, head.status, head.is_interim(), head.reusable, head.body)
         });
+        if self.unmet.is_some() {
+            return Err(Failure::Unmet);
+        }
         match parsed {
             Ok(Some((_, 101, ..))) | Err(_) => Err(Failure::UpstreamMalformed),
             Ok(None) => self.wait_for_head(),

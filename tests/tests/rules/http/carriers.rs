@@ -8,7 +8,7 @@ use overlane_tests::script::Script;
 
 use super::OK;
 
-const OWNED: &str = "x-overlay-route: web;env=alice;via=overlay;reason=owned";
+const OWNED: &str = "x-overlay-route: web;env=alice;via=overlay;reason=owned;partial";
 const PARENT: &str = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
 fn carriers(read: &[&str], write: &[&str]) -> Carriers {

@@ -98,7 +98,7 @@ fn interim_responses_arrive_each_for_itself_and_carry_no_receipt() {
             .has("link: </b>")
             .reply(OK)
             .answered("200 ok")
-            .has("x-overlay-route: web;env=alice;via=overlay;reason=owned"),
+            .has("x-overlay-route: web;env=alice;via=overlay;reason=owned;partial"),
     );
 }
 

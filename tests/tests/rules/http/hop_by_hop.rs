@@ -105,7 +105,7 @@ fn the_key_and_its_mark_cannot_be_nominated_away() {
                 .has("x-overlay-id: alice")
                 .reply("HTTP/1.1 200 OK\r\nConnection: x-overlay-route\r\nContent-Length: 2\r\n\r\nok")
                 .answered("200 ok")
-                .has("x-overlay-route: web;env=alice;via=overlay;reason=owned");
+                .has("x-overlay-route: web;env=alice;via=overlay;reason=owned;partial");
             (nominated, script)
         },
     ));

@@ -7,7 +7,7 @@ use overlane_tests::script::Script;
 
 use super::{GET, OK, differences};
 
-const OWNED: &str = "x-overlay-route: web;env=alice;via=overlay;reason=owned";
+const OWNED: &str = "x-overlay-route: web;env=alice;via=overlay;reason=owned;partial";
 
 #[test]
 fn the_key_leaves_on_one_line_however_it_came() {
@@ -118,13 +118,13 @@ fn receipts_of_upstreams_come_before_ours_and_only_where_somebody_asked() {
             .arrives("GET /")
             .reply(reply)
             .answered("200 ok")
-            .has("x-overlay-route: deep;env=alice;via=overlay;reason=owned, deeper, web;env=alice;via=overlay;reason=owned")
+            .has("x-overlay-route: deep;env=alice;via=overlay;reason=owned, web;env=alice;via=overlay;reason=owned;partial")
             .send("GET / HTTP/1.1\r\nHost: x\r\nx-overlay-id: nobody\r\n\r\n")
             .arrives("GET /")
             .has("x-overlay-id: nobody")
             .reply(OK)
             .answered("200 ok")
-            .has("x-overlay-route: web;env=base;via=baseline;reason=unknown"),
+            .has("x-overlay-route: web;env=base;via=baseline;reason=unknown;partial"),
     );
 }
 
@@ -152,7 +152,7 @@ fn answers_of_the_proxys_own_carry_the_receipt() {
             .arrives("POST /")
             .upstream_closes()
             .answered("502 overlane")
-            .has("x-overlay-route: web;env=alice;via=overlay;reason=unhealthy")
+            .has("x-overlay-route: web;env=alice;via=overlay;reason=unhealthy;partial")
             .ended(),
     );
 }
