@@ -174,12 +174,17 @@ Ctrl-C ends the demo.
     pub fn check(&self) -> (String, bool) {
         let mut report = String::new();
         let mut right = true;
+        let lost = self.forwards == Forwards::Nothing;
         let mut expect = |what: &str, key: Option<&str>, chain: &str, receipt: Option<&str>| {
             let (body, header) = match self.services.block_on(get(self.gateway, key)) {
                 Ok(answer) => answer,
                 Err(why) => (why, None),
             };
-            let fine = body.trim_end() == chain && header.as_deref().and_then(entrance).as_deref() == receipt;
+            // The receipts alone say what the services say: as far as the key reached.
+            let told = if lost { format!("{}@{BASELINE}", CHAIN[0]) } else { chain.to_owned() };
+            let fine = body.trim_end() == chain
+                && header.as_deref().and_then(entrance).as_deref() == receipt
+                && header.as_deref().is_none_or(|header| path(header) == told);
             right &= fine;
             let _ =
                 writeln!(report, "{} {what}\n    {}", if fine { "ok  " } else { "FAIL" }, body.trim_end());
@@ -195,7 +200,6 @@ Ctrl-C ends the demo.
             }
         };
         let plain = chain([BASELINE; 3]);
-        let lost = self.forwards == Forwards::Nothing;
         expect("without a key, the baseline answers", None, &plain, None);
         let receipt = |reason: &str| format!("web;env={BASELINE};via=baseline;reason={reason}");
         expect(
@@ -308,6 +312,15 @@ fn entrance(receipts: &str) -> Option<String> {
     let last = receipt::parse(receipts.as_bytes()).ok()?.pop()?;
     let Item { service, environment, via, reason, .. } = last;
     Some(format!("{service};env={environment};via={};reason={reason}", via.as_str()))
+}
+
+/// Who served, from the entrance on, as the receipts have it; each hop makes one call here.
+fn path(receipts: &str) -> String {
+    let items = receipt::parse(receipts.as_bytes()).unwrap_or_default();
+    let called_by = |hop: Option<&str>| items.iter().find(|item| item.parent == hop);
+    let hops = std::iter::successors(called_by(None), |item| called_by(Some(item.hop?)));
+    let shown: Vec<_> = hops.map(|item| format!("{}@{}", item.service, item.environment)).collect();
+    shown.join(" → ")
 }
 
 fn chain(environments: [&str; 3]) -> String {

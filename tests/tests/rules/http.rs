@@ -30,6 +30,8 @@ mod keys;
 mod limits;
 /// Several requests on one connection.
 mod pipelining;
+/// Receipts of the whole path.
+mod receipts;
 /// Requests on which readers could disagree.
 mod refused_requests;
 /// Responses on which readers could disagree.
