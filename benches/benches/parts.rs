@@ -7,7 +7,7 @@ use divan::{AllocProfiler, Bencher};
 use mimalloc::MiMalloc;
 use overlane::h1::body::{Body, Progress};
 use overlane::h1::{Name, request, response};
-use overlane_config::carrier::{Form, baggage, header};
+use overlane_config::carrier::{Carriers, Form, baggage, header};
 
 /// The allocator that ships, counted.
 #[global_allocator]
@@ -35,6 +35,17 @@ fn key_in_our_header(bencher: Bencher) {
 fn key_in_baggage(bencher: Bencher) {
     let line = &b"tenant=7,overlay-id=alice-payments,user=9;p=1"[..];
     bencher.bench_local(|| baggage::read(black_box([line]), baggage::MEMBER, Form::List));
+}
+
+/// Request 2: the header and `baggage`, which agree; by default, and with presets that are not in use.
+#[divan::bench(args = [&["header", "baggage"][..], &["header", "baggage", "signadot", "ktenv", "cookie:overlay"]])]
+fn key_in_the_carriers(bencher: Bencher, read: &[&str]) {
+    let read: Vec<_> = read.iter().map(ToString::to_string).collect();
+    let carriers = Carriers::parse(Some(&read), None).expect("carriers");
+    request::parse(REQUESTS[2].as_bytes(), |head| {
+        bencher.bench_local(|| carriers.read("x-overlay-id", black_box(&head.fields), |_, _| ()));
+    })
+    .expect("a head");
 }
 
 #[divan::bench]
