@@ -327,7 +327,7 @@ impl Exchange {
             || (name.is(&BAGGAGE) && edits.baggage != FieldEdit::Untouched)
             || (edits.cookie != FieldEdit::Untouched && name.is(&COOKIE))
             || edits.removes_header(carriers, name.text())
-            || (self.key.untrusted && name.is(&ROUTE))
+            || (name.is(&ROUTE) && (self.key.untrusted || self.passes_through()))
             || self.propagation.removes(name)
             || (self.forwards() && FORWARDED.iter().any(|forwarded| name.is(forwarded)))
     }

@@ -120,7 +120,7 @@ fn a_header_that_only_looks_like_a_written_carrier_is_refused() {
 #[test]
 fn what_is_written_stays_behind_where_the_request_leaves_the_mesh_except_for_hosts_that_are_trusted_with_it()
 {
-    const FIELDS: &str = "x-overlay-id: bob\r\nx-overlay-require: *\r\nx-overlay-hops: 3\r\nx-msx-env: bob\r\nbaggage: sandbox=bob,a=1";
+    const FIELDS: &str = "x-overlay-id: bob\r\nx-overlay-require: *\r\nx-overlay-hops: 3\r\nx-overlay-route: web\r\nx-msx-env: bob\r\nbaggage: sandbox=bob,a=1";
     let role = || Role::Outbound { service: None, environment: None };
     let call = format!("GET http://localhost:{{port}}/ HTTP/1.1\r\nHost: x\r\n{FIELDS}\r\n\r\n");
     let outside = carriers(&["header"], &["header", "microstax", "sandboxmesh"]);
@@ -131,6 +131,7 @@ fn what_is_written_stays_behind_where_the_request_leaves_the_mesh_except_for_hos
             .lacks("x-overlay-id")
             .lacks("x-overlay-require")
             .lacks("x-overlay-hops")
+            .lacks("x-overlay-route")
             .lacks("x-msx-env")
             .has("baggage: a=1")
             .reply(OK)
