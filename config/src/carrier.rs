@@ -90,9 +90,15 @@ impl Keys {
     /// # Errors
     /// [`InvalidKey`] for the first item that is not an id, and for a ninth id.
     pub fn parse<'l>(lists: impl IntoIterator<Item = &'l [u8]>) -> Result<Option<Self>, InvalidKey> {
-        let items = lists.into_iter().flat_map(|list| list.split(|byte| *byte == b','));
-        let mut items = items.map(<[u8]>::trim_ascii).filter(|item| !item.is_empty());
-        items.try_fold(None, Self::and)
+        let mut lists = lists.into_iter();
+        let (first, second) = (lists.next(), lists.next());
+        // Nearly every request has one id, on one line.
+        if let (Some(id), None) = (first.and_then(label), second) {
+            return Ok(Some(Self::inline(id)));
+        }
+        let lists = first.into_iter().chain(second).chain(lists);
+        let mut items = lists.flat_map(|list| list.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+        items.try_fold(None, |keys, item| if item.is_empty() { Ok(keys) } else { Self::and(keys, item) })
     }
 
     /// These keys, and the id `item` after them, unless it is among them.
@@ -136,6 +142,14 @@ impl Keys {
             rest = after;
             Some(id)
         })
+    }
+
+    /// The id, where it is only one.
+    fn only(&self) -> Option<&str> {
+        match &self.0 {
+            Ids::One(id) => Some(id),
+            Ids::Several(_) => None,
+        }
     }
 
     /// The ids as they leave in a header: `a, b`.

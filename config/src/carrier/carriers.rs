@@ -125,6 +125,12 @@ impl Carriers {
         &self.write
     }
 
+    /// Whether a foreign header is written.
+    #[must_use]
+    pub fn writes_headers(&self) -> bool {
+        !self.headers.is_empty()
+    }
+
     /// The numbers and names of the foreign headers among those that are written.
     pub fn written_headers(&self) -> impl Iterator<Item = (usize, &HeaderName)> {
         self.headers.iter().filter_map(|number| match &self.write[*number].place {

@@ -36,6 +36,9 @@ impl Form {
     /// Calls `write` with the parts of a value that [`Form::parse`] reads as `keys`; `comma` is how the
     /// carrier writes one.
     pub fn write<'k>(self, keys: &'k Keys, comma: &'k str, mut write: impl FnMut(&'k str)) {
+        if let Some(id) = keys.only() {
+            return write(id);
+        }
         match self {
             Self::List => joined(keys, comma, write),
             Self::Underscores => joined(keys, "_", write),

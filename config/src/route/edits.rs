@@ -17,6 +17,14 @@ pub enum FieldEdit {
     Remove,
 }
 
+impl FieldEdit {
+    /// Whether the lines stay as they came.
+    #[must_use]
+    pub fn is_untouched(&self) -> bool {
+        matches!(self, Self::Untouched)
+    }
+}
+
 /// How far the sender and the receiver of a request may see its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Among {
@@ -116,13 +124,16 @@ impl Edits {
 
     fn edit_baggage(&self, carriers: &Carriers, fields: &(impl FieldLines + ?Sized)) -> FieldEdit {
         let lines = fields.lines("baggage");
+        let writes = self.key.is_some() && carriers.writes_baggage();
+        if lines.clone().next().is_none() {
+            return if writes { FieldEdit::Own } else { FieldEdit::Untouched };
+        }
         let ours = |key: &[u8]| {
             let named =
                 |carrier: &Carrier| matches!(carrier.place(), Place::Baggage(name) if name.as_bytes() == key);
             (self.among != Among::Us && key == baggage::MEMBER.as_bytes())
                 || self.replaced(carriers).any(named)
         };
-        let writes = self.key.is_some() && carriers.writes_baggage();
         if writes && baggage::foreign(lines.clone(), ours).next().is_none() {
             return FieldEdit::Own;
         }
@@ -157,12 +168,15 @@ impl Edits {
     /// Whether the lines of this header stay behind, or are replaced, since it is a foreign carrier.
     #[must_use]
     pub fn removes_header(&self, carriers: &Carriers, name: &str) -> bool {
-        let written = |(number, header): (usize, &crate::name::HeaderName)| {
+        (carriers.writes_headers() && self.replaces_header(carriers, name))
+            || (self.among == Among::Untrusted && is_read(carriers, name))
+    }
+
+    fn replaces_header(&self, carriers: &Carriers, name: &str) -> bool {
+        let mut headers = carriers.written_headers();
+        headers.any(|(number, header)| {
             self.untouched & 1 << number == 0 && name.eq_ignore_ascii_case(header.as_str())
-        };
-        let read = |carrier: &Carrier| matches!(carrier.place(), Place::Header(header) if name.eq_ignore_ascii_case(header.as_str()));
-        carriers.written_headers().any(written)
-            || (self.among == Among::Untrusted && carriers.read_list().iter().any(read))
+        })
     }
 
     /// Appends the field lines in which the key travels on, each with its line end; `own` is the baseline's
@@ -188,6 +202,12 @@ impl Edits {
             line(out, "cookie", |out| out.extend_from_slice(value));
         }
     }
+}
+
+/// Whether keys are read from this foreign header.
+fn is_read(carriers: &Carriers, name: &str) -> bool {
+    let named = |carrier: &Carrier| matches!(carrier.place(), Place::Header(header) if name.eq_ignore_ascii_case(header.as_str()));
+    carriers.read_list().iter().any(named)
 }
 
 fn line(out: &mut Vec<u8>, name: &str, value: impl FnOnce(&mut Vec<u8>)) {

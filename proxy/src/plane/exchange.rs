@@ -18,8 +18,8 @@ use overlane_config::lineage::Policy;
 use overlane_config::name::{EnvironmentId, HeaderName};
 use overlane_config::route::receipt::{self, Hop, Marks, Own};
 use overlane_config::route::{
-    self, Decision, Edits, FieldEdit, HOP_HEADER, HOPS_HEADER, MAX_HOPS, Problem, REQUIRE_HEADER, Reason,
-    Receipt, Refusal, Request, Role, Served, To, Tried, Untraced, Via,
+    self, Decision, Edits, HOP_HEADER, HOPS_HEADER, MAX_HOPS, Problem, REQUIRE_HEADER, Reason, Receipt,
+    Refusal, Request, Role, Served, To, Tried, Untraced, Via,
 };
 use overlane_config::url::{Scheme, Url, split_authority};
 use tokio::time::timeout;
@@ -324,8 +324,8 @@ impl Exchange {
             || name.is(&HOP)
             || name.is(&HOPS)
             || name.is(&REQUIRE)
-            || (name.is(&BAGGAGE) && edits.baggage != FieldEdit::Untouched)
-            || (edits.cookie != FieldEdit::Untouched && name.is(&COOKIE))
+            || (name.is(&BAGGAGE) && !edits.baggage.is_untouched())
+            || (!edits.cookie.is_untouched() && name.is(&COOKIE))
             || edits.removes_header(carriers, name.text())
             || (name.is(&ROUTE) && (self.key.untrusted || self.passes_through()))
             || self.propagation.removes(name)
