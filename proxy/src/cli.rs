@@ -7,6 +7,7 @@ pub mod explain;
 pub mod output;
 pub mod run;
 mod show;
+pub mod trace;
 pub mod validate;
 
 use std::process::ExitCode;
@@ -65,6 +66,8 @@ enum Command {
     },
     /// Show every step of a routing decision, and the blueprint lines behind it
     Explain(explain::Explain),
+    /// Send a request and draw the hops that it took, and who served each
+    Trace(Box<trace::Trace>),
     /// Preflight: ports, store, names, reachability
     Check(Box<check::Check>),
     /// Try it on processes that already listen: no file at all
@@ -141,6 +144,7 @@ fn dispatch(cli: Cli, out: &mut Output<'_>) -> Result<(), CliError> {
             validate::run(&validate, out)
         }
         Command::Explain(explain) => explain::run(&explain, &store(), out),
+        Command::Trace(trace) => trace::run(&trace, out),
         Command::Check(check) => check::run(*check, told, out),
         Command::Try(args) => run::try_it(&args, out),
         Command::Demo(args) => run::demo(&args, out),
