@@ -64,6 +64,13 @@ fn the_proxy_nearest_to_the_application_writes_the_item_and_others_only_their_ma
 }
 
 #[test]
+fn a_service_that_calls_itself_is_two_hops() {
+    let (list, assembled) = written(&[WEB], application("web", 2));
+    assert_eq!(assembled.items, 2);
+    assert!(list.starts_with(&format!("{WEB};parent=caaaaaaa, web;")), "{list}");
+}
+
+#[test]
 fn a_hop_appears_once_however_it_came() {
     let (list, assembled) = written(&[PAY, PAY], application("web", 1));
     assert_eq!((list, assembled.items), (format!("{PAY};parent=baaaaaaa, {WEB}"), 2));
