@@ -3,6 +3,8 @@
 
 /// HTTP/1.1, script by script, on each engine.
 mod http;
+/// The key of many overlays at once, through applications that drop it.
+mod lost;
 /// Upstreams that speak TLS.
 mod tls;
 /// What reading and embedding Pingora taught, each as a rule that holds here.
