@@ -226,6 +226,12 @@ pub fn assemble<'v>(
     let mut known = Known::default();
     lists.into_iter().for_each(|list| known.add(list));
     let items = known.items.as_slice();
+    if items.is_empty() {
+        // As it mostly is where no calls were made.
+        own.inspect(|own| own.write(false, out));
+        let items = usize::from(own.is_some());
+        return Assembled { items, ignored: known.ignored, truncated: false };
+    }
     let mut roots = items.iter().enumerate().filter(|(_, item)| item.parent.is_none()).map(|(at, _)| at);
     let only = roots.next().filter(|_| roots.next().is_none());
     let nearer = own.and_then(|own| only.filter(|at| !own.nearest && own.is_said_by(&items[*at])));
