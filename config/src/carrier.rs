@@ -91,12 +91,16 @@ impl Keys {
     /// [`InvalidKey`] for the first item that is not an id, and for a ninth id.
     pub fn parse<'l>(lists: impl IntoIterator<Item = &'l [u8]>) -> Result<Option<Self>, InvalidKey> {
         let mut lists = lists.into_iter();
-        let (first, second) = (lists.next(), lists.next());
+        let Some(first) = lists.next() else { return Ok(None) };
+        let second = lists.next();
         // Nearly every request has one id, on one line.
-        if let (Some(id), None) = (first.and_then(label), second) {
-            return Ok(Some(Self::inline(id)));
+        match label(first) {
+            Some(id) if second.is_none() => Ok(Some(Self::inline(id))),
+            _ => Self::parse_lists(&mut [Some(first), second].into_iter().flatten().chain(lists)),
         }
-        let lists = first.into_iter().chain(second).chain(lists);
+    }
+
+    fn parse_lists(lists: &mut dyn Iterator<Item = &[u8]>) -> Result<Option<Self>, InvalidKey> {
         let mut items = lists.flat_map(|list| list.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
         items.try_fold(None, |keys, item| if item.is_empty() { Ok(keys) } else { Self::and(keys, item) })
     }

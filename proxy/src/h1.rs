@@ -38,7 +38,7 @@ pub fn has_end(bytes: &[u8], seen: usize) -> bool {
 /// The fields that somebody here looks for. Each field's name is told once; who looks for one that is
 /// not there then looks at nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Known {
+pub(crate) enum Known {
     Other,
     Accept,
     Baggage,
@@ -143,6 +143,18 @@ impl<'n> Name<'n> {
 }
 
 impl<'n> Name<'n> {
+    /// A name that was told before what it is.
+    #[must_use]
+    pub(crate) const fn told(text: &'n str, known: Known) -> Self {
+        Self { text, known }
+    }
+
+    /// What it is.
+    #[must_use]
+    pub(crate) const fn known(&self) -> Known {
+        self.known
+    }
+
     /// The name as it was written.
     #[must_use]
     pub fn text(&self) -> &'n str {
@@ -151,6 +163,12 @@ impl<'n> Name<'n> {
 }
 
 impl Name<'_> {
+    /// Whether it is one of `x-forwarded-…`.
+    #[must_use]
+    pub fn is_forwarded(&self) -> bool {
+        self.known == Known::Forwarded
+    }
+
     /// Whether it names a request's trace, or says more of it.
     #[must_use]
     pub fn is_tracing(&self) -> bool {

@@ -30,8 +30,8 @@ use super::trust::Peer;
 use super::{Gate, Plane};
 use crate::clock;
 use crate::correlation::Calls;
-use crate::h1::Name;
 use crate::h1::request::{self, Head};
+use crate::h1::{Known, Name};
 use crate::metrics::{Event, Labels, count, count_invalid_key, method_label, observe};
 use crate::snapshot::Snapshot;
 use crate::upstream::{Address, Endpoint, Upstream};
@@ -97,6 +97,8 @@ impl<'h> Inquiry<'h> {
 struct Key {
     /// The header that carries it at this listener.
     header: HeaderName,
+    /// What that header is among those that somebody looks for.
+    known: Known,
     /// The key that a trusted sender put on the request.
     keys: Option<Keys>,
     /// Whether overlay headers of an untrusted sender must be removed.
@@ -115,7 +117,8 @@ impl Key {
     ) -> (Self, Option<Refusal>) {
         let baseline = snapshot.table.baseline(gate.listener.baseline.as_ref());
         let header = baseline.map_or_else(HeaderName::default_key, |baseline| baseline.header.clone());
-        let mut key = Self { header, keys: None, untrusted: false, contradicted: false };
+        let known = Name::of(header.as_str()).known();
+        let mut key = Self { header, known, keys: None, untrusted: false, contradicted: false };
         if !trusted {
             key.untrusted =
                 [HOP, HOPS, REQUIRE, ROUTE].into_iter().any(|name| head.values(name).next().is_some())
@@ -144,6 +147,11 @@ impl Key {
                 (key, Some(refusal))
             }
         }
+    }
+
+    /// The name of its header.
+    fn name(&self) -> Name<'_> {
+        Name::told(self.header.as_str(), self.known)
     }
 
     /// The answer to a field that an application could take for one of ours.
@@ -320,7 +328,7 @@ impl Exchange {
             return false;
         };
         let (edits, carriers) = (&target.edits, &self.plane.carriers);
-        (name.is(&Name::of(self.key.header.as_str())) && edits.removes_own(carriers))
+        (name.is(&self.key.name()) && edits.removes_own(carriers))
             || name.is(&HOP)
             || name.is(&HOPS)
             || name.is(&REQUIRE)
@@ -329,7 +337,9 @@ impl Exchange {
             || edits.removes_header(carriers, name.text())
             || (name.is(&ROUTE) && (self.key.untrusted || self.passes_through()))
             || self.propagation.removes(name)
-            || (self.forwards() && FORWARDED.iter().any(|forwarded| name.is(forwarded)))
+            || (name.is_forwarded()
+                && self.forwards()
+                && FORWARDED.iter().any(|forwarded| name.is(forwarded)))
     }
 
     fn forwards(&self) -> bool {
