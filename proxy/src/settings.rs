@@ -25,9 +25,9 @@ pub const DEFAULT_GATEWAY: &str = "127.0.0.1:7480";
 /// Where the admin listener is when nobody says.
 pub const DEFAULT_ADMIN: &str = "127.0.0.1:7481";
 /// How often the store is checked even if no event came.
+const DEFAULT_RESYNC: Duration = Duration::from_secs(5);
 /// Ages of traces are counted in 32 bits of milliseconds.
 const MAX_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
-const DEFAULT_RESYNC: Duration = Duration::from_secs(5);
 
 /// The flags of `overlane run`; each has an environment variable.
 #[derive(Debug, Clone, Default, Args)]

@@ -74,13 +74,11 @@ impl Line {
 }
 
 /// Answers each request with what `respond` makes of its head, on a thread per connection that has a state of its own.
-fn serve<S: 'static>(
+fn serve<S: Send + 'static>(
     listener: TcpListener,
     state: impl Fn() -> S + Send + 'static,
     respond: fn(&mut S, &str) -> String,
-) where
-    S: Send,
-{
+) {
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let mut state = state();
