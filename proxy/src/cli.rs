@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod check;
+pub mod doctor;
 pub mod environment;
 pub mod explain;
 pub mod output;
@@ -68,6 +69,8 @@ enum Command {
     Explain(explain::Explain),
     /// Send a request and draw the hops that it took, and who served each
     Trace(Box<trace::Trace>),
+    /// Which services lose the key, how often, and what to add
+    Doctor(doctor::Doctor),
     /// Preflight: ports, store, names, reachability
     Check(Box<check::Check>),
     /// Try it on processes that already listen: no file at all
@@ -145,6 +148,7 @@ fn dispatch(cli: Cli, out: &mut Output<'_>) -> Result<(), CliError> {
         }
         Command::Explain(explain) => explain::run(&explain, &store(), out),
         Command::Trace(trace) => trace::run(&trace, out),
+        Command::Doctor(args) => doctor::run(&args, out),
         Command::Check(check) => check::run(*check, told, out),
         Command::Try(args) => run::try_it(&args, out),
         Command::Demo(args) => run::demo(&args, out),
