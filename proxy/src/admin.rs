@@ -4,6 +4,8 @@
 //! cannot reach it by a name of its own; what changes state wants JSON and, where one is set, the
 //! token.
 
+mod watch;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,11 +22,12 @@ use overlane_config::table::Environment;
 use overlane_config::url::split_authority;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::clock;
 use crate::control::{Control, Report, Trigger};
 use crate::explain::{Question, explain};
+use crate::messages::{self, Message, Place, Verdict};
 use crate::metrics::{self, ControlFigures, MeterDoor};
 use crate::plane::Gate;
 use crate::snapshot::Snapshot;
@@ -46,7 +49,7 @@ pub struct Admin {
     /// Where a reload is asked for.
     pub reload: mpsc::Sender<ReloadRequest>,
     /// True once the process is told to stop.
-    pub draining: watch::Receiver<bool>,
+    pub draining: tokio::sync::watch::Receiver<bool>,
     /// The token for what changes state.
     pub token: Option<Arc<str>>,
 }
@@ -58,9 +61,11 @@ impl Admin {
             .route("/api/v1/reload", post(reload))
             .layer(from_fn_with_state(self.clone(), require_token))
             .route("/api/v1/explain", post(explain_request))
+            .route("/api/v1/decide", post(decide_message))
             .layer(from_fn(require_json));
         Router::new()
             .route("/config_dump", get(config_dump))
+            .route("/api/v1/watch", get(watch::rules))
             .with_state(self.clone())
             .merge(api.with_state(self.clone()))
             .merge(self.probes())
@@ -203,6 +208,19 @@ async fn explain_request(State(admin): State<Admin>, body: String) -> Response {
     }
 }
 
+async fn decide_message(State(admin): State<Admin>, body: String) -> Response {
+    let message: Message = match serde_json::from_str(&body) {
+        Ok(message) => message,
+        Err(error) => return problem(StatusCode::BAD_REQUEST, &error.to_string()),
+    };
+    let snapshot = admin.control.published().load_full();
+    let place = Place::of(admin.gates.iter().map(|gate| &gate.listener));
+    match messages::decide(&snapshot.table, &admin.carriers, &place, &message, clock::now()) {
+        Ok(verdict) => axum::Json(Verdict { generation: snapshot.generation, ..verdict }).into_response(),
+        Err(why) => problem(StatusCode::BAD_REQUEST, &why),
+    }
+}
+
 #[derive(Deserialize)]
 struct Only {
     id: Option<String>,
@@ -285,7 +303,11 @@ fn environment_value(environment: &Environment<Arc<crate::upstream::Upstream>>) 
 }
 
 /// Serves a router on a socket until `stopped` turns true.
-pub(crate) async fn serve(socket: std::net::TcpListener, router: Router, mut stopped: watch::Receiver<bool>) {
+pub(crate) async fn serve(
+    socket: std::net::TcpListener,
+    router: Router,
+    mut stopped: tokio::sync::watch::Receiver<bool>,
+) {
     let address = socket.local_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
     let socket = match tokio::net::TcpListener::from_std(socket) {
         Ok(socket) => socket,

@@ -76,6 +76,13 @@ pub struct Refused {
     pub hint: Option<String>,
 }
 
+impl From<&Refusal> for Refused {
+    fn from(refusal: &Refusal) -> Self {
+        let Answer { status, reason, message, hint, .. } = Answer::from(refusal);
+        Self { status, reason: reason.to_owned(), message, hint }
+    }
+}
+
 impl Question {
     fn listener(&self) -> Result<Listener, String> {
         let id = |text: &Option<String>| {
@@ -194,14 +201,7 @@ fn told(steps: Vec<Step>) -> Explanation {
 }
 
 fn refused(steps: Vec<Step>, refusal: &Refusal) -> Explanation {
-    let answer = Answer::from(refusal);
-    let refused = Refused {
-        status: answer.status,
-        reason: answer.reason.to_owned(),
-        message: answer.message,
-        hint: answer.hint,
-    };
-    Explanation { outcome: "refuse".to_owned(), refusal: Some(refused), ..told(steps) }
+    Explanation { outcome: "refuse".to_owned(), refusal: Some(Refused::from(refusal)), ..told(steps) }
 }
 
 fn serve<U>(

@@ -760,3 +760,117 @@ fn the_admin_listener_answers_addresses_and_changes_state_only_for_json() {
     ));
     assert!(told.contains("reason=unknown") && told.contains("base.yaml:1:"), "{told}");
 }
+
+#[test]
+fn a_message_is_handled_by_one_environment_as_a_call_would_be() {
+    let worker = "name: worker, url: 'http://127.0.0.1:1'";
+    let inbound = Role::Inbound { service: "worker".parse().unwrap(), environment: None };
+    let (running, _) = start(
+        vec![at(inbound, Some(([127, 0, 0, 1], 1).into()), Trust::Any)],
+        Limits::default(),
+        vec![
+            file(format!("name: base\nrouting: {{mode: baseline}}\nservices: [{{{worker}}}, {{name: web, url: 'http://127.0.0.1:1'}}]\n")),
+            overlay("alice", "", &format!("{{{worker}}}")),
+            overlay("bob", "", "{name: web, url: 'http://127.0.0.1:1'}"),
+            file("name: carol\nrouting: {mode: overlay, baselineId: alice}\nservices: [{name: web, url: 'http://127.0.0.1:1'}]\n".to_owned()),
+        ],
+    );
+    let ask = |message: &str| {
+        Client::new(running.admin())
+            .send(&format!(
+                "POST /api/v1/decide HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{message}",
+                message.len()
+            ))
+            .answer()
+    };
+    // The headers, and who is to handle the message.
+    for (headers, environment) in [
+        ("{}", "base"),
+        (r#"{"x-overlay-id": "alice"}"#, "alice"),
+        (r#"{"X-Overlay-Id": ["alice"]}"#, "alice"),
+        (r#"{"baggage": "a=b,overlay-id=alice"}"#, "alice"),
+        (r#"{"x-overlay-id": "carol"}"#, "alice"),
+        (r#"{"x-overlay-id": "bob"}"#, "base"),
+        (r#"{"x-overlay-id": "bob, alice"}"#, "alice"),
+        (r#"{"x-overlay-id": "nobody"}"#, "base"),
+        (r#"{"traceparent": "garbage"}"#, "base"),
+    ] {
+        for own in ["base", "alice", "bob"] {
+            let (_, told) = ask(&format!(r#"{{"headers": {headers}, "environment": "{own}"}}"#));
+            assert!(told.contains(&format!(r#""mine":{}"#, own == environment)), "{own} {headers}: {told}");
+            assert!(told.contains(&format!(r#""environment":"{environment}""#)), "{own} {headers}: {told}");
+        }
+    }
+    let (_, told) = ask(r#"{"headers": {"x-overlay-id": "bob"}}"#);
+    assert!(told.contains(r#""mine":true"#), "the process's own place: {told}");
+    for (message, word) in [
+        (r#"{"headers": {"x-overlay-id": "NOT"}}"#, "`x-overlay-id`"),
+        (r#"{"headers": {}, "service": "nothing"}"#, "declare it"),
+        (r#"{"headers": {}, "service": "NOT"}"#, "`service`"),
+        (r#"{"headers": {}, "environment": "NOT"}"#, "`environment`"),
+        (r#"{"header": {}}"#, "header"),
+        ("nonsense", "expected"),
+    ] {
+        let (head, told) = ask(message);
+        assert!(head.starts_with("HTTP/1.1 400") && told.contains(word), "{message}: {told}");
+    }
+}
+
+/// The events of a stream up to the next `SYNCED`: names and data.
+fn until_synced(reader: &mut impl BufRead) -> Vec<String> {
+    let mut events = Vec::new();
+    loop {
+        let mut line = String::new();
+        assert!(reader.read_line(&mut line).unwrap() > 0, "the stream ends after {events:?}");
+        if let Some(name) = line.trim_end().strip_prefix("event: ") {
+            events.push(name.to_owned());
+        } else if let Some(data) = line.trim_end().strip_prefix("data: ") {
+            let name = events.pop().unwrap();
+            events.push(format!("{name} {data}"));
+            if name == "SYNCED" {
+                return events;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_consumer_watches_the_rules_whole_at_first_and_then_what_changes() {
+    let worker = "services: [{name: worker, url: 'http://127.0.0.1:1'}]\n";
+    let of = |id: &str, owns: bool| {
+        let services = if owns { worker } else { "services: [{name: web}]\n" };
+        file(format!("name: {id}\nrouting: {{mode: overlay, baselineId: base}}\n{services}"))
+    };
+    let base = file(format!(
+        "name: base\nrouting: {{mode: baseline}}\n{}",
+        worker.replace("}]", "}, {name: web, url: 'http://127.0.0.1:1'}]")
+    ));
+    let (running, _) = start(
+        vec![at(Role::Gateway, None, Trust::Any)],
+        Limits::default(),
+        vec![base, of("alice", true), of("bob", false)],
+    );
+    let mut stream = Client::new(running.admin());
+    stream.send(
+        "GET /api/v1/watch?service=worker&environment=alice HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: 1\r\n\r\n",
+    );
+    let rule = |key: &str, environment: &str, mine: bool| {
+        format!(r#"RULE {{"environment":"{environment}","key":"{key}","mine":{mine}}}"#)
+    };
+    let synced = |generation: u64| format!(r#"SYNCED {{"generation":{generation},"service":"worker"}}"#);
+    let whole =
+        [rule("alice", "alice", true), rule("base", "base", false), rule("bob", "base", false), synced(1)];
+    assert_eq!(until_synced(&mut stream.reader), whole);
+    running.control().apply(&[of("bob", true)], overlane::control::Trigger::Change);
+    assert_eq!(until_synced(&mut stream.reader), [rule("bob", "bob", false), synced(2)]);
+    let gone = FileChange { path: "alice.yaml".into(), content: Content::Gone };
+    running.control().apply(&[gone], overlane::control::Trigger::Change);
+    assert_eq!(until_synced(&mut stream.reader), [r#"GONE {"key":"alice"}"#.to_owned(), synced(3)]);
+    let (head, told) =
+        Client::new(running.admin()).send("GET /api/v1/watch HTTP/1.1\r\nHost: localhost\r\n\r\n").answer();
+    assert!(head.starts_with("HTTP/1.1 400") && told.contains("`service` is missing"), "{told}");
+    let stopped = running.stop_in_background();
+    let mut rest = Vec::new();
+    stream.reader.read_to_end(&mut rest).unwrap();
+    stopped.join().unwrap();
+}
