@@ -246,6 +246,8 @@ pub struct Correlation {
     serving: [Cell; CELLS],
     /// Whether the calls of the application pass here as well.
     sees_calls: AtomicBool,
+    /// Calls of which nobody can tell which request caused them.
+    unclaimed: AtomicU64,
 }
 
 impl Correlation {
@@ -261,12 +263,24 @@ impl Correlation {
             sets: (0..sets).map(|_| Set::default()).collect(),
             serving: Default::default(),
             sees_calls: AtomicBool::new(false),
+            unclaimed: AtomicU64::new(0),
         }
     }
 
     /// Notes that the application's calls pass here.
     pub fn calls_pass_here(&self) {
         self.sees_calls.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes a call of which nobody can tell which request caused it.
+    pub fn unclaimed_call(&self) {
+        self.unclaimed.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// How many such calls there were: who served a request meanwhile may have caused them.
+    #[must_use]
+    pub fn unclaimed_calls(&self) -> u64 {
+        self.unclaimed.load(Ordering::SeqCst)
     }
 
     /// Whether the application's calls pass here, as far as they use the sidecar.

@@ -54,6 +54,8 @@ pub struct Propagation {
     serving: bool,
     /// Whether it counts as a call of a known request.
     calling: bool,
+    /// Calls that nobody claimed before this request began to be served.
+    unclaimed_before: u64,
 }
 
 /// Under what a request is remembered: its trace, its request id.
@@ -111,6 +113,7 @@ impl Propagation {
             }
         }
         self.serving = keys.is_some();
+        self.unclaimed_before = gate.correlation.unclaimed_calls();
         if self.serving {
             gate.correlation.serving_begins();
             self.known.iter().flatten().for_each(|trace| trace.serving_begins());
@@ -119,7 +122,8 @@ impl Propagation {
 
     /// A call of the application beside this sidecar.
     fn call(&mut self, gate: &Gate, head: &Head<'_>, keys: &mut Option<Keys>, now: Instant) {
-        let found = self.find(gate, ids(gate, head), now);
+        let ids = ids(gate, head);
+        let found = self.find(gate, ids, now);
         let contradicts = self.outcome == Some(Outcome::Contradicting);
         match (&*keys, found) {
             (Some(own), Some(known)) if *own != known => self.outcome = Some(Outcome::Contradicting),
@@ -136,6 +140,11 @@ impl Propagation {
             self.known = [None, None];
         }
         self.calling = self.known.iter().flatten().next().is_some();
+        // One with a trace that is not known is another request's, which has no key.
+        let untraced = ids.iter().all(Option::is_none);
+        if !self.calling && (untraced || keys.is_some()) {
+            gate.correlation.unclaimed_call();
+        }
         self.known.iter().flatten().for_each(|trace| trace.call_begins());
     }
 
@@ -162,7 +171,9 @@ impl Propagation {
             calls.left.extend(left);
             calls.missing |= missing;
         }
-        calls.missing |= !gate.correlation.sees_calls() || self.known.iter().flatten().next().is_none();
+        calls.missing |= !gate.correlation.sees_calls()
+            || self.known.iter().flatten().next().is_none()
+            || gate.correlation.unclaimed_calls() != self.unclaimed_before;
         calls
     }
 

@@ -36,13 +36,13 @@ fn head(reader: &mut impl BufRead) -> Option<String> {
     Some(head)
 }
 
-fn field<'h>(head: &'h str, name: &str) -> Option<&'h str> {
+pub(super) fn field<'h>(head: &'h str, name: &str) -> Option<&'h str> {
     let fields = head.lines().filter_map(|line| line.split_once(": "));
     fields.into_iter().find(|(own, _)| own.eq_ignore_ascii_case(name)).map(|(_, value)| value)
 }
 
 /// A connection over which whole exchanges go, one after the other.
-struct Line {
+pub(super) struct Line {
     stream: TcpStream,
     reader: BufReader<TcpStream>,
 }
@@ -54,17 +54,22 @@ impl Line {
         Self { reader: BufReader::new(stream.try_clone().unwrap()), stream }
     }
 
-    fn to(address: SocketAddr) -> Self {
+    pub(super) fn to(address: SocketAddr) -> Self {
         Self::over(TcpStream::connect(address).unwrap())
     }
 
     /// Sends a request and gives the body of its answer.
-    fn ask(&mut self, host: &str, fields: &str) -> String {
+    pub(super) fn ask(&mut self, host: &str, fields: &str) -> String {
+        self.exchange(host, fields).1
+    }
+
+    /// Sends a request and gives the head and the body of its answer.
+    pub(super) fn exchange(&mut self, host: &str, fields: &str) -> (String, String) {
         write!(self.stream, "GET / HTTP/1.1\r\nHost: {host}\r\n{fields}\r\n").unwrap();
         let answer = head(&mut self.reader).expect("an answer");
         let mut body = vec![0; field(&answer, "content-length").unwrap().parse().unwrap()];
         self.reader.read_exact(&mut body).unwrap();
-        String::from_utf8(body).unwrap()
+        (answer, String::from_utf8(body).unwrap())
     }
 
     fn answer(&mut self, body: &str) -> bool {
@@ -74,7 +79,7 @@ impl Line {
 }
 
 /// Answers each request with what `respond` makes of its head, on a thread per connection that has a state of its own.
-fn serve<S: Send + 'static>(
+pub(super) fn serve<S: Send + 'static>(
     listener: TcpListener,
     state: impl Fn() -> S + Send + 'static,
     respond: fn(&mut S, &str) -> String,
@@ -94,11 +99,11 @@ fn serve<S: Send + 'static>(
     });
 }
 
-fn local() -> TcpListener {
+pub(super) fn local() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").unwrap()
 }
 
-fn file(name: &str, text: &str) -> FileChange {
+pub(super) fn file(name: &str, text: &str) -> FileChange {
     let path: std::sync::Arc<str> = format!("{name}.yaml").into();
     let source = Source::new(path.clone(), text.to_owned(), None);
     FileChange { path, content: Content::Text(std::sync::Arc::new(source)) }

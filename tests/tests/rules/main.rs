@@ -5,6 +5,8 @@
 mod http;
 /// The key of many overlays at once, through applications that drop it.
 mod lost;
+/// Six services whose applications forward this or that.
+mod mesh;
 /// Upstreams that speak TLS.
 mod tls;
 /// What reading and embedding Pingora taught, each as a rule that holds here.
