@@ -3,6 +3,7 @@
 //! Each worker is a thread with a current-thread runtime, its own sockets on every listener, its
 //! own accept loop and its own Pingora `HttpProxy`; on the request path nothing crosses threads.
 
+pub mod admit;
 pub mod answer;
 pub mod buffer;
 pub mod conn;

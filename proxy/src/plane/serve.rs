@@ -32,6 +32,9 @@ use crate::metrics::{Event, count};
 const LINGER_BYTES: usize = 256 * 1024;
 /// For how long a connection between two requests keeps what it needs to serve one.
 const BUSY: Duration = Duration::from_secs(1);
+/// How long a connection on which nothing was asked yet is waited for once the process was told to stop:
+/// a request may be on its way.
+const UNASKED: Duration = Duration::from_millis(500);
 /// Seconds that Pingora believes a connection may be idle; the idle deadline is ours.
 const KEEPALIVE: u64 = 60;
 
@@ -99,7 +102,12 @@ pub async fn serve<S: IO + 'static>(mut conn: Conn<S>, gate: Arc<Gate>, client: 
 /// Waits for the first byte of a request, at most until `until`. Holds no buffer.
 async fn first_byte<S: IO + 'static>(conn: &mut Conn<S>, first: bool, until: Instant) -> Awaited {
     conn.deadline().arm(until);
+    let mut told = false;
     poll_fn(|cx| {
+        if first && !told && is_draining() {
+            told = true;
+            conn.deadline().arm(until.min(Instant::now() + UNASKED));
+        }
         match conn.poll_fill(cx, Want::Head) {
             Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Awaited::Closed),
             // Who has begun to ask gets an answer, also from a process that was told to stop.

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -13,11 +13,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::conn::{Conn, Tcp};
-use super::serve::{Worker, serve};
+use super::admit::admit;
+use super::serve::Worker;
 use super::{Gate, ListenerSettings, Plane, deadline, link, listen};
 use crate::correlation::{Correlation, CorrelationSettings};
-use crate::metrics::{Event, MeterDoor, answer_scrapes, count};
+use crate::metrics::{MeterDoor, answer_scrapes};
 use crate::upstream::Upstream;
 
 thread_local! {
@@ -208,7 +208,9 @@ async fn accept(socket: TcpListener, gate: Arc<Gate>, worker: Arc<Worker>) {
             () = told(&mut draining) => break,
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             accepted = socket.accept(), if !full => match accepted {
-                Ok((stream, peer)) => admit(&mut connections, stream, peer, &gate, &worker),
+                Ok((stream, peer)) => {
+                    connections.spawn(admit(stream, peer, gate.clone(), worker.clone()));
+                }
                 Err(error) => {
                     tracing::warn!(address = %gate.address, %error, "cannot accept a connection");
                     tokio::time::sleep(PAUSE).await;
@@ -218,7 +220,7 @@ async fn accept(socket: TcpListener, gate: Arc<Gate>, worker: Arc<Worker>) {
     }
     // What is in the queue was accepted by the kernel already: closing now would reset it.
     while let Ok(Ok((stream, peer))) = timeout(Duration::ZERO, socket.accept()).await {
-        admit(&mut connections, stream, peer, &gate, &worker);
+        connections.spawn(admit(stream, peer, gate.clone(), worker.clone()));
     }
     drop(socket);
     let finished = timeout(limits.drain, async { while connections.join_next().await.is_some() {} }).await;
@@ -226,37 +228,4 @@ async fn accept(socket: TcpListener, gate: Arc<Gate>, worker: Arc<Worker>) {
         tracing::warn!(address = %gate.address, connections = connections.len(), "drain limit reached: closing what is left");
         connections.shutdown().await;
     }
-}
-
-/// Closes the count also when the connection's task is dropped or panics.
-struct Counted;
-
-impl Counted {
-    fn new() -> Self {
-        count(Event::ConnectionAccepted);
-        Self
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        count(Event::ConnectionClosed);
-    }
-}
-
-fn admit(
-    connections: &mut JoinSet<()>,
-    stream: tokio::net::TcpStream,
-    peer: SocketAddr,
-    gate: &Arc<Gate>,
-    worker: &Arc<Worker>,
-) {
-    let Ok(tcp) = Tcp::new(stream) else { return };
-    let conn = Conn::new(tcp, worker.plane.limits.write);
-    let (gate, worker) = (gate.clone(), worker.clone());
-    let counted = Counted::new();
-    connections.spawn(async move {
-        let _counted = counted;
-        serve(conn, gate, peer.ip(), worker).await;
-    });
 }

@@ -223,7 +223,8 @@ fn check(forwards: &(dyn Fn(&str) -> Forwards + Sync)) {
             });
         }
     });
-    running.stop_in_background().join().unwrap();
+    // Nobody has to wait for the applications' unused connections.
+    let _ = running.stop_in_background();
 }
 
 #[test]
