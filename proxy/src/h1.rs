@@ -252,6 +252,11 @@ impl<'b> Fields<'b> {
             .map(|(field, _)| field.value)
     }
 
+    /// All fields: name and value, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&'b str, &'b [u8])> + use<'b> {
+        self.list.iter().map(|field| (field.name, field.value))
+    }
+
     /// The fields that name a request's trace or say more of it: name and value, in order.
     pub fn tracing(&self) -> impl Iterator<Item = (&'b str, &'b [u8])> + Clone + use<'b> {
         let list = if self.seen & Known::Tracing.bit() == 0 { &[] } else { self.list };

@@ -11,6 +11,7 @@ pub mod deadline;
 pub mod engine;
 pub mod exchange;
 pub mod express;
+pub mod h2;
 pub mod link;
 pub mod listen;
 pub mod propagation;

@@ -1,6 +1,6 @@
 //! Where a body ends, followed through the bytes that carry it (RFC 9112, sections 6 and 7).
 //!
-//! A body is never decoded: what arrived is what leaves. It is only followed closely enough to know
+//! Between HTTP/1.1 peers a body is never decoded: what arrived is what leaves. It is only followed closely enough to know
 //! which bytes are its own, and to refuse what another reader could frame differently.
 
 use super::{Malformed, bad};
@@ -69,6 +69,35 @@ impl Progress {
         }
     }
 
+    /// How many bytes at the start of `bytes` only frame the body: up to its next payload, its trailers or
+    /// its end. They count as seen from now on.
+    ///
+    /// # Errors
+    /// Chunks that are malformed.
+    pub fn skip_framing(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
+        match &mut self.0 {
+            State::Chunked(chunks) => chunks.skip_framing(bytes),
+            State::Length(_) | State::UntilClose => Ok(0),
+        }
+    }
+
+    /// How many bytes of payload come next, as far as is known; 0 where framing does.
+    #[must_use]
+    pub fn payload(&self) -> u64 {
+        match &self.0 {
+            State::Length(left) => *left,
+            State::Chunked(chunks) if chunks.at == At::Payload => chunks.left,
+            State::Chunked(_) => 0,
+            State::UntilClose => u64::MAX,
+        }
+    }
+
+    /// Whether what comes next is of the trailers or their end.
+    #[must_use]
+    pub fn is_in_trailers(&self) -> bool {
+        matches!(&self.0, State::Chunked(chunks) if chunks.at.is_in_trailers())
+    }
+
     /// Whether its last byte was seen. A body that lasts until the close is never done.
     #[must_use]
     pub fn is_done(&self) -> bool {
@@ -101,6 +130,15 @@ enum At {
     TrailerLf,
     LastLf,
     Done,
+}
+
+impl At {
+    fn is_in_trailers(self) -> bool {
+        matches!(
+            self,
+            Self::TrailerStart | Self::TrailerName | Self::TrailerValue | Self::TrailerLf | Self::LastLf
+        )
+    }
 }
 
 #[derive(Debug)]
@@ -147,6 +185,19 @@ impl Chunks {
                 self.step(bytes[seen])?;
                 seen += 1;
             }
+        }
+        Ok(seen)
+    }
+
+    fn skip_framing(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
+        let in_trailers = self.at.is_in_trailers();
+        let mut seen = 0;
+        while seen < bytes.len()
+            && !matches!(self.at, At::Payload | At::Done)
+            && self.at.is_in_trailers() == in_trailers
+        {
+            self.step(bytes[seen])?;
+            seen += 1;
         }
         Ok(seen)
     }
@@ -359,6 +410,44 @@ mod tests {
             let length = coded.len();
             coded.extend(after);
             prop_assert_eq!(follow(Body::Chunked, &coded, piece), Ok((length, true)));
+        }
+
+        /// What is taken apart is the same as what is followed.
+        #[test]
+        fn payload_and_trailers_are_told_from_their_framing(
+            chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..40), 0..6),
+            trailers in "(A: b\r\n){0,2}",
+            piece in 1usize..50,
+        ) {
+            let mut coded = Vec::new();
+            for chunk in &chunks {
+                coded.extend(format!("{:X};x\r\n", chunk.len()).bytes());
+                coded.extend(chunk);
+                coded.extend(b"\r\n");
+            }
+            coded.extend(format!("0\r\n{trailers}\r\n").bytes());
+            let (mut payload, mut trailing) = (Vec::<u8>::new(), Vec::<u8>::new());
+            let mut progress = Progress::new(Body::Chunked);
+            for mut bytes in coded.chunks(piece) {
+                while !bytes.is_empty() {
+                    let own = usize::try_from(progress.payload()).expect("small").min(bytes.len());
+                    if own > 0 {
+                        payload.extend(&bytes[..own]);
+                        prop_assert_eq!(progress.advance(&bytes[..own]), Ok(own));
+                        bytes = &bytes[own..];
+                    } else {
+                        let in_trailers = progress.is_in_trailers();
+                        let framing = progress.skip_framing(bytes).expect("right");
+                        if in_trailers {
+                            trailing.extend(&bytes[..framing]);
+                        }
+                        bytes = &bytes[framing..];
+                    }
+                }
+            }
+            prop_assert!(progress.is_done());
+            prop_assert_eq!(payload, chunks.concat());
+            prop_assert_eq!(trailing, format!("{trailers}\r\n").into_bytes());
         }
 
         /// Hostile bytes get an error or an end, never a panic, and the pieces change nothing.

@@ -107,6 +107,12 @@ impl<S: IO + 'static> Conn<S> {
         self.lent = Bytes::new();
     }
 
+    /// The protocol that TLS agreed on with the client.
+    #[must_use]
+    pub fn agreed(&self) -> Option<ALPN> {
+        self.io.selected_alpn_proto()
+    }
+
     /// Reads more into [`Conn::ahead`]; ready with how much, 0 at the end of the stream.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>, want: Want) -> Poll<io::Result<usize>> {
         let read = ready!(self.ahead.poll_fill(&mut self.io, cx, want))?;
@@ -314,6 +320,35 @@ impl<S: IO + 'static> GetSocketDigest for Conn<S> {
 
 impl<S: IO + 'static> Peek for Conn<S> {}
 
+/// What Pingora asks of a transport that has none of it.
+macro_rules! without_digests {
+    ($transport:ty) => {
+        impl pingora_core::protocols::Ssl for $transport {}
+        impl pingora_core::protocols::Peek for $transport {}
+
+        impl pingora_core::protocols::GetTimingDigest for $transport {
+            fn get_timing_digest(&self) -> Vec<Option<pingora_core::protocols::TimingDigest>> {
+                Vec::new()
+            }
+        }
+
+        impl pingora_core::protocols::GetProxyDigest for $transport {
+            fn get_proxy_digest(
+                &self,
+            ) -> Option<std::sync::Arc<pingora_core::protocols::raw_connect::ProxyDigest>> {
+                None
+            }
+        }
+
+        impl pingora_core::protocols::GetSocketDigest for $transport {
+            fn get_socket_digest(&self) -> Option<std::sync::Arc<pingora_core::protocols::SocketDigest>> {
+                None
+            }
+        }
+    };
+}
+pub(crate) use without_digests;
+
 /// A plain TCP stream as Pingora's [`IO`], without the buffers of its own stream type.
 #[derive(Debug)]
 pub struct Tcp(tokio::net::TcpStream);
@@ -379,23 +414,4 @@ impl UniqueID for Tcp {
     }
 }
 
-impl Ssl for Tcp {}
-impl Peek for Tcp {}
-
-impl GetTimingDigest for Tcp {
-    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        Vec::new()
-    }
-}
-
-impl GetProxyDigest for Tcp {
-    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        None
-    }
-}
-
-impl GetSocketDigest for Tcp {
-    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        None
-    }
-}
+without_digests!(Tcp);

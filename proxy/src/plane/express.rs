@@ -9,7 +9,6 @@ use std::future::poll_fn;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use overlane_config::url::Scheme;
 use pingora_core::protocols::IO;
 
 use super::answer::{Answer, Failure, Manner};
@@ -125,17 +124,9 @@ pub async fn carry<S: IO + 'static>(
             Ok(endpoint) => endpoint,
             Err(Refused(refusal)) => return Box::pin(answer(conn, exchange, &refusal, shape, request)).await,
         };
-        let unused = match (endpoint.url.scheme, request) {
-            (Scheme::H2c, Request::Unsent) => {
-                exchange.hand_over();
-                return Carried::Another;
-            }
-            // An upstream with endpoints of two protocols: the other engine would need the request again.
-            (Scheme::H2c, Request::Consumed) => {
-                return Box::pin(failed(conn, exchange, Failure::UpstreamClosed, 0, shape, None)).await;
-            }
-            (_, Request::Unsent) => Link::unused(&endpoint),
-            (_, Request::Consumed) => None,
+        let unused = match request {
+            Request::Unsent => Link::unused(&endpoint),
+            Request::Consumed => None,
         };
         let mut link = match unused {
             Some(link) => link,

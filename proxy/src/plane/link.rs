@@ -25,6 +25,7 @@ use super::Limits;
 use super::buffer::{Buffer, Want};
 use super::conn::{Tcp, poll_gathered};
 use super::engine::{connect_failure, peer};
+use super::h2::{self, Call};
 use crate::upstream::{Address, Endpoint};
 
 /// Unused connections that a worker keeps.
@@ -39,6 +40,8 @@ enum Transport {
     Unix(UnixStream),
     /// TLS, by Pingora's connector.
     Tls(Stream),
+    /// A stream of HTTP/2.
+    Call(Box<Call>),
 }
 
 /// Hands a call to whichever transport it is.
@@ -48,6 +51,7 @@ macro_rules! with {
             Transport::Tcp($io) => $call,
             Transport::Unix($io) => $call,
             Transport::Tls($io) => $call,
+            Transport::Call($io) => $call,
         }
     };
 }
@@ -99,18 +103,29 @@ impl Link {
         Some(Self { transport, ahead: Buffer::default(), reused: true, heard: false })
     }
 
-    /// A new connection to `endpoint`.
+    /// A new connection to `endpoint`, or a new stream of one.
     ///
     /// # Errors
     /// Why none could be made, as a reason and in words.
-    pub async fn new(endpoint: &Endpoint, limits: &Limits) -> Result<Self, (Reason, &'static str)> {
-        let transport = connect(endpoint, limits).await?;
-        Ok(Self { transport, ahead: Buffer::default(), reused: false, heard: false })
+    pub async fn new(endpoint: &Arc<Endpoint>, limits: &Limits) -> Result<Self, (Reason, &'static str)> {
+        let (transport, reused) = match endpoint.url.scheme {
+            Scheme::H2c => {
+                let (call, reused) =
+                    h2::call(endpoint, http::uri::Scheme::HTTP, || connect(endpoint, limits)).await?;
+                (Transport::Call(call), reused)
+            }
+            _ => (connect(endpoint, limits).await?, false),
+        };
+        Ok(Self { transport, ahead: Buffer::default(), reused, heard: false })
     }
 
     /// Keeps the connection, unused from `now` on, for the next request to `endpoint`. It has to be idle: nothing was read
     /// that is not consumed, and nothing is expected.
     pub fn keep(self, endpoint: &Arc<Endpoint>, now: Instant) {
+        // A stream is over; its connection is kept elsewhere.
+        if matches!(self.transport, Transport::Call(_)) {
+            return;
+        }
         let unused = Unused { transport: self.transport, since: now };
         POOL.with_borrow_mut(|pool| pool.put(endpoint, unused));
     }

@@ -21,7 +21,7 @@ use super::exchange::Exchange;
 use super::express::{self, Carried, Shape};
 use super::trust::Peer;
 use super::worker::is_draining;
-use super::{EngineChoice, Gate, Plane};
+use super::{EngineChoice, Gate, Plane, h2};
 use crate::access::Line;
 use crate::h1::body::Body;
 use crate::h1::request::{self, Head};
@@ -90,6 +90,9 @@ pub async fn serve<S: IO + 'static>(mut conn: Conn<S>, gate: Arc<Gate>, client: 
     let peer = Peer::new(client, &gate.trust);
     let (mut first, mut limit) = (true, limits.head);
     while let Awaited::Begun = first_byte(&mut conn, first, Instant::now() + limit).await {
+        if first && h2::is_spoken(&mut conn).await {
+            return Box::pin(h2::serve(conn, gate, peer, worker)).await;
+        }
         // Boxed while it is busy, so that an idle connection is small.
         match Box::pin(serve_requests(conn, &gate, &peer, &worker, first)).await {
             Some(back) => conn = back,
@@ -121,7 +124,7 @@ async fn first_byte<S: IO + 'static>(conn: &mut Conn<S>, first: bool, until: Ins
 
 /// Serves what was read, and what follows soon. Returns the connection when nothing does, `None` when
 /// it is over.
-async fn serve_requests<S: IO + 'static>(
+pub(super) async fn serve_requests<S: IO + 'static>(
     mut conn: Conn<S>,
     gate: &Arc<Gate>,
     peer: &Arc<Peer>,
@@ -230,7 +233,7 @@ fn read_request<S: IO + 'static>(
         match request::parse(read, |head| decide(&worker.plane, gate, peer, head, read, next)) {
             Ok(None) => {}
             Ok(Some(decided)) => return decided,
-            Err(malformed) => return Err(refusal_of(malformed, read)),
+            Err(malformed) => return Err(refusal_of(malformed)),
         }
     }
     *searched = read.len();
@@ -298,13 +301,9 @@ async fn lend<S: IO + 'static>(
     Some(conn)
 }
 
-fn refusal_of(malformed: Malformed, read: &[u8]) -> Answer {
+fn refusal_of(malformed: Malformed) -> Answer {
     let Malformed { status, what } = malformed;
-    let (error, what) = match read.starts_with(b"PRI * HTTP/2.0\r\n") {
-        true => ("http_protocol_error", "HTTP/2 is not spoken here; use HTTP/1.1"),
-        false => ("http_request_error", what),
-    };
-    Answer::plain(status, error, "malformed", what)
+    Answer::plain(status, "http_request_error", "malformed", what)
 }
 
 fn too_large(limit: usize) -> Answer {

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::admit::admit;
 use super::serve::Worker;
-use super::{Gate, ListenerSettings, Plane, deadline, link, listen};
+use super::{Gate, ListenerSettings, Plane, deadline, h2, link, listen};
 use crate::correlation::{Correlation, CorrelationSettings};
 use crate::metrics::{MeterDoor, answer_scrapes};
 use crate::upstream::Upstream;
@@ -167,6 +167,7 @@ async fn work(
     let watching = [
         tokio::spawn(deadline::watch()),
         tokio::spawn(link::sweep(plane.limits.upstream_idle)),
+        tokio::spawn(h2::sweep()),
         tokio::spawn(announce(draining)),
     ];
     let published = plane.published.clone();

@@ -533,7 +533,7 @@ fn malformed_heads_are_answered_closed_and_reach_nobody() {
         ("POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", "501"),
         ("GET / HTTP/1.1\r\n\r\n", "400"),
         ("GET / HTTP/1.1\nHost: x\r\n\r\n", "400"),
-        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "505"),
+        ("PRI * HTTP/2.0\r\n\r\nSN\r\n\r\n", "505"),
         ("CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n", "405"),
         (&long, "431"),
     ] {

@@ -118,7 +118,7 @@ fn request_lines_that_are_none() {
             "GET / HTTP/11\r\nHost: x\r\n\r\n",
             "GET / HTTP/2.0\r\nHost: x\r\n\r\n",
             "GET / HTTP/1.2\r\nHost: x\r\n\r\n",
-            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            "PRI * HTTP/2.0\r\n\r\nSN\r\n\r\n",
         ],
     );
     refused(405, &["CONNECT x:443 HTTP/1.1\r\nHost: x:443\r\n\r\n"]);

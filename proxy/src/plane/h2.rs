@@ -1,0 +1,64 @@
+//! HTTP/2 (RFC 9113), by the `h2` crate: each stream is to the rest of the data plane what a connection
+//! of HTTP/1.1 with one exchange is.
+//!
+//! So there is one place that decides, edits heads, waits, repeats, answers and counts, whatever is
+//! spoken on either side (docs/decisions/0020-http-2-by-streams.md). Nothing is read from a stream before
+//! the other side can take it: flow control reaches from one end to the other.
+
+mod body;
+mod server;
+mod text;
+mod upstream;
+
+use std::fmt;
+use std::io;
+
+use h2::Reason;
+
+pub use server::{is_spoken, serve};
+pub use upstream::{Call, Unready, call, sweep};
+
+/// How much of a request's or response's body a peer may send ahead, per stream, in bytes.
+const STREAM_WINDOW: u32 = 128 * 1024;
+/// How much of all bodies a client may send ahead on one connection.
+const CLIENT_WINDOW: u32 = 1024 * 1024;
+/// The same for an upstream, whose connection many clients share: one that does not read must not stop
+/// the others.
+const UPSTREAM_WINDOW: u32 = 16 * 1024 * 1024;
+/// How much of a stream's body waits for its connection to be written, in bytes.
+const SEND_BUFFER: usize = 32 * 1024;
+
+/// The peer says that it did nothing about a request: it may be sent again, whatever it asks for
+/// (RFC 9113, section 8.7).
+#[derive(Debug)]
+struct Unprocessed;
+
+impl fmt::Display for Unprocessed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the stream was refused unprocessed")
+    }
+}
+
+impl std::error::Error for Unprocessed {}
+
+/// Whether an error says that the peer did nothing about the request.
+#[must_use]
+pub fn is_unprocessed(error: &io::Error) -> bool {
+    error.get_ref().and_then(|inner| inner.downcast_ref::<Unprocessed>()).is_some()
+}
+
+fn broken(error: h2::Error) -> io::Error {
+    let refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
+    let gone = error.is_go_away() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR);
+    if refused || gone {
+        return io::Error::other(Unprocessed);
+    }
+    if error.is_io() {
+        return error.into_io().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into());
+    }
+    io::Error::new(io::ErrorKind::ConnectionReset, error)
+}
+
+fn malformed(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}

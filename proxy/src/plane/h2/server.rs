@@ -1,0 +1,300 @@
+//! Clients that speak HTTP/2.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use h2::server::{Builder, Connection, SendResponse};
+use h2::{Reason, RecvStream};
+use http::{Method, Request, Response};
+use pingora_core::protocols::{ALPN, IO, Shutdown, UniqueID, UniqueIDType};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::body::{Incoming, Outgoing};
+use super::{CLIENT_WINDOW, SEND_BUFFER, STREAM_WINDOW, broken, malformed, text};
+use crate::h1::has_end;
+use crate::metrics::{Event, count};
+use crate::plane::Gate;
+use crate::plane::buffer::Want;
+use crate::plane::conn::{Conn, without_digests};
+use crate::plane::deadline::Deadline;
+use crate::plane::serve::{Worker, serve_requests};
+use crate::plane::trust::Peer;
+use crate::plane::worker::is_draining;
+
+/// With what a connection of HTTP/2 begins (RFC 9113, section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Streams of one connection at a time.
+const MAX_STREAMS: u32 = 100;
+/// How long a client that was told to go has to open no more streams.
+const GOING: Duration = Duration::from_secs(1);
+
+/// Whether a client of which the first bytes are here speaks HTTP/2: by what TLS agreed on, or by
+/// prior knowledge (RFC 9113, section 3.3). Reads at most the preface, until the connection's deadline.
+pub async fn is_spoken<S: IO + 'static>(conn: &mut Conn<S>) -> bool {
+    if matches!(conn.agreed(), Some(ALPN::H2)) {
+        return true;
+    }
+    poll_fn(|cx| {
+        loop {
+            let read = conn.ahead().filled();
+            if read.len() >= PREFACE.len() || !PREFACE.starts_with(read) {
+                return Poll::Ready(read.starts_with(PREFACE));
+            }
+            match conn.poll_fill(cx, Want::Head) {
+                Poll::Ready(Ok(1..)) => {}
+                // What is here is no request of HTTP/1.1 either; it is refused as one.
+                Poll::Ready(_) => return Poll::Ready(false),
+                Poll::Pending => return conn.deadline().poll(cx).map(|()| false),
+            }
+        }
+    })
+    .await
+}
+
+/// Serves a connection of HTTP/2 until it ends.
+pub async fn serve<S: IO + 'static>(conn: Conn<S>, gate: Arc<Gate>, peer: Arc<Peer>, worker: Arc<Worker>) {
+    let limits = &worker.plane.limits;
+    let mut builder = Builder::new();
+    builder
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CLIENT_WINDOW)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
+        .max_send_buffer_size(SEND_BUFFER);
+    let Ok(Ok(mut connection)) = timeout(limits.head, builder.handshake::<_, Bytes>(conn)).await else {
+        return count(Event::HeadRefused);
+    };
+    let mut streams = JoinSet::new();
+    let mut idle = Idle::new(limits.idle);
+    while let Some((request, respond)) =
+        poll_fn(|cx| poll_request(&mut connection, &mut streams, &mut idle, cx)).await
+    {
+        let (gate, peer, worker) = (gate.clone(), peer.clone(), worker.clone());
+        streams.spawn(async move {
+            let write = worker.plane.limits.write;
+            match Stream::new(request, respond) {
+                Ok(stream) => {
+                    drop(serve_requests(Conn::new(stream, write), &gate, &peer, &worker, true).await);
+                }
+                Err(mut refused) => {
+                    count(Event::HeadRefused);
+                    refused.send_reset(Reason::PROTOCOL_ERROR);
+                }
+            }
+        });
+    }
+    // Their connection is gone: they end by themselves, and are counted.
+    drop(connection);
+    streams.join_all().await;
+}
+
+/// A request that arrived, and how it is answered.
+type Arrived = (Request<RecvStream>, SendResponse<Bytes>);
+
+/// The next request; `None` where no more will come. The connection lives by being asked.
+fn poll_request<S: IO + 'static>(
+    connection: &mut Connection<Conn<S>, Bytes>,
+    streams: &mut JoinSet<()>,
+    idle: &mut Idle,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Arrived>> {
+    while let Poll::Ready(Some(_)) = streams.poll_join_next(cx) {}
+    if idle.tells_to_go(streams.is_empty(), cx) {
+        connection.graceful_shutdown();
+    }
+    match connection.poll_accept(cx) {
+        Poll::Ready(Some(Ok(arrived))) => Poll::Ready(Some(arrived)),
+        Poll::Ready(Some(Err(error))) => {
+            tracing::debug!(%error, "a connection of HTTP/2 failed");
+            Poll::Ready(None)
+        }
+        Poll::Ready(None) => Poll::Ready(None),
+        Poll::Pending if idle.is_over(streams.is_empty(), cx) => Poll::Ready(None),
+        Poll::Pending => Poll::Pending,
+    }
+}
+
+/// For how long a connection is open of which nobody asks anything.
+struct Idle {
+    limit: Duration,
+    deadline: Deadline,
+    /// Whether nothing was under way when this was looked at last.
+    unused: bool,
+    /// Whether the client was told to go.
+    told: bool,
+}
+
+impl Idle {
+    fn new(limit: Duration) -> Self {
+        Self { limit, deadline: Deadline::default(), unused: false, told: false }
+    }
+
+    /// Whether the client is to be told to go, which is done once: at the end of the process, or after a
+    /// time in which it asked nothing.
+    fn tells_to_go(&mut self, unused: bool, cx: &Context<'_>) -> bool {
+        if unused && !self.unused {
+            self.deadline.arm(Instant::now() + if self.told { GOING } else { self.limit });
+        }
+        self.unused = unused;
+        // Asked also while it is used, so that the end of the process wakes this task.
+        let passed = self.deadline.poll(cx).is_ready();
+        let tells = !self.told && (is_draining() || (unused && passed));
+        if tells {
+            self.told = true;
+            self.deadline.arm(Instant::now() + GOING);
+        }
+        tells
+    }
+
+    /// Whether a client that was told to go, and asks nothing, has had its time.
+    fn is_over(&self, unused: bool, cx: &Context<'_>) -> bool {
+        self.told && unused && self.deadline.poll(cx).is_ready()
+    }
+}
+
+/// A stream as a connection that carries one exchange.
+pub(super) struct Stream {
+    request: Incoming,
+    respond: SendResponse<Bytes>,
+    to_head: bool,
+    /// The start of a head that is being written.
+    head: Vec<u8>,
+    response: Option<Outgoing>,
+}
+
+impl Stream {
+    fn new(request: Request<RecvStream>, respond: SendResponse<Bytes>) -> Result<Self, SendResponse<Bytes>> {
+        let (head, body) = request.into_parts();
+        match text::request_text(&head, body.is_end_stream()) {
+            Ok((text, chunked)) => Ok(Self {
+                request: Incoming::new(body, text, chunked),
+                respond,
+                to_head: head.method == Method::HEAD,
+                head: Vec::new(),
+                response: None,
+            }),
+            Err(_) => Err(respond),
+        }
+    }
+
+    fn is_answered(&self) -> bool {
+        self.response.as_ref().is_some_and(Outgoing::is_ended)
+    }
+
+    /// Whether the client takes no answer any more.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let reset = match &mut self.response {
+            Some(response) => response.stream().poll_reset(cx),
+            None => self.respond.poll_reset(cx),
+        };
+        reset.map(|reset| match reset {
+            Ok(_) => io::ErrorKind::ConnectionReset.into(),
+            Err(error) => broken(error),
+        })
+    }
+
+    /// Takes bytes of a head, and sends it where it is whole.
+    fn write_head(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let before = self.head.len();
+        self.head.extend_from_slice(bytes);
+        if !has_end(&self.head, before) {
+            return Ok(bytes.len());
+        }
+        let answer = text::response_of(&self.head, self.to_head);
+        let Some(answer) = answer.map_err(|wrong| malformed(wrong.what))? else {
+            return Err(malformed("the head is malformed"));
+        };
+        let length = memchr::memmem::find(&self.head, b"\r\n\r\n").map_or(0, |end| end + 4);
+        self.head = Vec::new();
+        self.send_head(answer.response, answer.body)?;
+        Ok(length - before)
+    }
+
+    fn send_head(&mut self, response: Response<()>, body: crate::h1::body::Body) -> io::Result<()> {
+        if response.status().is_informational() {
+            return self.respond.send_informational(response).map_err(broken);
+        }
+        let ended = body == crate::h1::body::Body::Length(0);
+        let stream = self.respond.send_response(response, ended).map_err(broken)?;
+        self.response = Some(Outgoing::new(stream, body));
+        Ok(())
+    }
+}
+
+impl AsyncRead for Stream {
+    /// After the request's end there is nothing to read, and an end only once it is answered: a client
+    /// that asked everything still wants the answer.
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.is_answered() {
+            return Poll::Ready(Ok(()));
+        }
+        if !this.request.is_read() {
+            let before = out.filled().len();
+            ready!(this.request.poll_read(cx, out))?;
+            if out.filled().len() > before {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        Poll::Ready(Err(ready!(this.poll_gone(cx))))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.response {
+            Some(response) => response.poll_write(cx, bytes),
+            None => Poll::Ready(self.write_head(bytes)),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for Stream {
+    /// The client sees that its answer is not whole.
+    fn drop(&mut self) {
+        match &mut self.response {
+            Some(response) if response.is_ended() => {}
+            Some(response) => response.stream().send_reset(Reason::INTERNAL_ERROR),
+            None => self.respond.send_reset(Reason::INTERNAL_ERROR),
+        }
+    }
+}
+
+impl std::fmt::Debug for Stream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stream").field("answered", &self.is_answered()).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Shutdown for Stream {
+    async fn shutdown(&mut self) {}
+}
+
+impl UniqueID for Stream {
+    fn id(&self) -> UniqueIDType {
+        0
+    }
+}
+
+without_digests!(Stream);
