@@ -87,6 +87,61 @@ fn h2c_upstreams_are_spoken_to_in_http_2() {
     }
 }
 
+/// An upstream that echoes, in HTTP/2 or HTTP/1.1.
+async fn echoing(http2: bool) -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let upstream = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let io = TokioIo::new(listener.accept().await.unwrap().0);
+            if http2 {
+                let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                tokio::spawn(connection.serve_connection(io, service_fn(echo)));
+            } else {
+                let connection = hyper::server::conn::http1::Builder::new();
+                tokio::spawn(connection.serve_connection(io, service_fn(echo)));
+            }
+        }
+    });
+    upstream
+}
+
+#[test]
+fn clients_of_http_2_are_served_many_streams_at_a_time_whatever_the_upstream_speaks() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    for (http2, scheme, version) in [(true, "h2c", "HTTP/2.0"), (false, "http", "HTTP/1.1")] {
+        let upstream = runtime.block_on(echoing(http2));
+        let (_running, gateway) = gateway(&format!("{scheme}://{upstream}"), Vec::new());
+        runtime.block_on(async {
+            let stream = tokio::net::TcpStream::connect(gateway).await.unwrap();
+            let client = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+            let (sender, connection) = client.handshake(TokioIo::new(stream)).await.unwrap();
+            tokio::spawn(connection);
+            let ask = |number: usize| {
+                let mut sender = sender.clone();
+                async move {
+                    // Some fit into a window, some do not.
+                    let body = "x".repeat(number * 10_000);
+                    let request = Request::post("http://web/p?q")
+                        .header("x-overlay-id", "nobody")
+                        .body(Full::<Bytes>::from(body.clone()))
+                        .unwrap();
+                    let answer = sender.send_request(request).await.unwrap();
+                    assert_eq!(answer.status(), 200);
+                    let receipt = answer.headers()["x-overlay-route"].to_str().unwrap();
+                    assert!(receipt.starts_with("web;env=base;via=baseline;reason=unknown"), "{receipt}");
+                    let told = answer.collect().await.unwrap().to_bytes();
+                    assert_eq!(told, format!("{version} POST /p?q key=nobody body={body}"));
+                }
+            };
+            let streams: Vec<_> = (0..40).map(|number| tokio::spawn(ask(number))).collect();
+            for stream in streams {
+                tokio::time::timeout(Duration::from_secs(20), stream).await.unwrap().unwrap();
+            }
+        });
+    }
+}
+
 #[test]
 fn unix_sockets_are_connected_to_where_they_are_allowed() {
     let folder = tempfile::tempdir().unwrap();
