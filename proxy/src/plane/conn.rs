@@ -72,6 +72,11 @@ impl<S: IO + 'static> Conn<S> {
         }
     }
 
+    /// The transport, and what was read from it and is not yet consumed.
+    pub fn into_parts(self) -> (S, Buffer) {
+        (self.io, self.ahead)
+    }
+
     /// What was read and is not yet consumed.
     pub fn ahead(&mut self) -> &mut Buffer {
         &mut self.ahead
@@ -129,37 +134,27 @@ impl<S: IO + 'static> Conn<S> {
 
     fn poll_send_unsent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.unsent.is_empty() {
-            let sent = ready!(Self::poll_within_deadline(
-                &mut self.io,
-                &mut self.write_deadline,
-                self.write_timeout,
-                cx,
-                &self.unsent
-            ))?;
+            let polled = Pin::new(&mut self.io).poll_write(cx, &self.unsent);
+            let sent = ready!(self.poll_within_deadline(cx, polled.map(not_zero)))?;
             self.unsent.advance(sent);
         }
         Poll::Ready(Ok(()))
     }
 
-    fn poll_within_deadline(
-        io: &mut S,
-        deadline: &mut Option<Pin<Box<Sleep>>>,
-        limit: Duration,
+    /// What sending came to; an error where it makes no progress for too long.
+    fn poll_within_deadline<T>(
+        &mut self,
         cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match Pin::new(io).poll_write(cx, bytes) {
-            Poll::Ready(Ok(0)) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-            Poll::Ready(result) => {
-                *deadline = None;
-                Poll::Ready(result)
-            }
-            Poll::Pending => {
-                let timer = deadline.get_or_insert_with(|| Box::pin(sleep(limit)));
-                ready!(timer.as_mut().poll(cx));
-                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
-            }
+        polled: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            self.write_deadline = None;
+            return polled;
         }
+        let limit = self.write_timeout;
+        let timer = self.write_deadline.get_or_insert_with(|| Box::pin(sleep(limit)));
+        ready!(timer.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
     /// The request is read whole: only the end of the stream is shown. What else arrives is the
@@ -188,8 +183,13 @@ pub fn poll_gathered<W: AsyncWrite + Unpin>(
     let sent = ready!(match parts {
         [one, []] | [[], one] => io.poll_write(cx, one),
         [first, second] => io.poll_write_vectored(cx, &[IoSlice::new(first), IoSlice::new(second)]),
-    })?;
-    if sent == 0 { Poll::Ready(Err(io::ErrorKind::WriteZero.into())) } else { Poll::Ready(Ok(sent)) }
+    });
+    Poll::Ready(not_zero(sent))
+}
+
+/// A write that takes nothing will take nothing the next time.
+fn not_zero(sent: io::Result<usize>) -> io::Result<usize> {
+    sent.and_then(|sent| if sent == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(sent) })
 }
 
 impl<S: IO + 'static> AsyncRead for Conn<S> {
@@ -257,17 +257,20 @@ impl<S: IO + 'static> AsyncWrite for Conn<S> {
             };
         }
         ready!(this.poll_send_unsent(cx))?;
-        Self::poll_within_deadline(&mut this.io, &mut this.write_deadline, this.write_timeout, cx, bytes)
+        let polled = Pin::new(&mut this.io).poll_write(cx, bytes);
+        this.poll_within_deadline(cx, polled.map(not_zero))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_send_unsent(cx))?;
-        Pin::new(&mut self.io).poll_flush(cx)
+        let polled = Pin::new(&mut self.io).poll_flush(cx);
+        self.poll_within_deadline(cx, polled)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_send_unsent(cx))?;
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        let polled = Pin::new(&mut self.io).poll_shutdown(cx);
+        self.poll_within_deadline(cx, polled)
     }
 }
 
