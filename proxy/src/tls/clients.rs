@@ -40,3 +40,29 @@ impl ClientSettings {
         verifier.build().map_err(|why| unusable(&why))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
+
+    #[test]
+    fn a_file_without_a_good_authority_verifies_nobody() {
+        let settings = ClientSettings { ca: "ca.pem".into(), required: true };
+        let garbage = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        for (pem, message) in
+            [("", "ca.pem has no certificate in PEM"), (garbage, "ca.pem cannot verify clients")]
+        {
+            let refused = settings.parse(pem.as_bytes()).expect_err(message);
+            assert!(refused.message.contains(message) && refused.hint.is_some(), "{refused}");
+        }
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let pem = params.self_signed(&KeyPair::generate().expect("key")).expect("certificate").pem();
+        for required in [true, false] {
+            let settings = ClientSettings { required, ..settings.clone() };
+            let verifier = settings.parse(format!("{pem}{pem}").as_bytes()).expect("good");
+            assert_eq!(verifier.client_auth_mandatory(), required);
+        }
+    }
+}

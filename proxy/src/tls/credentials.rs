@@ -25,18 +25,25 @@ struct Kept<T> {
 }
 
 impl<T> Kept<T> {
-    /// What is made of files for the first time.
-    fn first(read: Result<Option<(T, u64)>, SettingsError>) -> Result<Self, SettingsError> {
-        let (good, digest) = read?.ok_or_else(|| error("nothing was read", "start again"))?;
-        Ok(Self { good, digest, problem: None })
+    fn new<B: Hash>(bytes: &B, parse: impl FnOnce(&B) -> Parsed<T>) -> Parsed<Self> {
+        Ok(Self { good: parse(bytes)?, digest: digest(bytes), problem: None })
     }
 
     /// Takes what was read anew, and notes what is wrong with it; true where there is something new.
-    fn renew(&mut self, read: Result<Option<(T, u64)>, SettingsError>, failures: &mut u64) -> bool {
-        match read {
+    fn renew<B: Hash>(
+        &mut self,
+        read: Parsed<B>,
+        parse: impl FnOnce(&B) -> Parsed<T>,
+        failures: &mut u64,
+    ) -> bool {
+        let renewed = read.and_then(|bytes| match digest(&bytes) == self.digest {
+            true => Ok(None),
+            false => Self::new(&bytes, parse).map(Some),
+        });
+        match renewed {
             Ok(None) => self.problem = None,
-            Ok(Some((good, digest))) => {
-                *self = Self { good, digest, problem: None };
+            Ok(Some(renewed)) => {
+                *self = renewed;
                 return true;
             }
             Err(SettingsError { message, hint }) => {
@@ -50,6 +57,8 @@ impl<T> Kept<T> {
         false
     }
 }
+
+type Parsed<T> = Result<T, SettingsError>;
 
 struct State {
     /// In the order of the settings.
@@ -77,7 +86,10 @@ pub struct Status {
 pub struct Credentials {
     settings: TlsSettings,
     config: ArcSwap<ServerConfig>,
+    /// Never held while a file is read: whoever asks for the state does not wait for disks.
     state: Mutex<State>,
+    /// Held by who reads files, so that nobody brings older ones into force.
+    looking: Mutex<()>,
 }
 
 impl std::fmt::Debug for Credentials {
@@ -92,13 +104,15 @@ impl Credentials {
     /// # Errors
     /// One of them is of no use: which, and what to do.
     pub fn load(settings: &TlsSettings) -> Result<Self, SettingsError> {
-        let first = |pair: &Pair| Kept::first(read_pair(pair, None));
+        let first = |pair: &Pair| Kept::new(&pair.read()?, |files| pair.parse(files));
         let certificates = settings.certificates.iter().map(first).collect::<Result<_, _>>()?;
-        let clients = settings.clients.as_ref().map(|clients| Kept::first(read_clients(clients, None)));
+        let first = |clients: &ClientSettings| Kept::new(&clients.read()?, |file| clients.parse(file));
+        let clients = settings.clients.as_ref().map(first).transpose()?;
         let ticketer = Ticketer::new().map_err(|why| unusable(&why))?;
-        let state = State { certificates, clients: clients.transpose()?, ticketer, failures: 0 };
+        let state = State { certificates, clients, ticketer, failures: 0 };
         let config = ArcSwap::new(config(settings, &state).map_err(|why| unusable(&why))?);
-        Ok(Self { settings: settings.clone(), config, state: Mutex::new(state) })
+        let (state, looking) = (Mutex::new(state), Mutex::default());
+        Ok(Self { settings: settings.clone(), config, state, looking })
     }
 
     /// What they were read by.
@@ -116,22 +130,26 @@ impl Credentials {
     /// Reads all files again. Each that is of use comes into force; what is wrong with another one is
     /// logged when it is new.
     pub fn look(&self) {
-        let mut guard = self.state();
-        let state = &mut *guard;
+        let _looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
+        let TlsSettings { certificates, clients, .. } = &self.settings;
+        let read: Vec<_> = certificates.iter().map(Pair::read).collect();
+        let read_clients = clients.as_ref().map(|clients| (clients, clients.read()));
+        let mut state = self.state();
+        let State { certificates: kept, clients: kept_clients, ticketer, failures } = &mut *state;
         let mut renewed = false;
-        for (pair, kept) in self.settings.certificates.iter().zip(&mut state.certificates) {
-            renewed |= renew_pair(pair, kept, &mut state.failures);
+        for ((pair, kept), read) in certificates.iter().zip(kept).zip(read) {
+            renewed |= renew_pair(pair, kept, read, failures);
         }
-        if let Some((settings, kept)) = self.settings.clients.as_ref().zip(state.clients.as_mut())
-            && kept.renew(read_clients(settings, Some(kept.digest)), &mut state.failures)
+        if let Some(((settings, read), kept)) = read_clients.zip(kept_clients.as_mut())
+            && kept.renew(read, |file| settings.parse(file), failures)
         {
             tracing::info!(path = %settings.ca.display(), "new authorities for clients are in force");
             renewed = true;
             // A resumed session is not verified again: who was verified by others has to begin anew.
-            state.ticketer = Ticketer::new().unwrap_or_else(|_| state.ticketer.clone());
+            *ticketer = Ticketer::new().unwrap_or_else(|_| ticketer.clone());
         }
         if renewed {
-            match config(&self.settings, state) {
+            match config(&self.settings, &state) {
                 Ok(config) => self.config.store(config),
                 Err(why) => tracing::error!(%why, "what was last good stays in force"),
             }
@@ -170,14 +188,20 @@ impl Credentials {
     }
 }
 
-fn renew_pair(pair: &Pair, kept: &mut Kept<Certificate>, failures: &mut u64) -> bool {
+/// Renews one pair. Also one that did not change can be of no use any more.
+fn renew_pair(
+    pair: &Pair,
+    kept: &mut Kept<Certificate>,
+    read: Parsed<[Vec<u8>; 2]>,
+    failures: &mut u64,
+) -> bool {
     let (before, path) = (kept.problem.clone(), pair.certificate.display());
-    let renewed = kept.renew(read_pair(pair, Some(kept.digest)), failures);
+    let renewed = kept.renew(read, |files| pair.parse(files), failures);
+    let said = &kept.good.said;
     if renewed {
-        let Certificate { said, .. } = &kept.good;
         tracing::info!(%path, names = said.names().join(" "), until = %said.until, "a new certificate is in force");
     } else if kept.problem.is_none()
-        && let Some(untimely) = kept.good.said.untimely(clock::now())
+        && let Some(untimely) = said.untimely(clock::now())
     {
         let problem = format!("the certificate {path} {untimely}");
         if before.as_ref() != Some(&problem) {
@@ -186,29 +210,6 @@ fn renew_pair(pair: &Pair, kept: &mut Kept<Certificate>, failures: &mut u64) -> 
         kept.problem = Some(problem);
     }
     renewed
-}
-
-/// A certificate and the digest of its files; `None` where that is `known`.
-fn read_pair(pair: &Pair, known: Option<u64>) -> Result<Option<(Certificate, u64)>, SettingsError> {
-    let bytes = pair.read()?;
-    match digest(&bytes) {
-        digest if known == Some(digest) => Ok(None),
-        digest => Ok(Some((pair.parse(&bytes)?, digest))),
-    }
-}
-
-type Verifier = Arc<dyn ClientCertVerifier>;
-
-/// The same for what clients are verified by.
-fn read_clients(
-    clients: &ClientSettings,
-    known: Option<u64>,
-) -> Result<Option<(Verifier, u64)>, SettingsError> {
-    let bytes = clients.read()?;
-    match digest(&bytes) {
-        digest if known == Some(digest) => Ok(None),
-        digest => Ok(Some((clients.parse(&bytes)?, digest))),
-    }
 }
 
 fn digest(bytes: &impl Hash) -> u64 {
@@ -237,4 +238,30 @@ fn config(settings: &TlsSettings, state: &State) -> Result<Arc<ServerConfig>, ru
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.ticketer = state.ticketer.clone();
     Ok(Arc::new(config))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn a_certificate_that_expires_in_force_is_a_problem_and_stays() {
+        let folder = tempfile::tempdir().expect("folder");
+        let pair = Pair { certificate: folder.path().join("tls.crt"), key: folder.path().join("tls.key") };
+        let made = rcgen::generate_simple_self_signed(["a.example".to_owned()]).expect("certificate");
+        fs::write(&pair.certificate, made.cert.pem()).expect("write");
+        fs::write(&pair.key, made.signing_key.serialize_pem()).expect("write");
+        let settings =
+            TlsSettings { certificates: vec![pair], clients: None, only_13: false, roles: Vec::new() };
+        let credentials = Credentials::load(&settings).expect("good");
+        credentials.look();
+        assert_eq!(credentials.problems(), Vec::<String>::new());
+        let config = credentials.config();
+        credentials.state().certificates[0].good.said.until = UnixMillis(1000);
+        credentials.look();
+        assert!(credentials.problems()[0].ends_with("tls.crt expired at 1970-01-01T00:00:01Z"));
+        assert_eq!(credentials.failures(), 0, "it was good when it was read");
+        assert!(Arc::ptr_eq(&config, &credentials.config()));
+    }
 }
