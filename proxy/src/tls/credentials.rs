@@ -108,8 +108,7 @@ impl Credentials {
         let certificates = settings.certificates.iter().map(first).collect::<Result<_, _>>()?;
         let first = |clients: &ClientSettings| Kept::new(&clients.read()?, |file| clients.parse(file));
         let clients = settings.clients.as_ref().map(first).transpose()?;
-        let ticketer = Ticketer::new().map_err(|why| unusable(&why))?;
-        let state = State { certificates, clients, ticketer, failures: 0 };
+        let state = State { certificates, clients, ticketer: tickets()?, failures: 0 };
         let config = ArcSwap::new(config(settings, &state).map_err(|why| unusable(&why))?);
         let (state, looking) = (Mutex::new(state), Mutex::default());
         Ok(Self { settings: settings.clone(), config, state, looking })
@@ -140,13 +139,17 @@ impl Credentials {
         for ((pair, kept), read) in certificates.iter().zip(kept).zip(read) {
             renewed |= renew_pair(pair, kept, read, failures);
         }
-        if let Some(((settings, read), kept)) = read_clients.zip(kept_clients.as_mut())
-            && kept.renew(read, |file| settings.parse(file), failures)
-        {
-            tracing::info!(path = %settings.ca.display(), "new authorities for clients are in force");
-            renewed = true;
-            // A resumed session is not verified again: who was verified by others has to begin anew.
-            *ticketer = Ticketer::new().unwrap_or_else(|_| ticketer.clone());
+        if let Some(((settings, read), kept)) = read_clients.zip(kept_clients.as_mut()) {
+            let parse = |file: &Vec<u8>| {
+                let verifier = settings.parse(file)?;
+                // A resumed session is not verified again: who was verified by others has to begin anew.
+                *ticketer = tickets()?;
+                Ok(verifier)
+            };
+            if kept.renew(read, parse, failures) {
+                tracing::info!(path = %settings.ca.display(), "new authorities for clients are in force");
+                renewed = true;
+            }
         }
         if renewed {
             match config(&self.settings, &state) {
@@ -210,6 +213,10 @@ fn renew_pair(
         kept.problem = Some(problem);
     }
     renewed
+}
+
+fn tickets() -> Parsed<Arc<dyn ProducesTickets>> {
+    Ticketer::new().map_err(|why| unusable(&why))
 }
 
 fn digest(bytes: &impl Hash) -> u64 {
