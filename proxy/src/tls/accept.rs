@@ -14,7 +14,6 @@ use pingora_core::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
     UniqueID, UniqueIDType,
 };
-use rustls::pki_types::CertificateDer;
 use rustls::{HandshakeKind, ServerConnection};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::task::unconstrained;
@@ -23,7 +22,6 @@ use tokio_rustls::server::TlsStream;
 
 use super::certificate::Said;
 use super::credentials::Credentials;
-use crate::clock;
 use crate::metrics::{Event, count, count_handshake_failure};
 use crate::plane::Gate;
 use crate::plane::answer::Answer;
@@ -124,14 +122,11 @@ pub async fn accept(
     match handshake(Wire { io, ahead }, tls, until).await {
         Ok(stream) => {
             let (_, session) = stream.get_ref();
-            let identity = identity(session).inspect_err(|why| {
-                failed(HandshakeFailure::ClientCertificate, address, why);
-            });
             count(match session.handshake_kind() {
                 Some(HandshakeKind::Resumed) => Event::HandshakeResumed,
                 _ => Event::Handshake,
             });
-            let peer = Peer::over_tls(address, &gate.trust, identity.ok()?);
+            let peer = Peer::over_tls(address, &gate.trust, identity(session));
             Some((Conn::new(Tls(Box::new(stream)), limits.write), peer))
         }
         Err(Failed { failure, why, wire }) => {
@@ -190,19 +185,9 @@ async fn handshake(wire: Wire, tls: &Credentials, until: Instant) -> Result<TlsS
     }
 }
 
-/// Who the client is, by its certificate, if it showed one.
-///
-/// # Errors
-/// A session is resumed without a look at the certificate, and it has expired since.
-fn identity(session: &ServerConnection) -> Result<Option<Box<str>>, String> {
-    let Some(certificate) = session.peer_certificates().and_then(<[CertificateDer<'_>]>::first) else {
-        return Ok(None);
-    };
-    let said = Said::read(certificate)?;
-    match said.untimely(clock::now()) {
-        Some(untimely) => Err(format!("the client's certificate {untimely}")),
-        None => Ok(said.identity()),
-    }
+/// Who the client is, by the certificate that was verified, if it showed one.
+fn identity(session: &ServerConnection) -> Option<Box<str>> {
+    Said::read(session.peer_certificates()?.first()?).ok()?.identity()
 }
 
 /// What is under TLS: a socket, and what was read from it and is not yet decrypted. TLS reads 4 KiB at a

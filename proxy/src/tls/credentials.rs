@@ -108,7 +108,8 @@ impl Credentials {
         let certificates = settings.certificates.iter().map(first).collect::<Result<_, _>>()?;
         let first = |clients: &ClientSettings| Kept::new(&clients.read()?, |file| clients.parse(file));
         let clients = settings.clients.as_ref().map(first).transpose()?;
-        let state = State { certificates, clients, ticketer: tickets()?, failures: 0 };
+        let ticketer = Ticketer::new().map_err(|why| unusable(&why))?;
+        let state = State { certificates, clients, ticketer, failures: 0 };
         let config = ArcSwap::new(config(settings, &state).map_err(|why| unusable(&why))?);
         let (state, looking) = (Mutex::new(state), Mutex::default());
         Ok(Self { settings: settings.clone(), config, state, looking })
@@ -134,22 +135,16 @@ impl Credentials {
         let read: Vec<_> = certificates.iter().map(Pair::read).collect();
         let read_clients = clients.as_ref().map(|clients| (clients, clients.read()));
         let mut state = self.state();
-        let State { certificates: kept, clients: kept_clients, ticketer, failures } = &mut *state;
+        let State { certificates: kept, clients: kept_clients, failures, .. } = &mut *state;
         let mut renewed = false;
         for ((pair, kept), read) in certificates.iter().zip(kept).zip(read) {
             renewed |= renew_pair(pair, kept, read, failures);
         }
-        if let Some(((settings, read), kept)) = read_clients.zip(kept_clients.as_mut()) {
-            let parse = |file: &Vec<u8>| {
-                let verifier = settings.parse(file)?;
-                // A resumed session is not verified again: who was verified by others has to begin anew.
-                *ticketer = tickets()?;
-                Ok(verifier)
-            };
-            if kept.renew(read, parse, failures) {
-                tracing::info!(path = %settings.ca.display(), "new authorities for clients are in force");
-                renewed = true;
-            }
+        if let Some(((settings, read), kept)) = read_clients.zip(kept_clients.as_mut())
+            && kept.renew(read, |file| settings.parse(file), failures)
+        {
+            tracing::info!(path = %settings.ca.display(), "new authorities for clients are in force");
+            renewed = true;
         }
         if renewed {
             match config(&self.settings, &state) {
@@ -215,10 +210,6 @@ fn renew_pair(
     renewed
 }
 
-fn tickets() -> Parsed<Arc<dyn ProducesTickets>> {
-    Ticketer::new().map_err(|why| unusable(&why))
-}
-
 fn digest(bytes: &impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
     bytes.hash(&mut hasher);
@@ -241,9 +232,12 @@ fn config(settings: &TlsSettings, state: &State) -> Result<Arc<ServerConfig>, ru
     let mut config = builder.with_cert_resolver(Arc::new(ByHost::new(certificates)));
     config.alpn_protocols = PROTOCOLS.iter().map(|protocol| protocol.to_vec()).collect();
     // Clients keep their sessions themselves, encrypted. Nothing is remembered here, and no early data
-    // is taken: it could be replayed.
+    // is taken: it could be replayed. Who shows a certificate is verified each time: in a resumed
+    // session it would count after it has expired, or its authority is gone.
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.ticketer = state.ticketer.clone();
+    if state.clients.is_none() {
+        config.ticketer = state.ticketer.clone();
+    }
     Ok(Arc::new(config))
 }
 

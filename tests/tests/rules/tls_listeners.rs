@@ -493,15 +493,50 @@ fn clients_without_a_good_certificate_are_refused_where_one_is_required() {
 }
 
 #[test]
-fn whose_authority_is_no_longer_trusted_cannot_resume() {
-    let stage = Stage::new(With { clients: Some(true), ..With::default() });
-    let client = stage.client_with(&stage.clients.issue("good", &["web.example"]));
-    client.ask("localhost", "").unwrap();
-    assert_eq!(client.ask("localhost", "").unwrap().0.conn.handshake_kind(), Some(HandshakeKind::Resumed));
-    Authority::new(stage.folder.path(), "clients");
-    stage.started.tls().unwrap().look();
-    let error = client.ask("localhost", "").err().unwrap().to_string();
-    assert!(error.contains("fatal alert"), "{error}");
+fn who_shows_a_certificate_is_verified_each_time() {
+    for versions in [&[&version::TLS13][..], &[&version::TLS12]] {
+        let stage = Stage::new(With { clients: Some(true), ..With::default() });
+        let pair = stage.clients.issue("good", &["web.example"]);
+        let client = Client::new(stage.address(), &stage.authority, Some(&pair), versions);
+        for _ in 0..2 {
+            let (stream, _) = client.ask("localhost", "").unwrap();
+            // A session that is resumed would outlive certificate and authority.
+            assert_eq!(stream.conn.handshake_kind(), Some(HandshakeKind::Full));
+        }
+        Authority::new(stage.folder.path(), "clients");
+        stage.started.tls().unwrap().look();
+        let error = client.ask("localhost", "").err().unwrap().to_string();
+        assert!(error.contains("fatal alert"), "{error}");
+    }
+}
+
+#[test]
+fn only_the_listeners_that_are_named_speak_tls() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new(folder.path(), "ours");
+    let tls = TlsSettings {
+        certificates: vec![authority.issue("0", &["localhost"])],
+        clients: None,
+        only_13: false,
+        roles: vec!["inbound"],
+    };
+    let upstream = upstream();
+    let inbound = Role::Inbound { service: "web".parse().unwrap(), environment: None };
+    let listeners = vec![
+        stage::listener(inbound, "", Some(upstream), Trust::Any),
+        stage::listener(Role::Outbound { service: None, environment: None }, "", None, Trust::Any),
+    ];
+    let settings = Settings { tls: Some(tls), ..Settings::in_process(listeners) };
+    let started = stage::start_as(settings, stage::files("", upstream));
+    let [inbound, outbound] = [0, 1].map(|at| started.gates()[at].address);
+    let client = Client::new(inbound, &authority, None, &[&version::TLS13]);
+    let (_, answer) = client.ask("localhost", "").unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && !answer.contains("orwarded"), "{answer}");
+    let mut stream = TcpStream::connect(outbound).unwrap();
+    write!(stream, "GET http://web/ HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }
 
 #[test]
@@ -516,12 +551,13 @@ fn overlay_headers_are_believed_of_trusted_identities_only() {
             (&["ci.example.org"], false),
         ] {
             let client = stage.client_with(&stage.clients.issue("client", names));
-            // Also where the session is resumed, and no certificate is shown.
-            for _ in 0..2 {
-                assert_eq!(client.is_believed(), believed, "{engine:?} {names:?}");
-            }
+            assert_eq!(client.is_believed(), believed, "{engine:?} {names:?}");
         }
         assert!(!stage.client().is_believed(), "{engine:?}");
+        // A certificate may be left out; one that is shown must be good.
+        let strangers = Authority::new(stage.folder.path(), "strangers");
+        let refused = stage.client_with(&strangers.issue("bad", &["ci.example"])).ask("localhost", "");
+        assert!(refused.err().unwrap().to_string().contains("UnknownCA"), "{engine:?}");
     }
 }
 
