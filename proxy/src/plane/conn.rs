@@ -402,3 +402,75 @@ impl GetSocketDigest for Tcp {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    /// A transport that takes everything and hands nothing on, as TLS does when its client does not read.
+    #[derive(Debug)]
+    struct Stuck;
+
+    impl AsyncRead for Stuck {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Stuck {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    #[async_trait]
+    impl Shutdown for Stuck {
+        async fn shutdown(&mut self) {}
+    }
+
+    impl UniqueID for Stuck {
+        fn id(&self) -> UniqueIDType {
+            0
+        }
+    }
+
+    impl Ssl for Stuck {}
+    impl Peek for Stuck {}
+
+    impl GetTimingDigest for Stuck {
+        fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+            Vec::new()
+        }
+    }
+
+    impl GetProxyDigest for Stuck {
+        fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+            None
+        }
+    }
+
+    impl GetSocketDigest for Stuck {
+        fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+            None
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_transport_holds_back_has_the_deadline_of_writing() {
+        let mut conn = Conn::new(Stuck, Duration::from_millis(1));
+        conn.write_all(b"body").await.expect("taken");
+        assert_eq!(conn.flush().await.map_err(|error| error.kind()), Err(io::ErrorKind::TimedOut));
+        let mut conn = Conn::new(Stuck, Duration::from_millis(1));
+        let ended = AsyncWriteExt::shutdown(&mut conn).await;
+        assert_eq!(ended.map_err(|error| error.kind()), Err(io::ErrorKind::TimedOut));
+    }
+}
