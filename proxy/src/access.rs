@@ -39,6 +39,9 @@ pub struct Line {
     /// The client.
     #[serde(rename = "client.address")]
     pub client: String,
+    /// Who the client is, by its verified certificate.
+    #[serde(rename = "overlane.client_identity", skip_serializing_if = "Option::is_none")]
+    pub client_identity: Option<String>,
     /// From the end of the head to the end of the response, in seconds.
     pub duration_s: f64,
     /// The address that answered.
@@ -76,6 +79,7 @@ impl Line {
             path: String::new(),
             status,
             client: client.to_string(),
+            client_identity: None,
             duration_s: 0.0,
             upstream: None,
             service: None,

@@ -31,6 +31,7 @@ use crate::messages::{self, Message, Place, Verdict};
 use crate::metrics::{self, ControlFigures, MeterDoor};
 use crate::plane::Gate;
 use crate::snapshot::Snapshot;
+use crate::tls::credentials::Credentials;
 
 /// A request to read the store now; answered when it was.
 pub type ReloadRequest = (Trigger, oneshot::Sender<Report>);
@@ -52,6 +53,8 @@ pub struct Admin {
     pub draining: tokio::sync::watch::Receiver<bool>,
     /// The token for what changes state.
     pub token: Option<Arc<str>>,
+    /// What listeners show that speak TLS.
+    pub tls: Option<Arc<Credentials>>,
 }
 
 impl Admin {
@@ -97,6 +100,23 @@ impl Admin {
         let snapshot = self.control.published().load();
         let served = |gate: &Arc<Gate>| snapshot.table.baseline(gate.listener.baseline.as_ref()).is_some();
         (!self.gates.iter().all(served)).then_some("a listener has no baseline yet")
+    }
+
+    /// What is wrong now.
+    fn problems(&self) -> Vec<String> {
+        let tls = self.tls.iter().flat_map(|tls| tls.problems());
+        self.control.problems().into_iter().chain(tls).collect()
+    }
+
+    /// The control side's part of a scrape.
+    fn figures(&self) -> ControlFigures {
+        let certificates = self.tls.iter().flat_map(|tls| tls.certificates());
+        let until = certificates.map(|status| (status.path, status.until.0 as f64 / 1000.0));
+        ControlFigures {
+            certificates: until.collect(),
+            certificate_failures: self.tls.as_ref().map(|tls| tls.failures()),
+            ..self.control.figures()
+        }
     }
 }
 
@@ -165,7 +185,7 @@ async fn readyz(State(admin): State<Admin>, Query(query): Query<Verbose>) -> Res
     if query.verbose.is_some() {
         let generation = admin.control.published().load().generation;
         text.push_str(&format!("generation {generation}\n"));
-        for problem in admin.control.problems() {
+        for problem in admin.problems() {
             text.push_str(&format!("problem: {problem}\n"));
         }
     }
@@ -178,17 +198,24 @@ async fn metrics_text(State(admin): State<Admin>) -> Response {
     // One memory is shared by a sidecar's listeners; inbound is the one that fills it.
     let inbound = admin.gates.iter().filter(|gate| matches!(gate.listener.role, Role::Inbound { .. }));
     let traces = inbound.map(|gate| gate.correlation.len(now) as u64).sum();
-    let text = metrics::render(&meter, &ControlFigures { traces, ..admin.control.figures() });
+    let text = metrics::render(&meter, &ControlFigures { traces, ..admin.figures() });
     ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response()
 }
 
 async fn reload(State(admin): State<Admin>) -> Response {
+    if let Some(tls) = admin.tls.clone() {
+        // It ends before the report, which names what is wrong with certificates as well.
+        let _ = tokio::task::spawn_blocking(move || tls.look()).await;
+    }
     let (reply, report) = oneshot::channel();
     if admin.reload.send((Trigger::Request, reply)).await.is_err() {
         return problem(StatusCode::CONFLICT, "this process has no store to read");
     }
     match report.await {
-        Ok(report) => axum::Json(report).into_response(),
+        Ok(mut report) => {
+            report.problems.extend(admin.tls.iter().flat_map(|tls| tls.problems()));
+            axum::Json(report).into_response()
+        }
         Err(_) => problem(StatusCode::SERVICE_UNAVAILABLE, "the process is stopping"),
     }
 }
@@ -241,7 +268,8 @@ async fn config_dump(State(admin): State<Admin>, Query(only): Query<Only>) -> Re
         "listeners": gates,
         "carriers": carriers_value(&admin.carriers),
         "environments": environments,
-        "problems": admin.control.problems(),
+        "certificates": admin.tls.as_ref().map(|tls| certificates_value(tls)),
+        "problems": admin.problems(),
     }))
     .into_response()
 }
@@ -253,7 +281,15 @@ fn listener_value(gate: &Gate, snapshot: &Snapshot) -> Value {
         "baseline": snapshot.table.baseline(gate.listener.baseline.as_ref()).map(|baseline| baseline.id.to_string()),
         "application": gate.app.as_ref().map(|app| app.urls().iter().map(ToString::to_string).collect::<Vec<_>>()),
         "trust": gate.trust.to_string(),
+        "tls": gate.tls.is_some(),
     })
+}
+
+fn certificates_value(tls: &Credentials) -> Value {
+    let certificates = tls.certificates().into_iter().map(|status| {
+        json!({ "certificate": status.path, "names": status.names, "validUntil": status.until.to_string() })
+    });
+    certificates.collect()
 }
 
 fn carriers_value(carriers: &Carriers) -> Value {

@@ -170,9 +170,9 @@ impl Control {
             overlays: count,
             reloads_ok: state.reloads_ok,
             reloads_failed: state.reloads_failed,
-            traces: 0,
             last_success: state.last_success.map_or(0.0, |at| at.0 as f64 / 1000.0),
             expires: expires.into_iter().collect(),
+            ..ControlFigures::default()
         }
     }
 

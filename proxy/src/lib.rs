@@ -26,4 +26,5 @@ pub mod settings;
 pub mod snapshot;
 pub mod stack;
 pub mod store;
+pub mod tls;
 pub mod upstream;

@@ -17,6 +17,7 @@ use prometheus::{Encoder, TextEncoder};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::calls::Call;
+use crate::tls::accept::HandshakeFailure;
 
 /// The most overlays that have a label value of their own; the rest are counted as `_other`.
 pub const MAX_OVERLAY_LABELS: usize = 1000;
@@ -60,9 +61,16 @@ pub enum Event {
     Loop,
     /// Receipts that came from upstream were malformed.
     ReceiptsIgnored,
+    /// A TLS handshake from the beginning.
+    Handshake,
+    /// A TLS handshake that resumed a session.
+    HandshakeResumed,
 }
 
-const EVENTS: usize = Event::ReceiptsIgnored as usize + 1;
+/// How often each failure occurred.
+type HandshakeFailures = [u64; HandshakeFailure::ALL.len()];
+
+const EVENTS: usize = Event::HandshakeResumed as usize + 1;
 
 /// What a request is counted under.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -104,6 +112,7 @@ pub struct Meter {
     calls: HashMap<Call, u64, RandomState>,
     /// Keys that are no ids, by carrier.
     invalid: HashMap<Box<str>, u64, RandomState>,
+    handshake_failures: HandshakeFailures,
     events: [u64; EVENTS],
 }
 
@@ -144,6 +153,7 @@ struct Counting {
     requests: HashMap<Place, (Labels, Observed), RandomState>,
     calls: HashMap<Call, u64, RandomState>,
     invalid: HashMap<Box<str>, u64, RandomState>,
+    handshake_failures: HandshakeFailures,
     events: [u64; EVENTS],
 }
 
@@ -164,6 +174,11 @@ pub fn count_invalid_key(carrier: &str) {
             counting.invalid.insert(carrier.into(), 1);
         }
     });
+}
+
+/// Counts a failed handshake on this thread.
+pub fn count_handshake_failure(failure: HandshakeFailure) {
+    COUNTING.with_borrow_mut(|counting| counting.handshake_failures[failure as usize] += 1);
 }
 
 /// Counts a call on this thread.
@@ -189,7 +204,8 @@ pub fn observe(labels: Labels, took: Duration) {
 fn counted() -> Meter {
     COUNTING.with_borrow(|counting| {
         let (calls, invalid) = (counting.calls.clone(), counting.invalid.clone());
-        let mut meter = Meter { calls, invalid, events: counting.events, ..Meter::default() };
+        let Counting { handshake_failures, events, .. } = *counting;
+        let mut meter = Meter { calls, invalid, handshake_failures, events, ..Meter::default() };
         for (labels, observed) in counting.requests.values() {
             meter.requests.entry(labels.clone()).or_default().add(observed);
         }
@@ -235,6 +251,9 @@ pub async fn gather(doors: &[MeterDoor]) -> Meter {
         for (total, own) in sum.events.iter_mut().zip(meter.events) {
             *total += own;
         }
+        for (total, own) in sum.handshake_failures.iter_mut().zip(meter.handshake_failures) {
+            *total += own;
+        }
         for (labels, own) in meter.requests {
             sum.requests.entry(labels).or_default().add(&own);
         }
@@ -265,6 +284,10 @@ pub struct ControlFigures {
     pub traces: u64,
     /// When each overlay that expires does, in seconds since 1970.
     pub expires: Vec<(EnvironmentId, f64)>,
+    /// Until when the certificate in each file is valid, in seconds since 1970.
+    pub certificates: Vec<(String, f64)>,
+    /// How often certificates could not be read again; `None` where no listener speaks TLS.
+    pub certificate_failures: Option<u64>,
 }
 
 /// The text of `/metrics`.
@@ -274,6 +297,9 @@ pub fn render(meter: &Meter, control: &ControlFigures) -> String {
     families.push(call_family(meter));
     families.extend(event_families(meter));
     families.extend(control_families(control));
+    if let Some(failures) = control.certificate_failures {
+        families.extend(tls_families(meter, &control.certificates, failures));
+    }
     families.extend(process_families());
     families.retain(|family| !family.get_metric().is_empty());
     let mut text = Vec::new();
@@ -534,6 +560,42 @@ fn control_families(control: &ControlFigures) -> Vec<MetricFamily> {
             "The version that runs; always 1.",
             MetricType::GAUGE,
             vec![gauge(version, 1.0)],
+        ),
+    ]
+}
+
+fn tls_families(meter: &Meter, certificates: &[(String, f64)], failures: u64) -> [MetricFamily; 4] {
+    let handshakes = [("full", Event::Handshake), ("resumed", Event::HandshakeResumed)];
+    let handshakes =
+        handshakes.map(|(kind, event)| counter(vec![pair("kind", kind)], meter.events[event as usize]));
+    let failed = HandshakeFailure::ALL.map(|failure| {
+        counter(vec![pair("reason", failure.as_str())], meter.handshake_failures[failure as usize])
+    });
+    let expiry = certificates.iter().map(|(name, until)| gauge(vec![pair("name", name)], *until));
+    [
+        family(
+            "overlane_tls_handshakes_total",
+            "TLS handshakes with clients, by whether they resumed a session.",
+            MetricType::COUNTER,
+            handshakes.into(),
+        ),
+        family(
+            "overlane_tls_handshake_failures_total",
+            "TLS handshakes with clients that failed, by reason.",
+            MetricType::COUNTER,
+            failed.into(),
+        ),
+        family(
+            "overlane_certificate_expiry_timestamp_seconds",
+            "Until when the certificates in force are valid, by file.",
+            MetricType::GAUGE,
+            expiry.collect(),
+        ),
+        family(
+            "overlane_certificate_reload_failures_total",
+            "Changed certificates, keys and authorities that were of no use; what was last good stayed in force.",
+            MetricType::COUNTER,
+            vec![counter(Vec::new(), failures)],
         ),
     ]
 }

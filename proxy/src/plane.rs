@@ -31,6 +31,7 @@ use crate::access::AccessLog;
 use crate::correlation::Correlation;
 use crate::names::Names;
 use crate::snapshot::Published;
+use crate::tls::credentials::Credentials;
 use crate::upstream::Upstream;
 use trust::Trust;
 
@@ -114,6 +115,8 @@ pub struct Gate {
     pub app: Option<Arc<Upstream>>,
     /// Whose overlay headers mean something here.
     pub trust: Trust,
+    /// What it shows to clients, where it speaks TLS.
+    pub tls: Option<Arc<Credentials>>,
     /// Which key a trace belongs to: one memory for all listeners of a service's sidecar.
     pub correlation: Arc<Correlation>,
 }
@@ -122,11 +125,17 @@ impl Gate {
     /// The role's name in logs.
     #[must_use]
     pub fn role(&self) -> &'static str {
-        match self.listener.role {
-            Role::Gateway => "gateway",
-            Role::Outbound { .. } => "outbound",
-            Role::Inbound { .. } => "inbound",
-        }
+        role_name(&self.listener.role)
+    }
+}
+
+/// A role's name in logs and settings.
+#[must_use]
+pub fn role_name(role: &Role) -> &'static str {
+    match role {
+        Role::Gateway => "gateway",
+        Role::Outbound { .. } => "outbound",
+        Role::Inbound { .. } => "inbound",
     }
 }
 

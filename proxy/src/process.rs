@@ -19,6 +19,7 @@ use crate::settings::Settings;
 use crate::snapshot::Published;
 use crate::store::StoreAddress;
 use crate::store::follow::{Follower, follow};
+use crate::tls::{self, credentials::Credentials};
 
 /// A process whose sockets are bound and that serves nobody yet.
 pub struct Prepared {
@@ -28,13 +29,16 @@ pub struct Prepared {
     probes: Option<(SocketAddr, TcpListener)>,
     runtime: tokio::runtime::Runtime,
     names: Names,
+    tls: Option<Arc<Credentials>>,
 }
 
 impl Prepared {
-    /// Binds every listener.
+    /// Binds every listener, and reads its certificates.
     ///
     /// # Errors
-    /// An address that is taken or not ours.
+    /// An address that is taken or not ours, or a certificate that is of no use: that is a [`SettingsError`] inside.
+    ///
+    /// [`SettingsError`]: crate::settings::SettingsError
     pub fn bind(settings: Settings) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -43,10 +47,13 @@ impl Prepared {
             .build()?;
         let (names, resolver) = Names::new();
         runtime.spawn(resolver);
-        let bound = Bound::new(&settings.listeners, settings.workers, &names, &settings.correlation)?;
+        let tls = settings.tls.as_ref().map(Credentials::load).transpose().map_err(io::Error::other)?;
+        let tls = tls.map(Arc::new);
+        let Settings { listeners, workers, correlation, .. } = &settings;
+        let bound = Bound::new(listeners, *workers, &names, correlation, tls.as_ref())?;
         let admin = bind(settings.admin)?;
         let probes = settings.probes.map(bind).transpose()?;
-        Ok(Self { settings, bound, admin, probes, runtime, names })
+        Ok(Self { settings, bound, admin, probes, runtime, names, tls })
     }
 
     /// The listeners, with the ports that they got.
@@ -73,7 +80,7 @@ impl Prepared {
     /// # Errors
     /// No thread can be had.
     pub fn start(self, given: Vec<FileChange>) -> io::Result<Running> {
-        let Self { settings, bound, admin, probes, runtime, names } = self;
+        let Self { settings, bound, admin, probes, runtime, names, tls } = self;
         let published = Arc::new(Published::default());
         let rules = Rules { unix_under: settings.allow_unix.clone() };
         let control = Arc::new(Control::new(rules, published.clone(), names.clone()));
@@ -109,6 +116,9 @@ impl Prepared {
         if let Some(follower) = follower {
             runtime.spawn(follow(follower, reloads, control.clone()));
         }
+        if let Some(tls) = &tls {
+            runtime.spawn(tls::follow::follow(tls.clone(), settings.resync));
+        }
         let token = settings.admin_token.map(Arc::from);
         let doors = workers.doors().to_vec();
         let state = Admin {
@@ -119,6 +129,7 @@ impl Prepared {
             reload: reload.clone(),
             draining: told,
             token,
+            tls: tls.clone(),
         };
         let probes_at = probes.as_ref().map(|probes| probes.0);
         if let Some((_, socket)) = probes {
@@ -135,6 +146,7 @@ impl Prepared {
             draining,
             stopped,
             runtime,
+            tls,
         })
     }
 }
@@ -156,9 +168,16 @@ pub struct Running {
     draining: watch::Sender<bool>,
     stopped: watch::Sender<bool>,
     runtime: tokio::runtime::Runtime,
+    tls: Option<Arc<Credentials>>,
 }
 
 impl Running {
+    /// What listeners show that speak TLS.
+    #[must_use]
+    pub fn tls(&self) -> Option<&Arc<Credentials>> {
+        self.tls.as_ref()
+    }
+
     /// The control side.
     #[must_use]
     pub fn control(&self) -> &Arc<Control> {

@@ -15,8 +15,10 @@ use serde::Deserialize;
 
 use crate::correlation::CorrelationSettings;
 use crate::plane::trust::Trust;
-use crate::plane::{EngineChoice, Limits, ListenerSettings};
+use crate::plane::{EngineChoice, Limits, ListenerSettings, role_name};
 use crate::store::StoreAddress;
+use crate::tls::certificates::Pair;
+use crate::tls::{ClientSettings, TlsSettings};
 
 /// Where a store is looked for when nobody says.
 pub const DEFAULT_STORE: &str = "./environments";
@@ -56,9 +58,18 @@ pub struct RunArgs {
     /// The environment of that service; the baseline by default
     #[arg(long, value_name = "ID", env = "OVERLANE_ENVIRONMENT")]
     pub environment: Option<EnvironmentId>,
-    /// Whose overlay headers mean something: any, none, or networks (10.0.0.0/8,…)
+    /// Whose overlay headers mean something: any, none, or networks (10.0.0.0/8,…) and identities (identity:NAME)
     #[arg(long, value_name = "any|none|CIDR,…", env = "OVERLANE_TRUST")]
     pub trust: Option<Trust>,
+    /// Speak TLS with this certificate (PEM, intermediates after it) as gateway and inbound; needs --tls-key
+    #[arg(long, value_name = "FILE", env = "OVERLANE_TLS_CERT")]
+    pub tls_cert: Option<PathBuf>,
+    /// The key of the certificate (PEM)
+    #[arg(long, value_name = "FILE", env = "OVERLANE_TLS_KEY")]
+    pub tls_key: Option<PathBuf>,
+    /// Demand certificates of clients that these authorities issued (PEM)
+    #[arg(long, value_name = "FILE", env = "OVERLANE_TLS_CLIENT_CA")]
+    pub tls_client_ca: Option<PathBuf>,
     /// The admin listener
     #[arg(long, value_name = "ADDR", env = "OVERLANE_ADMIN")]
     pub admin: Option<SocketAddr>,
@@ -116,6 +127,54 @@ struct File {
     keep_for: Vec<String>,
     max_head_bytes: Option<usize>,
     max_connections: Option<usize>,
+    tls: Option<TlsFile>,
+}
+
+/// See [`TlsSettings`].
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+struct TlsFile {
+    certificates: Vec<PairFile>,
+    client_ca: Option<PathBuf>,
+    clients: Option<Clients>,
+    /// A text or, since nobody writes the quotes, a number.
+    min_version: Option<serde_yaml::Value>,
+    listeners: Option<Vec<Speaker>>,
+}
+
+/// See [`Pair`].
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PairFile {
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+/// Whether clients have to show certificates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Clients {
+    Required,
+    Optional,
+}
+
+/// A listener that can speak TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Speaker {
+    Gateway,
+    Outbound,
+    Inbound,
+}
+
+impl Speaker {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Gateway => "gateway",
+            Self::Outbound => "outbound",
+            Self::Inbound => "inbound",
+        }
+    }
 }
 
 /// What a key is restored by.
@@ -187,6 +246,8 @@ pub struct Settings {
     pub correlation: CorrelationSettings,
     /// Where keys are read and written.
     pub carriers: Arc<Carriers>,
+    /// How listeners speak TLS, if any does.
+    pub tls: Option<TlsSettings>,
 }
 
 /// A setting that cannot be, and what to write instead.
@@ -206,7 +267,7 @@ impl std::fmt::Display for SettingsError {
 
 impl std::error::Error for SettingsError {}
 
-fn error(message: impl Into<String>, hint: impl Into<String>) -> SettingsError {
+pub(crate) fn error(message: impl Into<String>, hint: impl Into<String>) -> SettingsError {
     SettingsError { message: message.into(), hint: Some(hint.into()) }
 }
 
@@ -228,6 +289,9 @@ impl Settings {
         let correlation = correlation(&file.correlation)?;
         let carriers = carriers(&file)?.into();
         let resync = duration("resync", file.resync.as_ref(), DEFAULT_RESYNC)?;
+        let of_flags =
+            TlsFlags { certificate: flags.tls_cert, key: flags.tls_key, client_ca: flags.tls_client_ca };
+        let tls = of_flags.over(file.tls.as_ref())?;
         let named = |flag, key, text: &Option<String>| value(flag, key, text.as_deref());
         let asked = Asked {
             baseline: named(flags.baseline, "baseline", &file.baseline)?,
@@ -259,9 +323,12 @@ impl Settings {
                 "name a directory from `/`",
             )),
         };
+        let listeners = asked.listeners()?;
+        let tls = tls.map(|tls| tls.checked(&listeners)).transpose()?;
+        check_identities(&listeners, tls.as_ref())?;
         Ok(Self {
             store: Some(store),
-            listeners: asked.listeners()?,
+            listeners,
             admin,
             probes: flags.probes.or(file.probes),
             admin_token,
@@ -273,6 +340,7 @@ impl Settings {
             engine: flags.engine.or(file.engine).unwrap_or_default(),
             correlation,
             carriers,
+            tls,
         })
     }
 
@@ -293,6 +361,7 @@ impl Settings {
             engine: EngineChoice::default(),
             correlation: CorrelationSettings::default(),
             carriers: Arc::default(),
+            tls: None,
         }
     }
 }
@@ -377,6 +446,130 @@ impl Asked {
             )),
         }
     }
+}
+
+/// What flags say of TLS.
+struct TlsFlags {
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+    client_ca: Option<PathBuf>,
+}
+
+/// What was asked for about TLS, before it is known which listeners there are.
+struct AskedTls {
+    certificates: Vec<Pair>,
+    clients: Option<ClientSettings>,
+    only_13: bool,
+    /// `None` where nobody says which.
+    speakers: Option<Vec<Speaker>>,
+}
+
+impl TlsFlags {
+    /// Merges them over the file. A certificate given by flags takes the place of all in the file.
+    fn over(self, file: Option<&TlsFile>) -> Result<Option<AskedTls>, SettingsError> {
+        let asked = file.is_some() || self.client_ca.is_some();
+        let TlsFile { certificates, client_ca, clients, min_version, listeners } =
+            file.cloned().unwrap_or_default();
+        let certificates: Vec<_> = match (self.certificate, self.key) {
+            (Some(certificate), Some(key)) => vec![Pair { certificate, key }],
+            (None, None) => certificates
+                .into_iter()
+                .map(|PairFile { certificate, key }| Pair { certificate, key })
+                .collect(),
+            (Some(_), None) => {
+                return Err(error("`--tls-cert` without `--tls-key`", "name the certificate's key"));
+            }
+            (None, Some(_)) => {
+                return Err(error("`--tls-key` without `--tls-cert`", "name the key's certificate"));
+            }
+        };
+        if certificates.is_empty() {
+            let hint = "give `--tls-cert` and `--tls-key`, or `tls.certificates` in the settings file";
+            return if asked { Err(error("TLS without a certificate", hint)) } else { Ok(None) };
+        }
+        if let Some(twice) = certificates.iter().enumerate().find_map(|(at, pair)| {
+            certificates[..at].iter().any(|other| other.certificate == pair.certificate).then_some(pair)
+        }) {
+            let path = twice.certificate.display();
+            return Err(error(
+                format!("`tls.certificates` names {path} twice"),
+                "name each certificate once",
+            ));
+        }
+        let clients = match (self.client_ca.or(client_ca), clients) {
+            (Some(ca), clients) => Some(ClientSettings { ca, required: clients != Some(Clients::Optional) }),
+            (None, None) => None,
+            (None, Some(_)) => {
+                return Err(error(
+                    "`tls.clients` without `tls.clientCa`",
+                    "name the authorities that issue their certificates",
+                ));
+            }
+        };
+        Ok(Some(AskedTls { certificates, clients, only_13: only_13(min_version)?, speakers: listeners }))
+    }
+}
+
+/// Whether TLS 1.2 is refused.
+fn only_13(min_version: Option<serde_yaml::Value>) -> Result<bool, SettingsError> {
+    let text = match min_version {
+        None => return Ok(false),
+        Some(serde_yaml::Value::Number(number)) => number.to_string(),
+        Some(serde_yaml::Value::String(text)) => text,
+        Some(_) => String::new(),
+    };
+    match &*text {
+        "1.2" => Ok(false),
+        "1.3" => Ok(true),
+        _ => Err(error(
+            format!("`tls.minVersion` is `{text}`"),
+            "\"1.2\" or \"1.3\"; older ones are not spoken",
+        )),
+    }
+}
+
+impl AskedTls {
+    /// The settings, where they fit to the listeners. Unless somebody says which, those that others call
+    /// speak TLS; the outbound listener is for the application beside it.
+    fn checked(self, listeners: &[ListenerSettings]) -> Result<TlsSettings, SettingsError> {
+        let known = |speaker: &Speaker| {
+            listeners.iter().any(|listener| role_name(&listener.listener.role) == speaker.as_str())
+        };
+        let speakers = self
+            .speakers
+            .unwrap_or_else(|| [Speaker::Gateway, Speaker::Inbound].into_iter().filter(known).collect());
+        if let Some(absent) = speakers.iter().find(|speaker| !known(speaker)) {
+            let absent = absent.as_str();
+            return Err(error(
+                format!("`tls.listeners` names `{absent}`, and there is no such listener"),
+                format!("give it an address (`--{absent}`), or leave it out"),
+            ));
+        }
+        if speakers.is_empty() {
+            return Err(error(
+                "there are certificates, and no listener that speaks TLS",
+                "name it: `tls: {listeners: [outbound]}` in the settings file",
+            ));
+        }
+        Ok(TlsSettings {
+            certificates: self.certificates,
+            clients: self.clients,
+            only_13: self.only_13,
+            roles: speakers.into_iter().map(Speaker::as_str).collect(),
+        })
+    }
+}
+
+/// Identities are trusted only where somebody verifies them.
+fn check_identities(listeners: &[ListenerSettings], tls: Option<&TlsSettings>) -> Result<(), SettingsError> {
+    let verified = tls.is_some_and(|tls| tls.clients.is_some());
+    if !verified && listeners.iter().any(|listener| listener.trust.asks_for_identity()) {
+        return Err(error(
+            "`--trust` names identities, and no listener asks clients for certificates",
+            "give `--tls-client-ca` with `--tls-cert` and `--tls-key`",
+        ));
+    }
+    Ok(())
 }
 
 fn read_file(path: &Path) -> Result<File, SettingsError> {
@@ -535,6 +728,33 @@ mod tests {
     }
 
     #[test]
+    fn flags_for_tls_take_the_place_of_the_certificates_in_the_file() {
+        let mut file = tempfile::NamedTempFile::new().expect("file");
+        file.write_all(
+            b"tls: {certificates: [{certificate: a, key: b}, {certificate: c, key: d}], clientCa: ca, minVersion: 1.3}\n",
+        )
+        .expect("write");
+        let config = Some(file.path().to_owned());
+        let of_file = merge(RunArgs { config: config.clone(), ..RunArgs::default() }).expect("file").tls;
+        let pair = |certificate: &str, key: &str| Pair { certificate: certificate.into(), key: key.into() };
+        let expected = TlsSettings {
+            certificates: vec![pair("a", "b"), pair("c", "d")],
+            clients: Some(ClientSettings { ca: "ca".into(), required: true }),
+            only_13: true,
+            roles: vec!["gateway"],
+        };
+        assert_eq!(of_file, Some(expected.clone()));
+        let flags = RunArgs { tls_cert: Some("x".into()), tls_key: Some("y".into()), ..RunArgs::default() };
+        let both = merge(RunArgs { config, ..flags.clone() }).expect("both").tls;
+        assert_eq!(both, Some(TlsSettings { certificates: vec![pair("x", "y")], ..expected }));
+        assert!(merge(RunArgs { tls_key: None, ..flags.clone() }).is_err());
+        assert!(merge(RunArgs { tls_cert: None, ..flags.clone() }).is_err());
+        let outbound = "127.0.0.1:0".parse().ok();
+        let refused = merge(RunArgs { outbound, ..flags }).expect_err("nobody speaks it");
+        assert!(refused.message.contains("no listener that speaks TLS"), "{refused}");
+    }
+
+    #[test]
     fn carriers_and_the_hosts_that_get_the_key_come_from_the_file() {
         let mut file = tempfile::NamedTempFile::new().expect("file");
         file.write_all(
@@ -577,6 +797,15 @@ mod tests {
             ),
             ("carriers: {wirte: [header]}", "wirte"),
             ("keepFor: [\"shop.example.com:80\"]", "`keepFor[0]`"),
+            ("tls: {}", "TLS without a certificate"),
+            ("tls: {certificates: [{certificate: a}]}", "key"),
+            ("tls: {certificates: [{certificate: a, key: a}, {certificate: a, key: b}]}", "names a twice"),
+            ("tls: {certificates: [{certificate: a, key: b}], minVersion: 1.1}", "`tls.minVersion` is `1.1`"),
+            ("tls: {certificates: [{certificate: a, key: b}], clients: optional}", "`tls.clientCa`"),
+            ("tls: {certificates: [{certificate: a, key: b}], listeners: [inbound]}", "names `inbound`"),
+            ("tls: {certificates: [{certificate: a, key: b}], listeners: []}", "no listener that speaks TLS"),
+            ("trust: 'identity:spiffe://mesh/web'", "names identities"),
+            ("tls: {certificates: [{certificate: a, key: b}]}\ntrust: 'identity:*'", "names identities"),
         ] {
             let refused = with(text).expect_err(text);
             assert!(refused.message.contains(word), "{text}: {refused}");

@@ -36,7 +36,12 @@ struct Proxy {
 
 impl Proxy {
     fn start(command: &mut Command) -> Self {
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        Self::start_logging(command, Stdio::null())
+    }
+
+    /// The same, with the access log to `log`.
+    fn start_logging(command: &mut Command, log: Stdio) -> Self {
+        let mut child = command.stdout(log).stderr(Stdio::piped()).spawn().unwrap();
         let stderr = child.stderr.take().unwrap();
         let (sender, lines) = channel();
         thread::spawn(move || {
@@ -305,6 +310,90 @@ fn the_command_printed_for_an_empty_store_gives_it_a_baseline() {
     assert!(overlane(&create, folder.path()).output().unwrap().status.success());
     proxy.log(|line| line["changes"].as_str().is_some_and(|changes| changes.contains("+staging")));
     assert!(answer(ask(gateway, None)).ends_with("web"));
+}
+
+/// Writes a certificate for `localhost` that is its own authority, and its key.
+fn write_certificate(folder: &Path) {
+    let certificate = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    fs::write(folder.join("tls.crt"), certificate.cert.pem()).unwrap();
+    fs::write(folder.join("tls.key"), certificate.signing_key.serialize_pem()).unwrap();
+}
+
+/// Asks over TLS, trusting the certificate in the folder and showing it as well.
+fn ask_tls(address: SocketAddr, folder: &Path) -> Result<String, rustls::Error> {
+    use rustls::pki_types::pem::PemObject;
+    let certificate = rustls::pki_types::CertificateDer::from_pem_file(folder.join("tls.crt")).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::from_pem_file(folder.join("tls.key")).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate.clone()).unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = config.unwrap().with_root_certificates(roots);
+    let config = std::sync::Arc::new(config.with_client_auth_cert(vec![certificate], key).unwrap());
+    let connection = rustls::ClientConnection::new(config, "localhost".try_into().unwrap()).unwrap();
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    let mut stream = rustls::StreamOwned::new(connection, stream);
+    let mut answer = String::new();
+    let asked = write!(stream, "GET /path?q HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        .and_then(|()| stream.read_to_string(&mut answer));
+    match asked {
+        Ok(_) => Ok(answer),
+        Err(error) => Err(error.downcast().unwrap()),
+    }
+}
+
+#[test]
+fn flags_make_a_proxy_speak_tls_and_sighup_reads_the_certificate_again() {
+    let folder = folder(service("web", None).address);
+    write_certificate(folder.path());
+    let mut proxy = Proxy::run(&["--tls-cert", "tls.crt", "--tls-key", "tls.key"], folder.path());
+    let gateway = proxy.address("gateway");
+    assert!(ask_tls(gateway, folder.path()).unwrap().ends_with("web"));
+    write_certificate(folder.path());
+    proxy.signal("HUP");
+    proxy.log(|line| line["message"] == "a new certificate is in force" && line["names"] == "localhost");
+    assert!(ask_tls(gateway, folder.path()).unwrap().ends_with("web"));
+    fs::write(folder.path().join("tls.key"), "").unwrap();
+    proxy.signal("HUP");
+    let line = proxy.log(|line| line["level"] == "WARN");
+    assert!(line["message"].as_str().unwrap().contains("tls.key has no key in PEM"), "{line}");
+    assert!(line["hint"].as_str().unwrap().contains("BEGIN PRIVATE KEY"), "{line}");
+    proxy.signal("TERM");
+    assert!(proxy.exit().success());
+}
+
+#[test]
+fn the_access_log_names_clients_by_their_certificates() {
+    let folder = folder(service("web", None).address);
+    write_certificate(folder.path());
+    let ca = ["run", "--gateway", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--workers", "1", "--access-log"];
+    let tls = ["--tls-cert", "tls.crt", "--tls-key", "tls.key", "--tls-client-ca", "tls.crt"];
+    let trust = ["--trust", "identity:localhost"];
+    let mut command = overlane(&[&ca[..], &tls, &trust].concat(), folder.path());
+    let mut proxy = Proxy::start_logging(&mut command, Stdio::piped());
+    let log = proxy.child.stdout.take().unwrap();
+    proxy.ready();
+    assert!(ask_tls(proxy.address("gateway"), folder.path()).unwrap().ends_with("web"));
+    let line = BufReader::new(log).lines().next().unwrap().unwrap();
+    let line: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(
+        (&line["overlane.client_identity"], &line["url.path"]),
+        (&"localhost".into(), &"/path".into())
+    );
+}
+
+#[test]
+fn check_says_for_whom_and_how_long_certificates_are() {
+    let folder = folder(service("web", None).address);
+    write_certificate(folder.path());
+    let ports = ["check", "--gateway", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+    let tls = ["--tls-cert", "tls.crt", "--tls-key", "tls.key", "--tls-client-ca", "tls.crt"];
+    let done = overlane(&[&ports[..], &tls].concat(), folder.path()).output().unwrap();
+    let told = String::from_utf8(done.stdout).unwrap();
+    assert!(done.status.success(), "{told}");
+    assert!(told.contains("√ the certificate tls.crt: for localhost until 4096-01-01T00:00:00Z\n"), "{told}");
+    assert!(told.contains("√ clients are verified by tls.crt\n"), "{told}");
 }
 
 #[test]

@@ -12,9 +12,12 @@ use tokio::time::timeout;
 use super::output::{CliError, Output};
 use crate::names::resolve_url;
 use crate::plane::listen;
-use crate::settings::{RunArgs, Settings};
+use crate::settings::{RunArgs, Settings, SettingsError};
 use crate::store::StoreAddress;
 use crate::store::write::OpenStore;
+use crate::tls::TlsSettings;
+use crate::tls::certificate::Said;
+use crate::tls::certificates::Certificate;
 use crate::upstream::Address;
 
 /// How long an upstream has to accept a connection.
@@ -68,6 +71,9 @@ pub fn run(check: Check, store: Option<StoreAddress>, out: &mut Output<'_>) -> R
             }),
         )?;
     }
+    if let Some(tls) = &settings.tls {
+        check_tls(tls, &mut checks)?;
+    }
     let apps = settings.listeners.iter().filter_map(|listener| listener.app.clone());
     let mut urls: Vec<(String, Url)> = apps.map(|url| ("the application".to_owned(), url)).collect();
     if let Some(store) = &settings.store {
@@ -87,6 +93,25 @@ pub fn run(check: Check, store: Option<StoreAddress>, out: &mut Output<'_>) -> R
         1 => Err(CliError::failure("1 check failed")),
         failed => Err(CliError::failure(format!("{failed} checks failed"))),
     }
+}
+
+/// Checks that certificates can be shown, and clients verified.
+fn check_tls(tls: &TlsSettings, checks: &mut Checks<'_, '_>) -> Result<(), CliError> {
+    let with_hint = |SettingsError { message, hint }| (message, hint.unwrap_or_default());
+    for pair in &tls.certificates {
+        let read = pair.read().and_then(|files| pair.parse(&files));
+        let shown = |certificate: Certificate| {
+            let Said { until, .. } = certificate.said;
+            format!("for {} until {until}", certificate.said.names().join(", "))
+        };
+        let what = format!("the certificate {}", pair.certificate.display());
+        checks.note(&what, read.map(shown).map_err(with_hint))?;
+    }
+    if let Some(clients) = &tls.clients {
+        let read = clients.read().and_then(|file| clients.parse(&file)).map(|_| String::new());
+        checks.note(&format!("clients are verified by {}", clients.ca.display()), read.map_err(with_hint))?;
+    }
+    Ok(())
 }
 
 /// Checks that the store can be read and is right; returns where its services are.

@@ -159,7 +159,10 @@ impl From<io::Error> for CliError {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Self { message: String::new(), hint: None, exit: 0 },
-            _ => Self::failure(error.to_string()),
+            _ => match error.get_ref().and_then(|error| error.downcast_ref::<SettingsError>()) {
+                Some(settings) => settings.clone().into(),
+                None => Self::failure(error.to_string()),
+            },
         }
     }
 }

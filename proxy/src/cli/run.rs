@@ -48,7 +48,8 @@ pub fn run(args: RunArgs, store: Option<StoreAddress>) -> Result<(), CliError> {
     let signals = Signals::install(prepared.runtime())?;
     let running = prepared.start(Vec::new())?;
     for gate in running.gates() {
-        tracing::info!(role = gate.role(), address = %gate.address, trust = %gate.trust, "listening");
+        let tls = gate.tls.is_some();
+        tracing::info!(role = gate.role(), address = %gate.address, trust = %gate.trust, tls, "listening");
     }
     tracing::info!(role = "admin", address = %running.admin(), "listening");
     if let Some(address) = running.probes() {
@@ -94,6 +95,9 @@ impl Signals {
                     _ = self.terminate.recv() => return,
                     _ = self.interrupt.recv() => return,
                     _ = self.hangup.recv() => {
+                        if let Some(tls) = running.tls().cloned() {
+                            tokio::task::spawn_blocking(move || tls.look());
+                        }
                         let (reply, _) = tokio::sync::oneshot::channel();
                         // Without a store there is nothing to read again.
                         let _ = reload.send((Trigger::Signal, reply)).await;

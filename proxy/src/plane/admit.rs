@@ -1,12 +1,15 @@
 //! What happens to an accepted connection before requests are read from it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::Gate;
 use super::conn::{Conn, Tcp};
 use super::serve::{Worker, serve};
+use super::trust::Peer;
 use crate::metrics::{Event, count};
+use crate::tls::accept::accept;
+use crate::tls::credentials::Credentials;
 
 /// Closes the count also when the connection's task is dropped or panics.
 struct Counted;
@@ -36,6 +39,28 @@ pub fn admit(
         let _counted = counted;
         let Ok(tcp) = Tcp::new(stream) else { return };
         let conn = Conn::new(tcp, worker.plane.limits.write);
-        serve(conn, gate, peer.ip(), worker).await;
+        match gate.tls.clone() {
+            None => {
+                let peer = Peer::new(peer.ip(), &gate.trust);
+                serve(conn, gate, peer, worker).await;
+            }
+            // Boxed, so that others do not pay for its size.
+            Some(tls) => Box::pin(admit_tls(conn, peer.ip(), tls, gate, worker)).await,
+        }
+    }
+}
+
+/// Serves an accepted connection that is to speak TLS.
+async fn admit_tls(
+    conn: Conn<Tcp>,
+    address: IpAddr,
+    tls: Arc<Credentials>,
+    gate: Arc<Gate>,
+    worker: Arc<Worker>,
+) {
+    // Boxed, so that its memory is gone when the handshake is over.
+    if let Some((conn, peer)) = Box::pin(accept(conn, address, &tls, &gate, &worker)).await {
+        drop(tls);
+        serve(conn, gate, peer, worker).await;
     }
 }

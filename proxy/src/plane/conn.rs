@@ -72,6 +72,11 @@ impl<S: IO + 'static> Conn<S> {
         }
     }
 
+    /// The transport, and what was read from it and is not yet consumed.
+    pub fn into_parts(self) -> (S, Buffer) {
+        (self.io, self.ahead)
+    }
+
     /// What was read and is not yet consumed.
     pub fn ahead(&mut self) -> &mut Buffer {
         &mut self.ahead
@@ -135,37 +140,27 @@ impl<S: IO + 'static> Conn<S> {
 
     fn poll_send_unsent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.unsent.is_empty() {
-            let sent = ready!(Self::poll_within_deadline(
-                &mut self.io,
-                &mut self.write_deadline,
-                self.write_timeout,
-                cx,
-                &self.unsent
-            ))?;
+            let polled = Pin::new(&mut self.io).poll_write(cx, &self.unsent);
+            let sent = ready!(self.poll_within_deadline(cx, polled.map(not_zero)))?;
             self.unsent.advance(sent);
         }
         Poll::Ready(Ok(()))
     }
 
-    fn poll_within_deadline(
-        io: &mut S,
-        deadline: &mut Option<Pin<Box<Sleep>>>,
-        limit: Duration,
+    /// What sending came to; an error where it makes no progress for too long.
+    fn poll_within_deadline<T>(
+        &mut self,
         cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match Pin::new(io).poll_write(cx, bytes) {
-            Poll::Ready(Ok(0)) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-            Poll::Ready(result) => {
-                *deadline = None;
-                Poll::Ready(result)
-            }
-            Poll::Pending => {
-                let timer = deadline.get_or_insert_with(|| Box::pin(sleep(limit)));
-                ready!(timer.as_mut().poll(cx));
-                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
-            }
+        polled: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            self.write_deadline = None;
+            return polled;
         }
+        let limit = self.write_timeout;
+        let timer = self.write_deadline.get_or_insert_with(|| Box::pin(sleep(limit)));
+        ready!(timer.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
     /// The request is read whole: only the end of the stream is shown. What else arrives is the
@@ -194,8 +189,13 @@ pub fn poll_gathered<W: AsyncWrite + Unpin>(
     let sent = ready!(match parts {
         [one, []] | [[], one] => io.poll_write(cx, one),
         [first, second] => io.poll_write_vectored(cx, &[IoSlice::new(first), IoSlice::new(second)]),
-    })?;
-    if sent == 0 { Poll::Ready(Err(io::ErrorKind::WriteZero.into())) } else { Poll::Ready(Ok(sent)) }
+    });
+    Poll::Ready(not_zero(sent))
+}
+
+/// A write that takes nothing will take nothing the next time.
+fn not_zero(sent: io::Result<usize>) -> io::Result<usize> {
+    sent.and_then(|sent| if sent == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(sent) })
 }
 
 impl<S: IO + 'static> AsyncRead for Conn<S> {
@@ -263,17 +263,20 @@ impl<S: IO + 'static> AsyncWrite for Conn<S> {
             };
         }
         ready!(this.poll_send_unsent(cx))?;
-        Self::poll_within_deadline(&mut this.io, &mut this.write_deadline, this.write_timeout, cx, bytes)
+        let polled = Pin::new(&mut this.io).poll_write(cx, bytes);
+        this.poll_within_deadline(cx, polled.map(not_zero))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_send_unsent(cx))?;
-        Pin::new(&mut self.io).poll_flush(cx)
+        let polled = Pin::new(&mut self.io).poll_flush(cx);
+        self.poll_within_deadline(cx, polled)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_send_unsent(cx))?;
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        let polled = Pin::new(&mut self.io).poll_shutdown(cx);
+        self.poll_within_deadline(cx, polled)
     }
 }
 
@@ -323,7 +326,6 @@ impl<S: IO + 'static> Peek for Conn<S> {}
 /// What Pingora asks of a transport that has none of it.
 macro_rules! without_digests {
     ($transport:ty) => {
-        impl pingora_core::protocols::Ssl for $transport {}
         impl pingora_core::protocols::Peek for $transport {}
 
         impl pingora_core::protocols::GetTimingDigest for $transport {
@@ -414,4 +416,59 @@ impl UniqueID for Tcp {
     }
 }
 
+impl Ssl for Tcp {}
 without_digests!(Tcp);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    /// A transport that takes everything and hands nothing on, as TLS does when its client does not read.
+    #[derive(Debug)]
+    struct Stuck;
+
+    impl AsyncRead for Stuck {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Stuck {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    #[async_trait]
+    impl Shutdown for Stuck {
+        async fn shutdown(&mut self) {}
+    }
+
+    impl UniqueID for Stuck {
+        fn id(&self) -> UniqueIDType {
+            0
+        }
+    }
+
+    impl Ssl for Stuck {}
+    without_digests!(Stuck);
+
+    #[tokio::test]
+    async fn what_the_transport_holds_back_has_the_deadline_of_writing() {
+        let mut conn = Conn::new(Stuck, Duration::from_millis(1));
+        conn.write_all(b"body").await.expect("taken");
+        assert_eq!(conn.flush().await.map_err(|error| error.kind()), Err(io::ErrorKind::TimedOut));
+        let mut conn = Conn::new(Stuck, Duration::from_millis(1));
+        let ended = AsyncWriteExt::shutdown(&mut conn).await;
+        assert_eq!(ended.map_err(|error| error.kind()), Err(io::ErrorKind::TimedOut));
+    }
+}

@@ -385,7 +385,8 @@ impl Exchange {
         }
         out.extend_from_slice(self.peer.text.as_bytes());
         out.extend_from_slice(b"\r\n");
-        line(out, "X-Forwarded-Proto", before(proto).next().unwrap_or(b"http"));
+        let scheme: &[u8] = if self.peer.secure { b"https" } else { b"http" };
+        line(out, "X-Forwarded-Proto", before(proto).next().unwrap_or(scheme));
         let host = before(host).next().unwrap_or(head.authority.as_bytes());
         if !host.is_empty() {
             line(out, "X-Forwarded-Host", host);
@@ -753,6 +754,7 @@ impl Exchange {
             path: asked.path.clone(),
             status,
             client: self.peer.text.to_string(),
+            client_identity: self.peer.identity.as_deref().map(str::to_owned),
             duration_s: crate::access::seconds(took),
             upstream: self.endpoint.as_ref().map(|endpoint| endpoint.address.to_string()),
             service: receipt.map(|receipt| receipt.service.to_string()),

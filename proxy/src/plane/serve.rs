@@ -1,7 +1,6 @@
 //! A connection's life: read a head, decide, let an engine carry the exchange, wait for the next.
 
 use std::future::poll_fn;
-use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -34,7 +33,7 @@ const LINGER_BYTES: usize = 256 * 1024;
 const BUSY: Duration = Duration::from_secs(1);
 /// How long a connection on which nothing was asked yet is waited for once the process was told to stop:
 /// a request may be on its way.
-const UNASKED: Duration = Duration::from_millis(500);
+pub(crate) const UNASKED: Duration = Duration::from_millis(500);
 /// Seconds that Pingora believes a connection may be idle; the idle deadline is ours.
 const KEEPALIVE: u64 = 60;
 
@@ -77,17 +76,21 @@ struct Next {
 }
 
 /// What came of waiting for a request's first byte.
-enum Awaited {
+pub(crate) enum Awaited {
     Begun,
     Nothing,
     /// The connection is over.
     Closed,
 }
 
-/// Serves a connection until it ends.
-pub async fn serve<S: IO + 'static>(mut conn: Conn<S>, gate: Arc<Gate>, client: IpAddr, worker: Arc<Worker>) {
+/// Serves a connection of `peer` until it ends.
+pub async fn serve<S: IO + 'static>(
+    mut conn: Conn<S>,
+    gate: Arc<Gate>,
+    peer: Arc<Peer>,
+    worker: Arc<Worker>,
+) {
     let limits = &worker.plane.limits;
-    let peer = Peer::new(client, &gate.trust);
     let (mut first, mut limit) = (true, limits.head);
     while let Awaited::Begun = first_byte(&mut conn, first, Instant::now() + limit).await {
         if first && h2::is_spoken(&mut conn).await {
@@ -103,7 +106,7 @@ pub async fn serve<S: IO + 'static>(mut conn: Conn<S>, gate: Arc<Gate>, client: 
 }
 
 /// Waits for the first byte of a request, at most until `until`. Holds no buffer.
-async fn first_byte<S: IO + 'static>(conn: &mut Conn<S>, first: bool, until: Instant) -> Awaited {
+pub(crate) async fn first_byte<S: IO + 'static>(conn: &mut Conn<S>, first: bool, until: Instant) -> Awaited {
     conn.deadline().arm(until);
     let mut told = false;
     poll_fn(|cx| {
@@ -312,7 +315,7 @@ fn too_large(limit: usize) -> Answer {
 }
 
 /// Answers a request that no engine may see, and closes.
-async fn refuse<S: IO + 'static>(
+pub(crate) async fn refuse<S: IO + 'static>(
     mut conn: Conn<S>,
     answer: &Answer,
     gate: &Gate,
@@ -338,7 +341,7 @@ async fn has_more<S: IO + 'static>(conn: &mut Conn<S>) -> bool {
 
 /// Closes after an answer, with a grace in which the client can finish sending: a reset would take
 /// the answer from it.
-async fn drain<S: IO + 'static>(conn: &mut Conn<S>, worker: &Worker) {
+pub(crate) async fn drain<S: IO + 'static>(conn: &mut Conn<S>, worker: &Worker) {
     if conn.shutdown().await.is_err() {
         return;
     }

@@ -17,16 +17,31 @@ pub struct Peer {
     pub text: ArrayString<45>,
     /// Whether its overlay headers mean something.
     pub trusted: bool,
+    /// Whether the connection is encrypted.
+    pub secure: bool,
+    /// Who it is, by a certificate that was verified.
+    pub identity: Option<Box<str>>,
 }
 
 impl Peer {
     /// The peer at `address`.
     #[must_use]
     pub fn new(address: IpAddr, trust: &Trust) -> Arc<Self> {
+        Arc::new(Self::at(address, trust, false, None))
+    }
+
+    /// The peer at `address`, over an encrypted connection.
+    #[must_use]
+    pub fn over_tls(address: IpAddr, trust: &Trust, identity: Option<Box<str>>) -> Arc<Self> {
+        Arc::new(Self::at(address, trust, true, identity))
+    }
+
+    fn at(address: IpAddr, trust: &Trust, secure: bool, identity: Option<Box<str>>) -> Self {
         let mut text = ArrayString::new();
         // The longest address has 45 characters.
         let _ = write!(text, "{address}");
-        Arc::new(Self { address, text, trusted: trust.covers(address) })
+        let trusted = trust.covers(address, identity.as_deref());
+        Self { address, text, trusted, secure, identity }
     }
 }
 
@@ -37,20 +52,48 @@ pub enum Trust {
     Any,
     /// From nobody.
     Nobody,
-    /// From these networks.
-    Networks(Vec<IpNet>),
+    /// From these.
+    These(Vec<Trusted>),
 }
 
+/// Peers that are trusted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trusted {
+    /// Those in a network.
+    Network(IpNet),
+    /// Those whose verified certificate says this.
+    Identity(Box<str>),
+    /// Those whose verified certificate says something that begins with this.
+    Identities(Box<str>),
+}
+
+/// What an entry for an identity begins with.
+const IDENTITY: &str = "identity:";
+
 impl Trust {
-    /// Whether the headers of a peer at `address` mean something.
+    /// Whether the headers of a peer at `address`, with a certificate that says `identity`, mean something.
     #[must_use]
-    pub fn covers(&self, address: IpAddr) -> bool {
+    pub fn covers(&self, address: IpAddr, identity: Option<&str>) -> bool {
         match self {
             Self::Any => true,
             Self::Nobody => false,
-            Self::Networks(networks) => {
-                networks.iter().any(|network| network.contains(&address.to_canonical()))
-            }
+            Self::These(list) => list.iter().any(|trusted| trusted.covers(address, identity)),
+        }
+    }
+
+    /// Whether it asks for certificates.
+    #[must_use]
+    pub fn asks_for_identity(&self) -> bool {
+        matches!(self, Self::These(list) if list.iter().any(|one| !matches!(one, Trusted::Network(_))))
+    }
+}
+
+impl Trusted {
+    fn covers(&self, address: IpAddr, identity: Option<&str>) -> bool {
+        match self {
+            Self::Network(network) => network.contains(&address.to_canonical()),
+            Self::Identity(known) => identity == Some(known),
+            Self::Identities(prefix) => identity.is_some_and(|identity| identity.starts_with(&**prefix)),
         }
     }
 }
@@ -58,22 +101,36 @@ impl Trust {
 impl FromStr for Trust {
     type Err = String;
 
-    /// Reads `any`, `none`, or networks and addresses separated by commas.
+    /// Reads `any`, `none`, or networks, addresses and identities separated by commas.
     fn from_str(text: &str) -> Result<Self, String> {
         match text.trim() {
             "any" => Ok(Self::Any),
             "none" => Ok(Self::Nobody),
             list => {
-                list.split(',').map(|item| network(item.trim())).collect::<Result<_, _>>().map(Self::Networks)
+                list.split(',').map(|item| item.trim().parse()).collect::<Result<_, _>>().map(Self::These)
             }
         }
     }
 }
 
-fn network(item: &str) -> Result<IpNet, String> {
-    item.parse::<IpNet>()
-        .or_else(|_| item.parse::<IpAddr>().map(IpNet::from))
-        .map_err(|_| format!("`{item}` is neither `any`, `none` nor a network such as 10.0.0.0/8"))
+impl FromStr for Trusted {
+    type Err = String;
+
+    fn from_str(item: &str) -> Result<Self, String> {
+        if let Some(pattern) = item.strip_prefix(IDENTITY) {
+            return match pattern.strip_suffix('*') {
+                Some(prefix) if !prefix.contains('*') => Ok(Self::Identities(prefix.into())),
+                None if !pattern.is_empty() && !pattern.contains('*') => Ok(Self::Identity(pattern.into())),
+                _ => Err(format!(
+                    "`{item}`: a `*` stands at the end only, such as identity:spiffe://mesh/ns/web/*"
+                )),
+            };
+        }
+        let network = item.parse::<IpNet>().or_else(|_| item.parse::<IpAddr>().map(IpNet::from));
+        network.map(Self::Network).map_err(|_| {
+            format!("`{item}` is neither `any`, `none`, a network such as 10.0.0.0/8 nor identity:NAME")
+        })
+    }
 }
 
 impl fmt::Display for Trust {
@@ -81,10 +138,20 @@ impl fmt::Display for Trust {
         match self {
             Self::Any => f.write_str("any"),
             Self::Nobody => f.write_str("none"),
-            Self::Networks(networks) => {
-                let shown: Vec<_> = networks.iter().map(ToString::to_string).collect();
+            Self::These(list) => {
+                let shown: Vec<_> = list.iter().map(ToString::to_string).collect();
                 f.write_str(&shown.join(","))
             }
+        }
+    }
+}
+
+impl fmt::Display for Trusted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Network(network) => network.fmt(f),
+            Self::Identity(identity) => write!(f, "{IDENTITY}{identity}"),
+            Self::Identities(prefix) => write!(f, "{IDENTITY}{prefix}*"),
         }
     }
 }
@@ -104,8 +171,35 @@ mod tests {
         ];
         for (text, address, covered) in cases {
             let trust: Trust = text.parse().expect(text);
-            assert_eq!(trust.covers(address.parse().expect(address)), covered, "{text} {address}");
+            assert_eq!(trust.covers(address.parse().expect(address), None), covered, "{text} {address}");
         }
         assert!("everyone".parse::<Trust>().is_err());
+    }
+
+    #[test]
+    fn an_identity_is_trusted_exactly_or_by_its_beginning() {
+        for (text, identity, covered) in [
+            ("identity:spiffe://mesh/web", Some("spiffe://mesh/web"), true),
+            ("identity:spiffe://mesh/web", Some("spiffe://mesh/website"), false),
+            ("identity:spiffe://mesh/*", Some("spiffe://mesh/web"), true),
+            ("identity:spiffe://mesh/*", Some("spiffe://mesh.evil/web"), false),
+            ("identity:*", Some("anybody"), true),
+            ("identity:*", None, false),
+            ("none", Some("anybody"), false),
+            ("10.0.0.0/8,identity:web.example", Some("web.example"), true),
+            ("10.0.0.0/8,identity:web.example", Some("api.example"), false),
+            ("127.0.0.0/8,identity:web.example", None, true),
+        ] {
+            let trust: Trust = text.parse().expect(text);
+            let address = "127.0.0.1".parse().expect("address");
+            assert_eq!(trust.covers(address, identity), covered, "{text} {identity:?}");
+            assert_eq!(
+                (trust.to_string(), trust.asks_for_identity()),
+                (text.to_owned(), text.contains("identity"))
+            );
+        }
+        for text in ["identity:", "identity:*.example", "identity:a*b", "identity:a**"] {
+            assert!(text.parse::<Trust>().is_err(), "{text}");
+        }
     }
 }

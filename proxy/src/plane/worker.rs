@@ -15,9 +15,10 @@ use tokio::time::timeout;
 
 use super::admit::admit;
 use super::serve::Worker;
-use super::{Gate, ListenerSettings, Plane, deadline, h2, link, listen};
+use super::{Gate, ListenerSettings, Plane, deadline, h2, link, listen, role_name};
 use crate::correlation::{Correlation, CorrelationSettings};
 use crate::metrics::{MeterDoor, answer_scrapes};
+use crate::tls::credentials::Credentials;
 use crate::upstream::Upstream;
 
 thread_local! {
@@ -56,7 +57,9 @@ impl Bound {
         workers: usize,
         names: &crate::names::Names,
         correlation: &CorrelationSettings,
+        tls: Option<&Arc<Credentials>>,
     ) -> io::Result<Self> {
+        let speaks = |role| tls.filter(|tls| tls.settings().roles.contains(&role_name(role))).cloned();
         let mut sidecars = Sidecars { settings: correlation, known: Vec::new() };
         let mut sockets: Vec<Vec<TcpListener>> = (0..workers).map(|_| Vec::new()).collect();
         let mut gates = Vec::new();
@@ -70,6 +73,7 @@ impl Bound {
                 listener: settings.listener.clone(),
                 app: settings.app.clone().map(|url| Upstream::new(Arc::new([url]), names, true)),
                 trust: settings.trust.clone(),
+                tls: speaks(&settings.listener.role),
                 correlation: sidecars.correlation(&settings.listener.role),
             }));
         }

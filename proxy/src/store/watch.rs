@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind, RenameMode};
-use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
+use notify::{Event, EventHandler, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::Notify;
 
 use super::read::{Files, is_blueprint};
@@ -77,10 +77,18 @@ impl DirWatch {
     pub fn new(path: &Path, bell: &Arc<Bell>) -> notify::Result<Self> {
         let directory = path.to_owned();
         let bell = bell.clone();
-        let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| match event {
+        Self::heard_by(path, move |event: notify::Result<Event>| match event {
             Ok(event) => hear(&event, &directory, &bell),
             Err(_) => bell.ring(|told| told.unsettled.all = true),
-        })?;
+        })
+    }
+
+    /// Watches `path`, and tells `hear` all that happens in it.
+    ///
+    /// # Errors
+    /// The system has no watch left.
+    pub fn heard_by(path: &Path, hear: impl EventHandler) -> notify::Result<Self> {
+        let mut watcher = notify::recommended_watcher(hear)?;
         if let Some(parent) = parent(path) {
             watcher.watch(parent, RecursiveMode::NonRecursive)?;
         }

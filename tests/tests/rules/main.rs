@@ -9,6 +9,8 @@ mod lost;
 mod mesh;
 /// Upstreams that speak TLS.
 mod tls;
+/// Listeners that speak TLS.
+mod tls_listeners;
 /// What reading and embedding Pingora taught, each as a rule that holds here.
 mod traps;
 /// The schemes of upstream urls, each spoken by a real peer.

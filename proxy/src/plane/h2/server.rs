@@ -12,7 +12,7 @@ use bytes::Bytes;
 use h2::server::{Builder, Connection, SendResponse};
 use h2::{Reason, RecvStream};
 use http::{Method, Request, Response};
-use pingora_core::protocols::{ALPN, IO, Shutdown, UniqueID, UniqueIDType};
+use pingora_core::protocols::{ALPN, IO, Shutdown, Ssl, UniqueID, UniqueIDType};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -297,4 +297,5 @@ impl UniqueID for Stream {
     }
 }
 
+impl Ssl for Stream {}
 without_digests!(Stream);
