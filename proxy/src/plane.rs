@@ -11,6 +11,7 @@ pub mod deadline;
 pub mod engine;
 pub mod exchange;
 pub mod express;
+pub mod grpc;
 pub mod h2;
 pub mod link;
 pub mod listen;
@@ -42,13 +43,14 @@ pub struct Limits {
     pub head: Duration,
     /// For the next request on a connection.
     pub idle: Duration,
-    /// Between two reads of a request's body.
+    /// Between two reads of a request's body; none for calls of gRPC, and once a stream answers.
     pub body: Duration,
     /// For a write to a client that makes no progress.
     pub write: Duration,
     /// For a connection to an upstream.
     pub connect: Duration,
-    /// Between two reads from an upstream.
+    /// For a response's head, and between two reads of a response that says its length. None for calls of
+    /// gRPC, which have deadlines of their own, and none between the events of a stream.
     pub upstream_read: Duration,
     /// For a write to an upstream that makes no progress.
     pub upstream_write: Duration,

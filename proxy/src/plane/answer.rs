@@ -5,6 +5,8 @@ use overlane_config::route::{ROUTE_HEADER, Refusal};
 use pingora_http::ResponseHeader;
 use serde_json::json;
 
+use super::grpc;
+use crate::h1::request::Head;
 use crate::upstream::Address;
 
 /// The name under which this proxy appears in `Proxy-Status` (RFC 9209).
@@ -62,6 +64,10 @@ pub enum Failure {
     Internal,
     /// The answer is not what the request requires.
     Unmet,
+    /// The time that the client gave it is over.
+    Late,
+    /// The upstream said that it did nothing about the request.
+    Unprocessed,
 }
 
 impl Failure {
@@ -69,8 +75,10 @@ impl Failure {
     #[must_use]
     pub fn reason(self) -> &'static str {
         match self {
-            Self::UpstreamSilent | Self::UpstreamMalformed | Self::UpstreamClosed => "unhealthy",
-            Self::BodySlow => "timeout",
+            Self::UpstreamSilent | Self::UpstreamMalformed | Self::UpstreamClosed | Self::Unprocessed => {
+                "unhealthy"
+            }
+            Self::BodySlow | Self::Late => "timeout",
             Self::BodyMalformed => "malformed",
             Self::ClientGone => "client-gone",
             Self::Internal => "internal",
@@ -81,7 +89,10 @@ impl Failure {
     /// Whether the upstream is to blame.
     #[must_use]
     pub fn is_upstreams(self) -> bool {
-        matches!(self, Self::UpstreamSilent | Self::UpstreamMalformed | Self::UpstreamClosed)
+        matches!(
+            self,
+            Self::UpstreamSilent | Self::UpstreamMalformed | Self::UpstreamClosed | Self::Unprocessed
+        )
     }
 
     /// The answer, where there is somebody to answer; `upstream` is the address that it was sent to.
@@ -102,6 +113,9 @@ impl Failure {
                 "connection_terminated",
                 format!("the upstream{at} closed the connection before it answered"),
             ),
+            Self::Unprocessed => {
+                (503, "connection_terminated", format!("the upstream{at} refused the stream unprocessed"))
+            }
             Self::BodySlow => {
                 (408, "http_request_error", "the request's body did not arrive in time".to_owned())
             }
@@ -109,16 +123,41 @@ impl Failure {
             // What is not met says so itself.
             Self::ClientGone | Self::Unmet => return None,
             Self::Internal => (500, "proxy_internal_error", "the proxy failed".to_owned()),
+            Self::Late => (504, "http_response_timeout", "the call's own deadline has passed".to_owned()),
         };
         Some(Answer::plain(status, error, self.reason(), message))
+    }
+}
+
+/// The form in which a client reads an answer of ours.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Form {
+    /// For people.
+    #[default]
+    Text,
+    /// RFC 9457, for who accepts JSON.
+    Json,
+    /// A head that ends a call of gRPC ("Trailers-Only").
+    Grpc,
+}
+
+impl Form {
+    /// The form for who sent this request.
+    #[must_use]
+    pub fn of(head: &Head<'_>) -> Self {
+        match () {
+            () if grpc::is_call(head) => Self::Grpc,
+            () if head.accepts_json() => Self::Json,
+            () => Self::Text,
+        }
     }
 }
 
 /// How an answer is to be put.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Manner<'m> {
-    /// Whether the client accepts JSON.
-    pub json: bool,
+    /// The form.
+    pub form: Form,
     /// The receipts, where the request carried a key.
     pub receipts: Option<&'m str>,
     /// Whether the connection ends with it.
@@ -143,40 +182,60 @@ impl Answer {
         format!("{PROXY};error={};details=\"{}: {details}\"", self.error, self.reason)
     }
 
-    /// The body and its type: JSON (RFC 9457) where the client accepts it, else text.
+    /// The body and its type.
     #[must_use]
-    pub fn body(&self, json: bool) -> (String, &'static str) {
-        if json {
-            let body = json!({
-                "type": "about:blank",
-                "title": StatusCode::from_u16(self.status).ok().and_then(|status| status.canonical_reason()),
-                "status": self.status,
-                "reason": self.reason,
-                "detail": self.message,
-                "hint": self.hint,
-                "blueprint": self.declared,
-                "proxy": PROXY,
-            });
-            return (format!("{body}\n"), "application/problem+json");
+    pub fn body(&self, form: Form) -> (String, &'static str) {
+        match form {
+            Form::Text => (self.text(), "text/plain; charset=utf-8"),
+            Form::Json => (self.json(), "application/problem+json"),
+            Form::Grpc => (String::new(), "application/grpc"),
         }
+    }
+
+    fn json(&self) -> String {
+        let body = json!({
+            "type": "about:blank",
+            "title": StatusCode::from_u16(self.status).ok().and_then(|status| status.canonical_reason()),
+            "status": self.status,
+            "reason": self.reason,
+            "detail": self.message,
+            "hint": self.hint,
+            "blueprint": self.declared,
+            "proxy": PROXY,
+        });
+        format!("{body}\n")
+    }
+
+    fn text(&self) -> String {
         let mut text = format!("overlane: {} ({})\n", self.message, self.reason);
         for (label, value) in [("hint", self.hint.as_deref()), ("blueprint", self.declared.as_deref())] {
             if let Some(value) = value {
                 text.push_str(&format!("{label}: {value}\n"));
             }
         }
-        (text, "text/plain; charset=utf-8")
+        text
+    }
+
+    /// The status of HTTP: a call of gRPC is answered with 200, whatever is said.
+    #[must_use]
+    pub fn status_in(&self, form: Form) -> u16 {
+        if form == Form::Grpc { 200 } else { self.status }
     }
 
     /// The fields of the head for a body of `length` bytes.
-    fn fields(&self, content_type: &str, length: usize) -> Vec<(&'static str, String)> {
+    fn fields(&self, form: Form, content_type: &str, length: usize) -> Vec<(&'static str, String)> {
         let mut fields = vec![
             ("Content-Type", content_type.to_owned()),
             ("Content-Length", length.to_string()),
             ("Cache-Control", "no-store".to_owned()),
             ("Proxy-Status", self.proxy_status()),
         ];
-        if self.status == 503 {
+        if form == Form::Grpc {
+            let hint = self.hint.as_ref().map(|hint| format!("; {hint}")).unwrap_or_default();
+            let message = format!("overlane: {} ({}){hint}", self.message, self.reason);
+            fields.push(("grpc-status", grpc::status_of(self.status, self.reason).to_string()));
+            fields.push(("grpc-message", grpc::escape(&message)));
+        } else if self.status == 503 {
             fields.push(("Retry-After", "1".to_owned()));
         }
         fields
@@ -186,9 +245,14 @@ impl Answer {
     ///
     /// # Errors
     /// Never in practice: status and values are valid by construction.
-    pub fn head(&self, content_type: &str, length: usize) -> pingora_error::Result<ResponseHeader> {
-        let mut head = ResponseHeader::build(self.status, Some(6))?;
-        for (name, value) in self.fields(content_type, length) {
+    pub fn head(
+        &self,
+        form: Form,
+        content_type: &str,
+        length: usize,
+    ) -> pingora_error::Result<ResponseHeader> {
+        let mut head = ResponseHeader::build(self.status_in(form), Some(6))?;
+        for (name, value) in self.fields(form, content_type, length) {
             head.insert_header(name, value)?;
         }
         Ok(head)
@@ -197,13 +261,12 @@ impl Answer {
     /// The whole answer as HTTP/1.1 bytes.
     #[must_use]
     pub fn bytes(&self, manner: &Manner<'_>) -> Vec<u8> {
-        let (body, content_type) = self.body(manner.json);
-        let phrase = StatusCode::from_u16(self.status)
-            .ok()
-            .and_then(|status| status.canonical_reason())
-            .unwrap_or("Error");
-        let mut text = format!("HTTP/1.1 {} {phrase}\r\n", self.status);
-        for (name, value) in self.fields(content_type, body.len()) {
+        let (body, content_type) = self.body(manner.form);
+        let status = self.status_in(manner.form);
+        let phrase =
+            StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("Error");
+        let mut text = format!("HTTP/1.1 {status} {phrase}\r\n");
+        for (name, value) in self.fields(manner.form, content_type, body.len()) {
             text.push_str(&format!("{name}: {value}\r\n"));
         }
         if let Some(receipts) = manner.receipts {
@@ -240,9 +303,9 @@ mod tests {
     #[test]
     fn json_is_answered_where_it_is_accepted() {
         let answer = Answer::plain(503, "destination_unavailable", "pending", "no address");
-        let (body, content_type) = answer.body(true);
+        let (body, content_type) = answer.body(Form::Json);
         let body: serde_json::Value = serde_json::from_str(&body).expect("json");
         assert_eq!((content_type, &body["reason"]), ("application/problem+json", &json!("pending")));
-        assert_eq!(answer.body(false).0, "overlane: no address (pending)\n");
+        assert_eq!(answer.body(Form::Text).0, "overlane: no address (pending)\n");
     }
 }

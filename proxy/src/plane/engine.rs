@@ -22,7 +22,7 @@ use pingora_proxy::{FailToProxy, HttpProxy, ProxyHttp, Session, http_proxy};
 use tokio::sync::watch;
 
 use super::Limits;
-use super::answer::{Answer, Failure};
+use super::answer::{Answer, Failure, Form};
 use super::exchange::Exchange;
 use crate::h1::{Name, request};
 use crate::upstream::{Address, Endpoint};
@@ -75,10 +75,10 @@ pub fn engine(draining: watch::Receiver<bool>) -> Arc<HttpProxy<Engine>> {
 
 impl Engine {
     async fn answer(session: &mut Session, answer: &Answer, carried: &Carried) -> Result<()> {
-        let accept = session.req_header().headers.get_all(header::ACCEPT);
-        let json = accept.iter().filter_map(|value| value.to_str().ok()).any(|value| value.contains("json"));
-        let (body, content_type) = answer.body(json);
-        let mut head = answer.head(content_type, body.len())?;
+        let read = |lent: &Lent| request::parse(&lent.head, Form::of).ok().flatten();
+        let form = carried.lent.as_deref().and_then(read).unwrap_or_default();
+        let (body, content_type) = answer.body(form);
+        let mut head = answer.head(form, content_type, body.len())?;
         let own = || carried.exchange().and_then(Exchange::own_receipts);
         if let Some(receipts) = answer.receipts.clone().or_else(own) {
             head.insert_header(HeaderName::from_static(ROUTE_HEADER), &*receipts)?;

@@ -25,6 +25,7 @@ use overlane_config::url::{Scheme, Url, split_authority};
 use tokio::time::timeout;
 
 use super::answer::{Answer, Failure};
+use super::grpc;
 use super::propagation::Propagation;
 use super::trust::Peer;
 use super::{Gate, Plane};
@@ -219,6 +220,8 @@ pub struct Exchange {
     /// What the access log says of the request, where it is on.
     logged: Option<Box<Asked>>,
     started: Instant,
+    /// Until when its client waits for it, where it said so.
+    deadline: Option<Instant>,
 }
 
 /// What the access log says of a request's head.
@@ -293,6 +296,7 @@ impl Exchange {
             counted: AtomicBool::new(false),
             logged: plane.access.is_on().then(|| Box::new(asked())),
             started,
+            deadline: grpc::timeout(head).and_then(|timeout| started.checked_add(timeout)),
         };
         exchange.count_call(head);
         if exchange
@@ -472,6 +476,12 @@ impl Exchange {
         &self.plane.limits
     }
 
+    /// Until when the client waits for all of it, where it said so.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
     /// Whether the response comes from outside: nothing in it is a receipt.
     #[must_use]
     pub fn passes_through(&self) -> bool {
@@ -602,9 +612,16 @@ impl Exchange {
         }
         self.held_at_all = true;
         let since = *self.held_since.get_or_insert_with(Instant::now);
-        let left = target.policy.hold_for.saturating_sub(since.elapsed());
+        let mut left = target.policy.hold_for.saturating_sub(since.elapsed());
         if left.is_zero() {
             return self.give_up(head, reason);
+        }
+        if let Some(deadline) = self.deadline {
+            left = left.min(deadline.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                let late = Failure::Late.answer(self.upstream_address());
+                return Err(Refused(late.unwrap_or_else(|| self.unavailable(head, reason))));
+            }
         }
         let mut generations = self.plane.published.generations();
         // A snapshot published since the decision is news already.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use pingora_core::protocols::IO;
 
-use super::answer::{Answer, Failure, Manner};
+use super::answer::{Answer, Failure, Form, Manner};
 use super::buffer::Text;
 use super::conn::Conn;
 use super::exchange::{Exchange, Refused};
@@ -20,11 +20,14 @@ use super::worker::is_draining;
 use crate::h1::Name;
 use crate::h1::body::Body;
 use crate::h1::request::{self, Head};
-use relay::{Outcome, Relay};
+use relay::{Outcome, Relay, Upload};
 
 /// The largest body that is kept with its head, where all of it is here, so that a request that may be
 /// repeated can be (docs/decisions/0009). Other bodies are copied nowhere.
 const KEPT_BODY: usize = 2048;
+
+/// How often a request is sent again that an upstream refused unprocessed.
+const REPEATS: u32 = 2;
 
 const EXPECT: Name<'_> = Name::of("expect");
 
@@ -39,8 +42,8 @@ pub struct Shape {
     pub to_head: bool,
     /// Whether the client closes after it.
     pub close: bool,
-    /// Whether the client accepts JSON.
-    pub json: bool,
+    /// The form in which the client reads an answer of ours.
+    pub form: Form,
     /// Whether it may be sent twice (RFC 9110, section 9.2.2), and its body is kept for that.
     pub repeatable: bool,
     /// How many bytes of the body are kept, and go along with the head.
@@ -79,7 +82,7 @@ impl Shape {
             body: head.body,
             to_head: head.method == "HEAD",
             close: head.close,
-            json: head.accepts_json(),
+            form: Form::of(head),
             repeatable: kept.is_some(),
             kept: kept.unwrap_or(0),
             expects: head.body != Body::Length(0) && head.values(EXPECT).next().is_some(),
@@ -115,6 +118,8 @@ pub async fn carry<S: IO + 'static>(
         return Box::pin(answer(conn, exchange, &refusal, shape, Request::Unsent)).await;
     }
     let mut request = Request::Unsent;
+    let mut upload = Upload::new(shape);
+    let mut repeats = 0;
     loop {
         let unread = match request {
             Request::Unsent => &conn.ahead().filled()[..shape.head],
@@ -150,7 +155,7 @@ pub async fn carry<S: IO + 'static>(
             request = Request::Consumed;
         }
         let since = if link.reused { exchange.since() } else { Instant::now() };
-        let mut relay = Relay::new(conn, &mut link, exchange, shape, text, since);
+        let mut relay = Relay::new(conn, &mut link, exchange, shape, text, &mut upload, since);
         let came = poll_fn(|cx| relay.poll(cx)).await;
         let unmet = relay.unmet.take();
         match came {
@@ -164,6 +169,10 @@ pub async fn carry<S: IO + 'static>(
             }
             // An unused connection that the upstream had closed (docs/decisions/0009).
             Err((Failure::UpstreamClosed, 0)) if link.reused && !link.heard && shape.repeatable => {}
+            Err((Failure::Unprocessed, 0)) if repeats < REPEATS && upload.can_repeat() => {
+                repeats += 1;
+                upload.repeat(text);
+            }
             Err((failure, status)) => {
                 return Box::pin(failed(conn, exchange, failure, status, shape, unmet)).await;
             }
@@ -214,7 +223,7 @@ async fn answer<S: IO + 'static>(
     let whole = !shape.close && (request == Request::Consumed || skip(conn, shape));
     let receipts = answer.receipts.clone().or_else(|| exchange.own_receipts());
     let manner = Manner {
-        json: shape.json,
+        form: shape.form,
         receipts: receipts.as_deref(),
         close: !whole || is_draining(),
         to_head: shape.to_head,

@@ -17,6 +17,7 @@ use overlane_config::route::Reason;
 use overlane_config::url::Scheme;
 use pingora_core::connectors::TransportConnector;
 use pingora_core::protocols::Stream;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
@@ -26,6 +27,7 @@ use super::buffer::{Buffer, Want};
 use super::conn::{Tcp, poll_gathered};
 use super::engine::{connect_failure, peer};
 use super::h2::{self, Call};
+use super::listen::keepalive;
 use crate::upstream::{Address, Endpoint};
 
 /// Unused connections that a worker keeps.
@@ -142,6 +144,12 @@ impl Link {
         poll_gathered(&mut self.transport, cx, parts)
     }
 
+    /// Whether the upstream can say that it did nothing about a request.
+    #[must_use]
+    pub fn can_refuse(&self) -> bool {
+        matches!(self.transport, Transport::Call(_))
+    }
+
     /// Hands on what was written, where the transport holds it back (TLS).
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.transport {
@@ -157,7 +165,11 @@ async fn connect(endpoint: &Endpoint, limits: &Limits) -> Result<Transport, (Rea
     }
     let opened = async {
         match &endpoint.address {
-            Address::Tcp(address) => Ok(Transport::Tcp(Tcp::new(TcpStream::connect(address).await?)?)),
+            Address::Tcp(address) => {
+                let stream = TcpStream::connect(address).await?;
+                SockRef::from(&stream).set_tcp_keepalive(&keepalive())?;
+                Ok(Transport::Tcp(Tcp::new(stream)?))
+            }
             Address::Unix(path) => Ok(Transport::Unix(UnixStream::connect(&**path).await?)),
         }
     };

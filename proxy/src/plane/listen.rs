@@ -2,15 +2,26 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 /// How many connections may wait to be accepted.
 const BACKLOG: i32 = 4096;
 
+/// By which a peer that is gone without a word is noticed, within two minutes: a stream may be silent for
+/// as long as it likes.
+#[must_use]
+pub fn keepalive() -> TcpKeepalive {
+    let (after, between) = (Duration::from_secs(60), Duration::from_secs(15));
+    TcpKeepalive::new().with_time(after).with_interval(between).with_retries(4)
+}
+
 fn socket(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
+    // Accepted sockets inherit it.
+    socket.set_tcp_keepalive(&keepalive())?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }

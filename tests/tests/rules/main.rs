@@ -7,6 +7,8 @@ mod http;
 mod lost;
 /// Six services whose applications forward this or that.
 mod mesh;
+/// Every protocol of clients with every protocol of upstreams.
+mod protocols;
 /// Upstreams that speak TLS.
 mod tls;
 /// Listeners that speak TLS.

@@ -11,14 +11,17 @@ use super::Shape;
 use crate::h1::body::{Body, Progress};
 use crate::h1::{has_end, response};
 use crate::plane::Limits;
-use crate::plane::answer::{Answer, Failure};
+use crate::plane::answer::{Answer, Failure, Form};
 use crate::plane::buffer::{Text, Want};
 use crate::plane::conn::{Conn, READ_AHEAD};
 use crate::plane::deadline::Deadline;
 use crate::plane::exchange::{Exchange, ROUTE};
+use crate::plane::h2;
 use crate::plane::link::Link;
 use crate::plane::worker::is_draining;
 
+/// The most of a body that is kept, until the response begins, to be sent again.
+const REPEATED_BODY: usize = 16 * 1024;
 /// Interim responses (1xx) to one request; more is a flood.
 const MAX_INTERIM: u32 = 32;
 
@@ -94,6 +97,41 @@ impl Wait {
     }
 }
 
+/// A request's body on its way, by as many attempts as it takes.
+pub(super) struct Upload {
+    progress: Progress,
+    /// How much of what was read from the client belongs to the body.
+    ready: usize,
+    /// What was sent of it, where it could be sent again: of small ones, to upstreams that can say that
+    /// they did nothing about it.
+    sent: Option<Vec<u8>>,
+}
+
+impl Upload {
+    /// The body of a request of this shape, as far as it is not kept with its head.
+    pub(super) fn new(shape: Shape) -> Self {
+        let body = if shape.kept > 0 { Body::Length(0) } else { shape.body };
+        Self { progress: Progress::new(body), ready: 0, sent: Some(Vec::new()) }
+    }
+
+    fn note(&mut self, bytes: &[u8]) {
+        self.sent = self.sent.take().filter(|sent| sent.len() + bytes.len() <= REPEATED_BODY);
+        if let Some(sent) = &mut self.sent {
+            sent.extend_from_slice(bytes);
+        }
+    }
+
+    /// Whether all that was sent of it is still here.
+    pub(super) fn can_repeat(&self) -> bool {
+        self.sent.is_some()
+    }
+
+    /// Puts what was sent of it after its head.
+    pub(super) fn repeat(&mut self, head: &mut Text) {
+        head.extend_from_slice(&self.sent.replace(Vec::new()).unwrap_or_default());
+    }
+}
+
 /// An exchange on its way.
 pub(super) struct Relay<'r, S> {
     conn: &'r mut Conn<S>,
@@ -103,10 +141,8 @@ pub(super) struct Relay<'r, S> {
 
     /// What of the request's head is not sent yet.
     head: &'r [u8],
-    request: Progress,
+    request: &'r mut Upload,
     sending: Sending,
-    /// How much of what was read from the client belongs to the body.
-    request_ready: usize,
     request_wait: Wait,
     request_moved: u32,
     /// Whether the client has sent some of its body, as far as it was not there with the head.
@@ -122,8 +158,12 @@ pub(super) struct Relay<'r, S> {
     /// A body that only the upstream's close delimits goes to the client in chunks, so that it can
     /// tell whether it is whole: whether there was one.
     chunks: Option<bool>,
+    /// Whether nobody knows how long the response will be.
+    streams: bool,
     response_wait: Wait,
     response_moved: u32,
+    /// When the client's own patience ends.
+    late: Option<Deadline>,
     /// How much was searched for the end of the response's head.
     searched: usize,
     interim: u32,
@@ -144,6 +184,7 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
         exchange: &'r Exchange,
         shape: Shape,
         head: &'r [u8],
+        request: &'r mut Upload,
         since: Instant,
     ) -> Self {
         let wait = Wait { since: Some(since), on: None, moved: 0 };
@@ -153,9 +194,8 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
             exchange,
             shape,
             head,
-            request: Progress::new(if shape.kept > 0 { Body::Length(0) } else { shape.body }),
+            request,
             sending: Sending::Open,
-            request_ready: 0,
             request_wait: wait,
             request_moved: 0,
             request_begun: false,
@@ -164,8 +204,14 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
             response: None,
             response_ready: 0,
             chunks: None,
+            streams: false,
             response_wait: wait,
             response_moved: 0,
+            late: exchange.deadline().map(|at| {
+                let deadline = Deadline::default();
+                deadline.arm(at);
+                deadline
+            }),
             searched: 0,
             interim: 0,
             begun: false,
@@ -223,12 +269,13 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
             return Ok(None);
         }
         loop {
-            if self.request_ready == 0 && !self.request.is_done() {
+            let Upload { progress, ready, .. } = &mut *self.request;
+            if *ready == 0 && !progress.is_done() {
                 let read = self.conn.ahead().filled();
-                self.request_ready = self.request.advance(read).map_err(|_| Failure::BodyMalformed)?;
+                *ready = progress.advance(read).map_err(|_| Failure::BodyMalformed)?;
             }
-            if !self.head.is_empty() || self.request_ready > 0 {
-                let body = &self.conn.ahead().filled()[..self.request_ready];
+            if !self.head.is_empty() || *ready > 0 {
+                let body = &self.conn.ahead().filled()[..*ready];
                 match self.link.poll_send(cx, [self.head, body]) {
                     Poll::Ready(Ok(sent)) => self.request_sent(sent),
                     Poll::Ready(Err(_)) => {
@@ -247,7 +294,7 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
                 }
                 Poll::Pending => return Ok(Some(On::Upstream)),
             }
-            if self.request.is_done() {
+            if self.request.progress.is_done() {
                 self.sending = Sending::Done;
                 return Ok(None);
             }
@@ -267,8 +314,12 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
         self.request_moved += 1;
         let of_head = sent.min(self.head.len());
         self.head = &self.head[of_head..];
-        self.request_ready -= sent - of_head;
-        self.conn.ahead().consume(sent - of_head);
+        let of_body = sent - of_head;
+        if of_body > 0 && self.link.can_refuse() {
+            self.request.note(&self.conn.ahead().filled()[..of_body]);
+        }
+        self.request.ready -= of_body;
+        self.conn.ahead().consume(of_body);
     }
 
     /// Carries the response on; says whom it waits for, `None` where it is whole.
@@ -306,6 +357,7 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
                     self.begin_chunk(0);
                     self.response = Some(Progress::new(Body::Length(0)));
                 }
+                Poll::Ready(Err(error)) if h2::is_unprocessed(&error) => return Err(Failure::Unprocessed),
                 Poll::Ready(Ok(0) | Err(_)) => return Err(Failure::UpstreamClosed),
                 Poll::Ready(Ok(_)) => self.response_moved += 1,
                 Poll::Pending => return Ok(self.poll_flushed(cx)?.or(Some(On::Upstream))),
@@ -389,6 +441,9 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
                 self.reusable = reusable;
                 self.response = Some(Progress::new(body));
                 self.chunks = (body == Body::UntilClose).then_some(false);
+                self.streams = matches!(body, Body::Chunked | Body::UntilClose);
+                // Who answers has processed it.
+                self.request.sent = None;
                 Ok(true)
             }
         }
@@ -402,33 +457,62 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
 
     /// Ends the exchange when a peer was silent for too long.
     fn poll_deadlines(&mut self, cx: &Context<'_>, request: Option<On>, response: On) -> Result<(), Failure> {
-        let Limits { body, write, upstream_read, upstream_write, .. } = *self.exchange.limits();
+        if self.late.as_ref().is_some_and(|late| late.poll(cx).is_ready()) {
+            return Err(Failure::Late);
+        }
         if let Some(on) = request {
-            // Who waits for `100 Continue` owes nothing yet.
-            let invited = !self.shape.expects || self.interim > 0 || self.request_begun;
-            let (limit, failure) = match on {
-                On::Client if !invited => (upstream_read, Failure::UpstreamSilent),
-                On::Client => (body, Failure::BodySlow),
-                On::Upstream => (upstream_write, Failure::UpstreamSilent),
-            };
-            if self.request_wait.is_over(self.conn.deadline(), cx, on, self.request_moved, limit) {
-                return Err(failure);
+            match self.request_limit(on) {
+                Some((limit, failure)) => {
+                    let deadline = self.conn.deadline();
+                    if self.request_wait.is_over(deadline, cx, on, self.request_moved, limit) {
+                        return Err(failure);
+                    }
+                }
+                None => self.request_wait = Wait::ended(),
             }
         }
-        let (limit, failure) = match (response, request) {
-            (On::Client, _) => (write, Failure::ClientGone),
-            (On::Upstream, None) => (upstream_read, Failure::UpstreamSilent),
-            // It waits for the rest of the request, whose own deadline counts.
-            (On::Upstream, Some(_)) => {
-                self.response_wait = Wait::ended();
-                return Ok(());
+        match self.response_limit(response, request) {
+            Some((limit, failure)) => {
+                let deadline = self.conn.response_deadline();
+                if self.response_wait.is_over(deadline, cx, response, self.response_moved, limit) {
+                    return Err(failure);
+                }
             }
-        };
-        let wait = &mut self.response_wait;
-        if wait.is_over(self.conn.response_deadline(), cx, response, self.response_moved, limit) {
-            return Err(failure);
+            None => self.response_wait = Wait::ended(),
         }
         Ok(())
+    }
+
+    /// For how long the request may wait for a peer, if there is a limit.
+    fn request_limit(&self, on: On) -> Option<(Duration, Failure)> {
+        let Limits { body, upstream_read, upstream_write, .. } = *self.exchange.limits();
+        // Who waits for `100 Continue` owes nothing yet.
+        let invited = !self.shape.expects || self.interim > 0 || self.request_begun;
+        match on {
+            On::Upstream => Some((upstream_write, Failure::UpstreamSilent)),
+            // Both sides speak when they have something to say.
+            On::Client if self.is_call() || self.streams => None,
+            On::Client if !invited => Some((upstream_read, Failure::UpstreamSilent)),
+            On::Client => Some((body, Failure::BodySlow)),
+        }
+    }
+
+    /// For how long the response may wait for a peer, if there is a limit. `request` is whom the request
+    /// waits for.
+    fn response_limit(&self, on: On, request: Option<On>) -> Option<(Duration, Failure)> {
+        let Limits { write, upstream_read, .. } = *self.exchange.limits();
+        match on {
+            On::Client => Some((write, Failure::ClientGone)),
+            // The next event comes when it comes. That a peer is gone is seen by its connection.
+            On::Upstream if self.is_call() || self.streams => None,
+            // It waits for the rest of the request, whose own deadline counts.
+            On::Upstream if request.is_some() => None,
+            On::Upstream => Some((upstream_read, Failure::UpstreamSilent)),
+        }
+    }
+
+    fn is_call(&self) -> bool {
+        self.shape.form == Form::Grpc
     }
 
     /// While the upstream thinks: sees that the client is gone, and reads a pipelined next request, up

@@ -272,9 +272,17 @@ impl AsyncWrite for Stream {
 impl Drop for Stream {
     /// The client sees that its answer is not whole.
     fn drop(&mut self) {
-        match &mut self.response {
+        match self.response.take() {
             Some(response) if response.is_ended() => {}
-            Some(response) => response.stream().send_reset(Reason::INTERNAL_ERROR),
+            Some(mut response) => {
+                // A reset drops what was not written yet: the connection gets its turn before.
+                if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+                    runtime.spawn(async move {
+                        tokio::task::yield_now().await;
+                        response.stream().send_reset(Reason::INTERNAL_ERROR);
+                    });
+                }
+            }
             None => self.respond.send_reset(Reason::INTERNAL_ERROR),
         }
     }

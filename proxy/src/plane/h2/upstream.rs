@@ -21,7 +21,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
 use super::body::{Incoming, Outgoing};
-use super::{SEND_BUFFER, STREAM_WINDOW, UPSTREAM_WINDOW, broken, malformed, text};
+use super::{
+    SEND_BUFFER, STREAM_WINDOW, UPSTREAM_WINDOW, Unprocessed, broken, is_unprocessed, malformed, text,
+};
 use crate::h1::body::Body;
 use crate::h1::has_end;
 use crate::upstream::Endpoint;
@@ -239,6 +241,8 @@ pub struct Call {
     to_head: bool,
     request: Option<Outgoing>,
     coming: Option<ResponseFuture>,
+    /// Why it was not sent, where it was not.
+    unsent: Option<io::Error>,
     /// An interim response that was not read yet.
     interim: Bytes,
     response: Option<Incoming>,
@@ -260,13 +264,22 @@ impl Call {
             to_head: false,
             request: None,
             coming: None,
+            unsent: None,
             interim: Bytes::new(),
             response: None,
         }
     }
 
-    /// Takes bytes of the head, and sends it where it is whole.
+    /// Takes bytes of the head, and sends it where it is whole. Why it was not sent is told to who waits for
+    /// the answer, also.
     fn write_head(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.send_head(bytes).inspect_err(|error| {
+            let told = is_unprocessed(error).then(|| io::Error::other(Unprocessed));
+            self.unsent = Some(told.unwrap_or_else(|| error.kind().into()));
+        })
+    }
+
+    fn send_head(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let before = self.head.len();
         self.head.extend_from_slice(bytes);
         if !has_end(&self.head, before) {
@@ -279,7 +292,9 @@ impl Call {
         let length = memchr::memmem::find(&self.head, b"\r\n\r\n").map_or(0, |end| end + 4);
         self.head = Vec::new();
         self.to_head = request.method() == http::Method::HEAD;
-        let (coming, stream) = self.sender.send_request(request, body == Body::Length(0)).map_err(broken)?;
+        let sent = self.sender.send_request(request, body == Body::Length(0));
+        // It never left.
+        let (coming, stream) = sent.map_err(|_| io::Error::other(Unprocessed))?;
         self.coming = Some(coming);
         self.request = Some(Outgoing::new(stream, body));
         Ok(length - before)
@@ -287,6 +302,9 @@ impl Call {
 
     /// Gets the next head.
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(unsent) = self.unsent.take() {
+            return Poll::Ready(Err(unsent));
+        }
         let Some(coming) = &mut self.coming else {
             // Nothing was asked yet.
             return Poll::Pending;
