@@ -245,6 +245,18 @@ impl<U> RoutingTable<U> {
         self.environments.get(id).map(|environment| &**environment)
     }
 
+    /// The routes that an environment itself owns.
+    pub fn own_routes<'t>(&'t self, id: &'t EnvironmentId) -> impl Iterator<Item = &'t Arc<Route<U>>> {
+        let (baseline, overlay) = match self.environment(id.as_str()) {
+            Some(Environment::Baseline(baseline)) => (Some(baseline.routes()), None),
+            Some(Environment::Overlay(overlay)) => (None, Some(overlay.owned().iter())),
+            _ => (None, None),
+        };
+        let inherited = overlay.into_iter().flatten().map(|owned| &owned.route);
+        let own = inherited.filter(move |route| route.environment == *id);
+        baseline.into_iter().flatten().chain(own)
+    }
+
     /// All ids and what they name, in no order.
     pub fn environments(&self) -> impl Iterator<Item = (&EnvironmentId, &Environment<U>)> {
         self.environments.iter().map(|(id, environment)| (id, &**environment))

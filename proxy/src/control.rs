@@ -123,8 +123,16 @@ impl Control {
             let eager = lineages.standing(id).is_some_and(|standing| standing.depth() == 0);
             Upstream::new(urls.clone(), &self.names, eager)
         });
+        let lost = |id| {
+            let kept: Vec<_> = table.own_routes(id).map(|route| Arc::as_ptr(&route.upstream)).collect();
+            let before = before.table.own_routes(id).map(|route| route.upstream.clone());
+            before.filter(move |upstream| !kept.contains(&Arc::as_ptr(upstream)))
+        };
+        let lost: Vec<_> = applied.changed.iter().flat_map(lost).collect();
         drop(before);
-        self.published.publish(table)
+        let generation = self.published.publish(table);
+        lost.iter().for_each(|upstream| upstream.retire());
+        generation
     }
 
     /// Notes whether the store as a whole can be read; logs when that changes.
@@ -197,5 +205,48 @@ fn log(changed: &[String], diagnostics: &[Diagnostic], generation: u64, trigger:
             true => tracing::error!(hint = diagnostic.hint, "{}", diagnostic.short()),
             false => tracing::warn!(hint = diagnostic.hint, "{}", diagnostic.short()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use overlane_config::diagnostic::Source;
+    use overlane_config::lineage::Content;
+
+    use super::*;
+
+    fn file(name: &str, routing: &str, port: u16) -> FileChange {
+        let text = format!(
+            "name: {name}\nrouting: {{{routing}}}\nservices: [{{name: web, url: 'http://127.0.0.1:{port}'}}]\n"
+        );
+        let path: Arc<str> = format!("{name}.yaml").into();
+        let source = Source::new(path.clone(), text, None);
+        FileChange { path, content: Content::Text(Arc::new(source)) }
+    }
+
+    #[test]
+    fn upstreams_that_no_environment_has_any_more_are_retired_and_others_are_not() {
+        let overlay = "mode: overlay, baselineId: base";
+        let files = [("base", "mode: baseline"), ("gone", overlay), ("moved", overlay), ("kept", overlay)]
+            .map(|(name, routing)| file(name, routing, 1));
+        let control = Control::new(Rules::default(), Arc::default(), Names::none());
+        control.apply(&files, Trigger::Start);
+        let before = control.published().load_full();
+        control.apply(
+            &[
+                FileChange { path: "gone.yaml".into(), content: Content::Gone },
+                file("moved", overlay, 2),
+                file("kept", &format!("{overlay}, propagate: false"), 1),
+            ],
+            Trigger::Change,
+        );
+        let retired = |name: &str| {
+            let id = name.parse().expect("id");
+            let routes: Vec<_> = before.table.own_routes(&id).collect();
+            assert_eq!(routes.len(), 1, "{name}");
+            routes[0].upstream.retired().now_or_never().is_some()
+        };
+        assert_eq!(["base", "gone", "moved", "kept"].map(retired), [false, true, true, false]);
     }
 }

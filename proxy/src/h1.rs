@@ -35,6 +35,16 @@ pub fn has_end(bytes: &[u8], seen: usize) -> bool {
     memmem::find(&bytes[seen.saturating_sub(3)..], b"\r\n\r\n").is_some()
 }
 
+/// Appends `Upgrade` with these values, and what belongs to it.
+fn copy_upgrade<'b>(values: impl Iterator<Item = &'b [u8]>, out: &mut Vec<u8>) {
+    for value in values {
+        for part in [b"Upgrade: ", value, b"\r\n"] {
+            out.extend_from_slice(part);
+        }
+    }
+    out.extend_from_slice(b"Connection: Upgrade\r\n");
+}
+
 /// The fields that somebody here looks for. Each field's name is told once; who looks for one that is
 /// not there then looks at nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +57,8 @@ pub(crate) enum Known {
     /// One of `x-forwarded-…`.
     Forwarded,
     Host,
+    /// What belongs to an upgrade to HTTP/2, which is not made.
+    Http2Settings,
     KeepAlive,
     /// One of `x-overlay-…`.
     Overlay,
@@ -74,6 +86,7 @@ impl Known {
             11 if begins(name, b"traceparent") => Self::Tracing,
             13 if begins(name, b"uber-trace-id") => Self::Tracing,
             14 if begins(name, b"content-length") => Self::ContentLength,
+            14 if begins(name, b"http2-settings") => Self::Http2Settings,
             16 if begins(name, b"proxy-connection") => Self::ProxyConnection,
             17 if begins(name, b"transfer-encoding") => Self::TransferEncoding,
             3.. if begins(name, b"x-") => Self::extension(name),
@@ -181,6 +194,7 @@ const CONNECTION: Name<'_> = Name::of("connection");
 const CONTENT_LENGTH: Name<'_> = Name::of("content-length");
 const TE: Name<'_> = Name::of("te");
 const TRANSFER_ENCODING: Name<'_> = Name::of("transfer-encoding");
+const UPGRADE: Name<'_> = Name::of("upgrade");
 
 /// The field lines of a head that is right, and the bytes that they are in.
 #[derive(Debug, Clone, Copy)]
@@ -273,9 +287,12 @@ impl<'b> Fields<'b> {
     /// message is never up to `Connection`.
     fn is_hop_by_hop(&self, name: Name<'_>) -> bool {
         match name.known {
-            Known::Connection | Known::KeepAlive | Known::ProxyConnection | Known::Te | Known::Upgrade => {
-                true
-            }
+            Known::Connection
+            | Known::Http2Settings
+            | Known::KeepAlive
+            | Known::ProxyConnection
+            | Known::Te
+            | Known::Upgrade => true,
             Known::Host | Known::ContentLength | Known::TransferEncoding => false,
             _ => {
                 self.nominates

@@ -33,6 +33,10 @@ pub enum Event {
     ConnectionAccepted,
     /// A connection ended.
     ConnectionClosed,
+    /// A connection became a tunnel.
+    TunnelOpened,
+    /// A tunnel ended.
+    TunnelClosed,
     /// A request whose head was read.
     RequestStarted,
     /// Its answer is over.
@@ -458,6 +462,12 @@ fn event_families(meter: &Meter) -> Vec<MetricFamily> {
             "Requests that are being served.",
             Event::RequestStarted,
             Event::RequestEnded,
+        ),
+        level(
+            "overlane_tunnels",
+            "Tunnels that are open: WebSockets and other upgrades.",
+            Event::TunnelOpened,
+            Event::TunnelClosed,
         ),
         total(
             "overlane_connections_accepted_total",

@@ -13,11 +13,13 @@ pub mod exchange;
 pub mod express;
 pub mod grpc;
 pub mod h2;
+pub mod leave;
 pub mod link;
 pub mod listen;
 pub mod propagation;
 pub mod serve;
 pub mod trust;
+pub mod tunnel;
 pub mod worker;
 
 use std::net::SocketAddr;
@@ -56,6 +58,8 @@ pub struct Limits {
     pub upstream_write: Duration,
     /// For an unused upstream connection; below the 5 s after which Node closes them.
     pub upstream_idle: Duration,
+    /// For a stream or a tunnel whose environment is gone.
+    pub grace: Duration,
     /// For everything that is in flight when the process is told to stop.
     pub drain: Duration,
     /// The largest request head, in bytes.
@@ -75,6 +79,7 @@ impl Default for Limits {
             upstream_read: Duration::from_secs(300),
             upstream_write: Duration::from_secs(30),
             upstream_idle: Duration::from_secs(4),
+            grace: Duration::from_secs(30),
             drain: Duration::from_secs(30),
             head_bytes: 64 * 1024,
             connections: 16 * 1024,

@@ -214,6 +214,7 @@ struct Timeouts {
     upstream_read: Option<String>,
     upstream_write: Option<String>,
     upstream_idle: Option<String>,
+    grace: Option<String>,
     drain: Option<String>,
 }
 
@@ -679,6 +680,7 @@ fn limits(file: &File) -> Result<Limits, SettingsError> {
             timeouts.upstream_idle.as_ref(),
             default.upstream_idle,
         )?,
+        grace: duration("timeouts.grace", timeouts.grace.as_ref(), default.grace)?,
         drain: duration("timeouts.drain", timeouts.drain.as_ref(), default.drain)?,
         head_bytes,
         connections,

@@ -88,6 +88,8 @@ pub struct Upstream {
     /// Whether the names are being resolved in the background.
     known_to_names: AtomicBool,
     changed: Notify,
+    /// Whether no environment has it any more.
+    retired: AtomicBool,
     names: Names,
 }
 
@@ -109,6 +111,7 @@ impl Upstream {
             asked: AtomicBool::new(eager),
             known_to_names: AtomicBool::new(false),
             changed: Notify::new(),
+            retired: AtomicBool::new(false),
             names: names.clone(),
         });
         if eager {
@@ -173,6 +176,23 @@ impl Upstream {
     /// Completes when the endpoints change after this was called.
     pub fn changed(&self) -> tokio::sync::futures::Notified<'_> {
         self.changed.notified()
+    }
+
+    /// Says that no environment has it any more.
+    pub(crate) fn retire(&self) {
+        self.retired.store(true, Relaxed);
+        self.changed.notify_waiters();
+    }
+
+    /// Completes when no environment has it any more.
+    pub async fn retired(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.retired.load(Relaxed) {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// Whether its names were looked for and no address is known.

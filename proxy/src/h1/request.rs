@@ -8,7 +8,10 @@ use std::mem::MaybeUninit;
 use httparse::{ParserConfig, Status};
 
 use super::body::Body;
-use super::{ACCEPT, Fields, Known, MAX_FIELDS, Malformed, Name, TE, bad, content_length, members};
+use super::{
+    ACCEPT, Fields, Known, MAX_FIELDS, Malformed, Name, TE, UPGRADE, bad, content_length, copy_upgrade,
+    members,
+};
 
 /// A request's head that is right, borrowed from the bytes that it was read from.
 #[derive(Debug)]
@@ -27,7 +30,7 @@ pub struct Head<'b> {
     pub body: Body,
     /// Whether the target is in absolute form.
     pub absolute: bool,
-    /// Whether the client asks for another protocol.
+    /// Whether the client asks for another protocol than HTTP.
     pub upgrade: bool,
     /// Whether the client speaks HTTP/1.0.
     pub old: bool,
@@ -84,6 +87,11 @@ impl<'b> Head<'b> {
         for part in [self.method, " ", start, after, " ", version, "\r\nHost: ", self.authority, "\r\n"] {
             out.extend_from_slice(part.as_bytes());
         }
+    }
+
+    /// Appends what asks for another protocol.
+    pub fn copy_upgrade(&self, out: &mut Vec<u8>) {
+        copy_upgrade(self.values(UPGRADE), out);
     }
 
     /// `TE` is for one hop; trailers are kept here, so that much of it is said anew.
@@ -199,8 +207,22 @@ impl<'b> Framing<'b> {
             (true, None) => Body::Chunked,
             (false, length) => Body::Length(length.unwrap_or(0)),
         };
+        let upgrade = upgrade && minor == 1 && asks_for_another(fields);
         Ok(Self { host: read_host(host, minor)?, body, upgrade })
     }
+}
+
+/// Whether fields ask for another protocol than HTTP (RFC 9110, section 7.8). Another version of HTTP is
+/// never switched to: what came through such a tunnel would be requests that nobody has decided.
+fn asks_for_another(fields: &Fields<'_>) -> bool {
+    let is_http = |protocol: &[u8]| {
+        let name = protocol.split(|byte| *byte == b'/').next().unwrap_or_default();
+        [&b"h2c"[..], b"h2", b"http", b"tls"].iter().any(|http| name.eq_ignore_ascii_case(http))
+    };
+    let mut protocols = fields.values(UPGRADE).flat_map(members).peekable();
+    protocols.peek().is_some()
+        && !protocols.any(is_http)
+        && fields.connection_options().any(|option| option.eq_ignore_ascii_case(b"upgrade"))
 }
 
 fn read_host(host: Option<&[u8]>, minor: u8) -> Result<&str, Malformed> {

@@ -6,7 +6,8 @@ use httparse::{ParserConfig, Status};
 
 use super::body::Body;
 use super::{
-    CONTENT_LENGTH, Fields, Known, MAX_FIELDS, Malformed, Name, TRANSFER_ENCODING, bad, content_length,
+    CONTENT_LENGTH, Fields, Known, MAX_FIELDS, Malformed, Name, TRANSFER_ENCODING, UPGRADE, bad,
+    content_length, copy_upgrade,
 };
 
 /// A response's head that is right, borrowed from the bytes that it was read from.
@@ -30,6 +31,11 @@ impl Head<'_> {
     #[must_use]
     pub fn is_interim(&self) -> bool {
         self.status < 200 && self.status != 101
+    }
+
+    /// Appends what says which protocol is spoken from here on.
+    pub fn copy_upgrade(&self, out: &mut Vec<u8>) {
+        copy_upgrade(self.fields.values(UPGRADE), out);
     }
 
     /// Appends the head, as HTTP/1.1, to `out`: without its empty line, without what is for one hop,

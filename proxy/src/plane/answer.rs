@@ -68,6 +68,8 @@ pub enum Failure {
     Late,
     /// The upstream said that it did nothing about the request.
     Unprocessed,
+    /// The environment of a stream is gone.
+    Gone,
 }
 
 impl Failure {
@@ -83,6 +85,7 @@ impl Failure {
             Self::ClientGone => "client-gone",
             Self::Internal => "internal",
             Self::Unmet => "unmet",
+            Self::Gone => "gone",
         }
     }
 
@@ -120,6 +123,9 @@ impl Failure {
                 (408, "http_request_error", "the request's body did not arrive in time".to_owned())
             }
             Self::BodyMalformed => (400, "http_request_error", "the request's body is malformed".to_owned()),
+            Self::Gone => {
+                (503, "destination_unavailable", "the environment of this stream is gone".to_owned())
+            }
             // What is not met says so itself.
             Self::ClientGone | Self::Unmet => return None,
             Self::Internal => (500, "proxy_internal_error", "the proxy failed".to_owned()),

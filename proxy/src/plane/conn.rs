@@ -21,6 +21,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::buffer::{Buffer, Want};
 use super::deadline::Deadline;
+use super::tunnel::Side;
 
 /// How much of a pipelined next request is read while the current one is running.
 pub const READ_AHEAD: usize = 16 * 1024;
@@ -75,6 +76,11 @@ impl<S: IO + 'static> Conn<S> {
     /// The transport, and what was read from it and is not yet consumed.
     pub fn into_parts(self) -> (S, Buffer) {
         (self.io, self.ahead)
+    }
+
+    /// It, as one side of a tunnel.
+    pub fn side(&mut self) -> Side<'_, S> {
+        Side { io: &mut self.io, ahead: &mut self.ahead }
     }
 
     /// What was read and is not yet consumed.

@@ -26,6 +26,7 @@ use tokio::time::timeout;
 
 use super::answer::{Answer, Failure};
 use super::grpc;
+use super::leave::{Leave, leave};
 use super::propagation::Propagation;
 use super::trust::Peer;
 use super::{Gate, Plane};
@@ -480,6 +481,16 @@ impl Exchange {
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
+    }
+
+    /// Lets go of the snapshot: from here on the exchange may go on for as long as its peers like. What is
+    /// returned completes when it has to end; nothing where it goes nowhere.
+    pub fn lasts(&mut self) -> Option<Leave> {
+        let generation = self.snapshot.generation;
+        self.snapshot = Arc::new(Snapshot { generation, ..Snapshot::default() });
+        let target = self.target.as_ref().ok()?;
+        let environment = target.receipt.as_ref().map(|receipt| receipt.environment.clone());
+        Some(leave(self.plane.clone(), target.upstream.clone(), environment))
     }
 
     /// Whether the response comes from outside: nothing in it is a receipt.

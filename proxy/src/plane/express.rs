@@ -16,6 +16,7 @@ use super::buffer::Text;
 use super::conn::Conn;
 use super::exchange::{Exchange, Refused};
 use super::link::Link;
+use super::tunnel::pump;
 use super::worker::is_draining;
 use crate::h1::Name;
 use crate::h1::body::Body;
@@ -48,6 +49,8 @@ pub struct Shape {
     pub repeatable: bool,
     /// How many bytes of the body are kept, and go along with the head.
     pub kept: usize,
+    /// Whether the client asks for another protocol than HTTP.
+    pub upgrade: bool,
     /// Whether the client waits for `100 Continue` before it sends its body (RFC 9110, section 10.1.1).
     pub expects: bool,
 }
@@ -67,7 +70,7 @@ impl Shape {
     #[must_use]
     pub fn of(head: &Head<'_>, read: &[u8]) -> Option<Self> {
         const IDEMPOTENT: [&str; 6] = ["GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"];
-        if head.old || head.upgrade {
+        if head.old {
             return None;
         }
         let idempotent = IDEMPOTENT.contains(&head.method);
@@ -85,6 +88,7 @@ impl Shape {
             form: Form::of(head),
             repeatable: kept.is_some(),
             kept: kept.unwrap_or(0),
+            upgrade: head.upgrade,
             expects: head.body != Body::Length(0) && head.values(EXPECT).next().is_some(),
         })
     }
@@ -159,7 +163,11 @@ pub async fn carry<S: IO + 'static>(
         let came = poll_fn(|cx| relay.poll(cx)).await;
         let unmet = relay.unmet.take();
         match came {
-            Ok(Outcome { status, reusable, close, linger }) => {
+            Ok(Outcome { switched: true, status, .. }) => {
+                exchange.ended(status, Instant::now());
+                return Box::pin(tunnel(conn, link, exchange)).await;
+            }
+            Ok(Outcome { status, reusable, close, linger, .. }) => {
                 let now = Instant::now();
                 exchange.ended(status, now);
                 if reusable {
@@ -184,8 +192,25 @@ pub async fn carry<S: IO + 'static>(
 pub fn write_head(out: &mut Text, head: &Head<'_>, exchange: &Exchange, shape: Shape, read: &[u8]) {
     head.copy(out, |name| exchange.removes(name));
     exchange.add_lines(head, out);
+    if shape.upgrade {
+        head.copy_upgrade(out);
+    }
     out.extend_from_slice(b"\r\n");
     out.extend_from_slice(&read[shape.head..shape.head + shape.kept]);
+}
+
+/// Carries what both sides say in their other protocol.
+async fn tunnel<S: IO + 'static>(conn: &mut Conn<S>, mut link: Link, exchange: &mut Exchange) -> Carried {
+    let over = async {
+        match exchange.lasts() {
+            Some(leave) => leave.await,
+            None => std::future::pending().await,
+        }
+    };
+    if let Err(error) = pump(conn.side(), link.side(), over).await {
+        tracing::debug!(%error, "a tunnel ended");
+    }
+    Carried::Over { linger: false }
 }
 
 /// Ends an exchange that failed after `status` was sent (0: nothing was).

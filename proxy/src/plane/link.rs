@@ -28,6 +28,7 @@ use super::conn::{Tcp, poll_gathered};
 use super::engine::{connect_failure, peer};
 use super::h2::{self, Call};
 use super::listen::keepalive;
+use super::tunnel::Side;
 use crate::upstream::{Address, Endpoint};
 
 /// Unused connections that a worker keeps.
@@ -37,7 +38,7 @@ const SWEEP: Duration = Duration::from_millis(500);
 
 /// What carries a connection. Plain sockets are opened here: Pingora's own stream would hold 64 KiB of
 /// buffer for each (docs/decisions/0012-the-express-engine.md).
-enum Transport {
+pub(super) enum Transport {
     Tcp(Tcp),
     Unix(UnixStream),
     /// TLS, by Pingora's connector.
@@ -142,6 +143,11 @@ impl Link {
     /// Writes the parts in one go; ready with how many bytes were taken, never 0.
     pub fn poll_send(&mut self, cx: &mut Context<'_>, parts: [&[u8]; 2]) -> Poll<io::Result<usize>> {
         poll_gathered(&mut self.transport, cx, parts)
+    }
+
+    /// It, as one side of a tunnel.
+    pub(super) fn side(&mut self) -> Side<'_, Transport> {
+        Side { io: &mut self.transport, ahead: &mut self.ahead }
     }
 
     /// Whether the upstream can say that it did nothing about a request.

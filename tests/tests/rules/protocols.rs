@@ -9,12 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
+use overlane::control::Trigger;
 use overlane::plane::EngineChoice;
 use overlane::plane::Limits;
 use overlane::plane::trust::Trust;
 use overlane_config::diagnostic::Source;
 use overlane_config::lineage::{Content, FileChange};
 use overlane_config::route::Role;
+use overlane_config::time::UnixMillis;
 use overlane_tests::stage::{self, Started};
 
 use client::Speaks;
@@ -35,6 +37,8 @@ struct Stage {
     running: Started,
     base: Arc<Seen>,
     http2: bool,
+    /// What the overlay owns.
+    alice: String,
 }
 
 impl Stage {
@@ -48,9 +52,10 @@ impl Stage {
         let service = |address: SocketAddr| {
             format!("services: [{{name: web, expose: true, url: '{scheme}://{address}'}}]")
         };
+        let alice = service(overlay);
         let files = vec![
             file("base", "mode: baseline, holdFor: 0s", &service(address)),
-            file("alice", "mode: overlay, baselineId: base", &service(overlay)),
+            file("alice", "mode: overlay, baselineId: base", &alice),
             file(
                 "bob",
                 "mode: overlay, baselineId: base, holdFor: 0s, onUnavailable: fallback",
@@ -60,7 +65,7 @@ impl Stage {
         ];
         let listener = stage::listener(Role::Gateway, "", None, Trust::Any);
         let running = stage::start_within(EngineChoice::Auto, limits, vec![listener], files);
-        Self { running, base, http2 }
+        Self { running, base, http2, alice }
     }
 
     fn address(&self) -> SocketAddr {
@@ -250,4 +255,26 @@ fn a_call_of_grpc_ends_at_its_deadline() {
         assert_eq!((answer.status, answer.field("grpc-status")), (200, Some("4")), "{client:?}");
         stage.base.cancelled.notified().await;
     });
+}
+
+#[test]
+fn a_stream_of_an_overlay_that_expires_ends_after_a_grace() {
+    let limits = Limits { grace: Duration::from_millis(20), ..Limits::default() };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    for http2 in [false, true] {
+        for client in CLIENTS {
+            runtime.block_on(async {
+                let stage = Stage::new(http2, limits.clone()).await;
+                let mut asked = client.ask(stage.address(), "/echo", &key("alice")).await;
+                asked.send(b"one").await;
+                let mut answer = asked.answer().await;
+                assert_eq!(answer.read(3).await, b"one");
+                let expires = UnixMillis(overlane::clock::now().0 + 100);
+                let routing = format!("mode: overlay, baselineId: base, expiresAt: '{expires}'");
+                let alice = file("alice", &routing, &stage.alice);
+                stage.running.control().apply(&[alice], Trigger::Change);
+                assert_eq!(answer.end().await, None, "{client:?}");
+            });
+        }
+    }
 }

@@ -17,9 +17,14 @@ use crate::plane::conn::{Conn, READ_AHEAD};
 use crate::plane::deadline::Deadline;
 use crate::plane::exchange::{Exchange, ROUTE};
 use crate::plane::h2;
+use crate::plane::leave::Leave;
 use crate::plane::link::Link;
 use crate::plane::worker::is_draining;
 
+/// The status of an upstream that speaks another protocol from here on.
+const SWITCHING: u16 = 101;
+/// From when on a stream is one that lasts.
+const LASTING: Duration = Duration::from_secs(1);
 /// The most of a body that is kept, until the response begins, to be sent again.
 const REPEATED_BODY: usize = 16 * 1024;
 /// Interim responses (1xx) to one request; more is a flood.
@@ -36,6 +41,8 @@ pub(super) struct Outcome {
     pub(super) close: bool,
     /// Whether the client may still be sending.
     pub(super) linger: bool,
+    /// Whether both speak another protocol from here on.
+    pub(super) switched: bool,
 }
 
 /// Whom a direction waits for.
@@ -97,6 +104,15 @@ impl Wait {
     }
 }
 
+/// Whether an exchange goes on for as long as its peers like.
+enum Lasting {
+    No,
+    /// Once it has gone on for [`LASTING`].
+    Soon,
+    /// It does, until this completes.
+    Until(Option<Leave>),
+}
+
 /// A request's body on its way, by as many attempts as it takes.
 pub(super) struct Upload {
     progress: Progress,
@@ -136,7 +152,7 @@ impl Upload {
 pub(super) struct Relay<'r, S> {
     conn: &'r mut Conn<S>,
     link: &'r mut Link,
-    exchange: &'r Exchange,
+    exchange: &'r mut Exchange,
     shape: Shape,
 
     /// What of the request's head is not sent yet.
@@ -160,6 +176,7 @@ pub(super) struct Relay<'r, S> {
     chunks: Option<bool>,
     /// Whether nobody knows how long the response will be.
     streams: bool,
+    lasting: Lasting,
     response_wait: Wait,
     response_moved: u32,
     /// When the client's own patience ends.
@@ -181,13 +198,18 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
     pub(super) fn new(
         conn: &'r mut Conn<S>,
         link: &'r mut Link,
-        exchange: &'r Exchange,
+        exchange: &'r mut Exchange,
         shape: Shape,
         head: &'r [u8],
         request: &'r mut Upload,
         since: Instant,
     ) -> Self {
         let wait = Wait { since: Some(since), on: None, moved: 0 };
+        let late = exchange.deadline().map(|at| {
+            let deadline = Deadline::default();
+            deadline.arm(at);
+            deadline
+        });
         Self {
             conn,
             link,
@@ -205,13 +227,10 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
             response_ready: 0,
             chunks: None,
             streams: false,
+            lasting: Lasting::No,
             response_wait: wait,
             response_moved: 0,
-            late: exchange.deadline().map(|at| {
-                let deadline = Deadline::default();
-                deadline.arm(at);
-                deadline
-            }),
+            late,
             searched: 0,
             interim: 0,
             begun: false,
@@ -248,7 +267,8 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
         let sent = self.sending == Sending::Done;
         // What arrives after the end was asked for by nobody: nobody gets it.
         let reusable = self.reusable && sent && self.link.ahead.is_empty();
-        Outcome { status: self.status, reusable, close: self.close || !sent, linger: !sent }
+        let switched = self.status == SWITCHING;
+        Outcome { status: self.status, reusable, close: self.close || !sent, linger: !sent, switched }
     }
 
     fn advance(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, Failure> {
@@ -408,7 +428,10 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
         self.text_sent = 0;
         let parsed = response::parse(read, shape.to_head, |head| {
             head.copy(text, |name| name.is(&ROUTE));
-            if !head.is_interim() {
+            if head.status == SWITCHING {
+                head.copy_upgrade(text);
+                *unmet = exchange.add_receipts(head.fields.values(ROUTE), true, text).err();
+            } else if !head.is_interim() {
                 let streams = matches!(head.body, Body::Chunked | Body::UntilClose);
                 *unmet = exchange.add_receipts(head.fields.values(ROUTE), streams, text).err();
                 // A client that is not done sending cannot be told where the next request begins.
@@ -427,7 +450,9 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
             return Err(Failure::Unmet);
         }
         match parsed {
-            Ok(Some((_, 101, ..))) | Err(_) => Err(Failure::UpstreamMalformed),
+            // A switch that nobody asked for, or before the request is whole.
+            Ok(Some((_, SWITCHING, ..))) if !self.switches() => Err(Failure::UpstreamMalformed),
+            Err(_) => Err(Failure::UpstreamMalformed),
             Ok(None) => self.wait_for_head(),
             Ok(Some((length, _, true, ..))) => {
                 self.interim += 1;
@@ -449,6 +474,11 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
         }
     }
 
+    /// Whether the upstream may say that it speaks another protocol from here on.
+    fn switches(&self) -> bool {
+        self.shape.upgrade && self.sending == Sending::Done
+    }
+
     fn wait_for_head(&mut self) -> Result<bool, Failure> {
         self.searched = self.link.ahead.len();
         let limit = self.exchange.limits().head_bytes;
@@ -456,7 +486,12 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
     }
 
     /// Ends the exchange when a peer was silent for too long.
-    fn poll_deadlines(&mut self, cx: &Context<'_>, request: Option<On>, response: On) -> Result<(), Failure> {
+    fn poll_deadlines(
+        &mut self,
+        cx: &mut Context<'_>,
+        request: Option<On>,
+        response: On,
+    ) -> Result<(), Failure> {
         if self.late.as_ref().is_some_and(|late| late.poll(cx).is_ready()) {
             return Err(Failure::Late);
         }
@@ -479,6 +514,27 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
                 }
             }
             None => self.response_wait = Wait::ended(),
+        }
+        match response == On::Upstream && (self.is_call() || self.streams) {
+            true => self.poll_lasting(cx),
+            false => Ok(()),
+        }
+    }
+
+    /// Ends a stream whose environment is gone.
+    fn poll_lasting(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
+        let deadline = self.conn.response_deadline();
+        if matches!(self.lasting, Lasting::No) {
+            deadline.arm(Instant::now() + LASTING);
+            self.lasting = Lasting::Soon;
+        }
+        if matches!(self.lasting, Lasting::Soon) && deadline.poll(cx).is_ready() {
+            self.lasting = Lasting::Until(self.exchange.lasts());
+        }
+        if let Lasting::Until(Some(leave)) = &mut self.lasting
+            && leave.as_mut().poll(cx).is_ready()
+        {
+            return Err(Failure::Gone);
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use overlane::plane::Limits;
 use overlane_tests::case::holds;
 use overlane_tests::script::Script;
 
+use super::differences::STREAMS;
 use super::{GET, OK, get};
 
 const SHORT: Duration = Duration::from_millis(150);
@@ -66,5 +67,52 @@ fn an_idle_client_is_closed() {
             .reply(OK)
             .answered("200 ok")
             .ended(),
+    );
+}
+
+const STREAM: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n";
+const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+
+/// A request with a key, that asks for a WebSocket where `fields` do.
+fn keyed(key: &str, fields: &str) -> String {
+    format!("GET / HTTP/1.1\r\nHost: x\r\nx-overlay-id: {key}\r\n{fields}\r\n")
+}
+
+const WEBSOCKET: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+
+#[test]
+fn a_stream_whose_overlay_is_gone_ends_after_a_grace() {
+    let limits = || Limits { grace: SHORT, ..Limits::default() };
+    let begun = || {
+        Script::within(limits())
+            .send(keyed("alice", ""))
+            .arrives("GET /")
+            .reply(STREAM)
+            .answered_so_far("200 abc")
+            .alice_goes()
+    };
+    holds(
+        begun()
+            .cut("200 abc")
+            .upstream_ended()
+            .but_on_pingora(STREAMS, begun().reply("0\r\n\r\n").answered("200 abc")),
+    );
+}
+
+#[test]
+fn a_tunnel_whose_overlay_is_gone_ends_after_a_grace() {
+    let limits = || Limits { grace: SHORT, ..Limits::default() };
+    let begun = || {
+        Script::within(limits())
+            .send(keyed("alice", WEBSOCKET))
+            .arrives("GET /")
+            .reply(SWITCH)
+            .answered("101")
+            .reply("hello")
+            .client_gets("hello")
+            .alice_goes()
+    };
+    holds(
+        begun().ended().upstream_ended().but_on_pingora(STREAMS, begun().reply("more").client_gets("more")),
     );
 }

@@ -53,6 +53,19 @@ pub(super) const INTERIM_FLOOD: Difference =
 /// answer is read is stuck until the write's deadline. What certainly fits into the buffers of two sockets goes through.
 pub(super) const DUPLEX_ON_PINGORA: usize = 64 * 1024;
 
+/// What stands behind a head is a body to it (and cloudflare/pingora#946: what the upstream says early can end the
+/// tunnel).
+pub(super) const EARLY_IN_AN_UPGRADE: Difference =
+    Difference("Pingora refuses an upgrade whose client speaks before the switch");
+
+/// Response filters do not see it.
+pub(super) const RECEIPT_OF_AN_UPGRADE: Difference =
+    Difference("Pingora passes the answer to an upgrade without our receipt");
+
+/// It ends the exchange when one side of a tunnel does.
+pub(super) const HALF_CLOSED_TUNNEL: Difference =
+    Difference("Pingora ends a tunnel when its client sends no more, whatever the upstream still has to say");
+
 /// It sets the date of every response that it writes.
 pub(super) const DATE: Difference = Difference("Pingora replaces the upstream's Date by its own");
 
@@ -63,3 +76,7 @@ pub(super) const AFTER_CONTINUE: Difference =
 /// Its pool knows addresses and what is spoken there, not whose they are.
 pub(super) const BY_ADDRESS: Difference =
     Difference("Pingora keeps the connections of what was removed, for whoever has the same address");
+
+/// What it carries ends when its peers end it.
+pub(super) const STREAMS: Difference =
+    Difference("Pingora ends no stream and no tunnel because its environment is gone");

@@ -136,6 +136,103 @@ fn an_upgrade_that_the_upstream_accepts_is_a_tunnel() {
 }
 
 #[test]
+fn what_both_sides_say_early_is_not_lost_in_an_upgrade() {
+    holds(
+        Script::new()
+            .send(format!("{UPGRADE}early"))
+            .arrives("GET /")
+            .reply(format!("{SWITCH}greeting"))
+            .answered("101")
+            .client_gets("greeting")
+            .upstream_gets("early")
+            .but_on_pingora_by_chance(
+                differences::EARLY_IN_AN_UPGRADE,
+                Script::new().send(format!("{UPGRADE}early")).arrives("GET /"),
+            ),
+    );
+}
+
+#[test]
+fn each_side_of_a_tunnel_ends_by_itself() {
+    holds(
+        Script::new()
+            .send(UPGRADE)
+            .arrives("GET /")
+            .reply(SWITCH)
+            .answered("101")
+            .send("all")
+            .half_close()
+            .upstream_gets("all")
+            .reply("the rest")
+            .client_gets("the rest")
+            .upstream_closes()
+            .ended()
+            .but_on_pingora(
+                differences::HALF_CLOSED_TUNNEL,
+                Script::new()
+                    .send(UPGRADE)
+                    .arrives("GET /")
+                    .reply(SWITCH)
+                    .answered("101")
+                    .send("all")
+                    .upstream_gets("all")
+                    .half_close()
+                    .upstream_ended(),
+            ),
+    );
+}
+
+#[test]
+fn another_version_of_http_is_never_switched_to() {
+    // Through such a tunnel would come requests that nobody has decided.
+    let asks = |upgrade: &str| {
+        format!(
+            "GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: {upgrade}\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n"
+        )
+    };
+    for upgrade in ["h2c", "H2C", "h2", "websocket, h2c", "HTTP/2.0", "TLS/1.2"] {
+        holds(
+            Script::new()
+                .send(asks(upgrade))
+                .arrives("GET /")
+                .lacks("upgrade")
+                .lacks("http2-settings")
+                .reply(OK)
+                .answered("200 ok")
+                .send(asks(upgrade))
+                .arrives("GET /")
+                .reply(SWITCH)
+                .refused(502),
+        );
+    }
+}
+
+#[test]
+fn an_upgrade_goes_to_the_overlay_of_its_key() {
+    holds(
+        Script::new()
+            .send(UPGRADE.replace("\r\n\r\n", "\r\nx-overlay-id: alice\r\n\r\n"))
+            .arrives("GET /")
+            .has("x-overlay-id: alice")
+            .reply(SWITCH)
+            .answered("101")
+            .has("x-overlay-route: web;env=alice;via=overlay;reason=owned;partial")
+            .reply("hello")
+            .client_gets("hello")
+            .but_on_pingora(
+                differences::RECEIPT_OF_AN_UPGRADE,
+                Script::new()
+                    .send(UPGRADE.replace("\r\n\r\n", "\r\nx-overlay-id: alice\r\n\r\n"))
+                    .arrives("GET /")
+                    .has("x-overlay-id: alice")
+                    .reply(SWITCH)
+                    .answered("101")
+                    .lacks("x-overlay-route"),
+            ),
+    );
+}
+
+#[test]
 fn an_upgrade_that_the_upstream_ignores_is_a_request_like_any_other() {
     holds(Script::new().send(UPGRADE).arrives("GET /").reply(OK).answered("200 ok"));
 }
