@@ -16,6 +16,7 @@ pub mod h2;
 pub mod leave;
 pub mod link;
 pub mod listen;
+pub mod passage;
 pub mod propagation;
 pub mod serve;
 pub mod trust;
@@ -36,6 +37,7 @@ use crate::names::Names;
 use crate::snapshot::Published;
 use crate::tls::credentials::Credentials;
 use crate::upstream::Upstream;
+use passage::PassageSettings;
 use trust::Trust;
 
 /// The deadlines and limits of the data plane.
@@ -161,6 +163,8 @@ pub struct Plane {
     pub engine: EngineChoice,
     /// Where keys are read and written.
     pub carriers: Arc<Carriers>,
+    /// What outbound lets through that is no request.
+    pub passage: PassageSettings,
     /// The resolver.
     pub names: Names,
     /// The access log.

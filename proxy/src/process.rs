@@ -104,6 +104,7 @@ impl Prepared {
             limits: settings.limits,
             engine: settings.engine,
             carriers: settings.carriers.clone(),
+            passage: settings.passage,
             names,
             access,
         });

@@ -14,6 +14,7 @@ use overlane_config::url::Url;
 use serde::Deserialize;
 
 use crate::correlation::CorrelationSettings;
+use crate::plane::passage::PassageSettings;
 use crate::plane::trust::Trust;
 use crate::plane::{EngineChoice, Limits, ListenerSettings, role_name};
 use crate::store::StoreAddress;
@@ -49,6 +50,19 @@ pub struct RunArgs {
     /// Listen before a service; needs --app and --service
     #[arg(long, value_name = "ADDR", env = "OVERLANE_INBOUND")]
     pub inbound: Option<SocketAddr>,
+    /// Connections come to --outbound that were meant for others (nftables, iptables)
+    #[arg(
+        long,
+        env = "OVERLANE_INTERCEPT",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_parser = clap::builder::FalseyValueParser::new()
+    )]
+    pub intercept: Option<bool>,
+    /// The mark on connections to upstreams, so that they are not intercepted; needs CAP_NET_ADMIN
+    #[arg(long, value_name = "N", env = "OVERLANE_MARK")]
+    pub mark: Option<u32>,
     /// Where the application behind --inbound listens
     #[arg(long, value_name = "URL", env = "OVERLANE_APP")]
     pub app: Option<Url>,
@@ -125,6 +139,9 @@ struct File {
     correlation: CorrelationFile,
     carriers: CarriersFile,
     keep_for: Vec<String>,
+    connect_ports: Option<Vec<u16>>,
+    intercept: Option<bool>,
+    mark: Option<u32>,
     max_head_bytes: Option<usize>,
     max_connections: Option<usize>,
     tls: Option<TlsFile>,
@@ -247,6 +264,8 @@ pub struct Settings {
     pub correlation: CorrelationSettings,
     /// Where keys are read and written.
     pub carriers: Arc<Carriers>,
+    /// What outbound lets through that is no request.
+    pub passage: PassageSettings,
     /// How listeners speak TLS, if any does.
     pub tls: Option<TlsSettings>,
 }
@@ -325,6 +344,12 @@ impl Settings {
             )),
         };
         let listeners = asked.listeners()?;
+        let passage = PassageSettings {
+            connect_ports: file.connect_ports,
+            intercept: flags.intercept.or(file.intercept).unwrap_or(false),
+            mark: flags.mark.or(file.mark),
+        };
+        check_passage(&passage, &listeners)?;
         let tls = tls.map(|tls| tls.checked(&listeners)).transpose()?;
         check_identities(&listeners, tls.as_ref())?;
         Ok(Self {
@@ -341,6 +366,7 @@ impl Settings {
             engine: flags.engine.or(file.engine).unwrap_or_default(),
             correlation,
             carriers,
+            passage,
             tls,
         })
     }
@@ -362,9 +388,29 @@ impl Settings {
             engine: EngineChoice::default(),
             correlation: CorrelationSettings::default(),
             carriers: Arc::default(),
+            passage: PassageSettings::default(),
             tls: None,
         }
     }
+}
+
+fn check_passage(passage: &PassageSettings, listeners: &[ListenerSettings]) -> Result<(), SettingsError> {
+    let outbound = listeners.iter().any(|one| matches!(one.listener.role, Role::Outbound { .. }));
+    if passage.intercept && !outbound {
+        return Err(error(
+            "`--intercept` without `--outbound`",
+            "intercepted connections come to the outbound listener: say where it listens",
+        ));
+    }
+    let Some(mark) = passage.mark else { return Ok(()) };
+    let tried = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)
+        .and_then(|socket| socket.set_mark(mark));
+    tried.map_err(|why| {
+        error(
+            format!("connections cannot be marked with {mark}: {why}"),
+            "give the process CAP_NET_ADMIN, or leave `mark` out and exempt it by its user",
+        )
+    })
 }
 
 fn default_workers() -> usize {

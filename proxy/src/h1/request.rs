@@ -246,8 +246,14 @@ fn split_target<'b>(method: &str, target: &'b str) -> Result<(bool, Option<&'b s
     if target.starts_with('/') {
         return Ok((false, None, without_query(target)));
     }
-    if method == "CONNECT" || (method == "OPTIONS" && target == "*") {
+    if method == "OPTIONS" && target == "*" {
         return Ok((false, None, target));
+    }
+    if method == "CONNECT" {
+        return match overlane_config::url::split_authority(target) {
+            Ok((_, Some(_))) => Ok((false, Some(target), target)),
+            _ => Err(bad("the target of CONNECT is not a host and a port")),
+        };
     }
     let scheme = "http://";
     match target.get(..scheme.len()) {

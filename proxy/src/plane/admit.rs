@@ -3,9 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use overlane_config::route::Role;
+
 use super::Gate;
 use super::conn::{Conn, Tcp};
-use super::serve::{Worker, serve};
+use super::passage::original_destination;
+use super::serve::{Worker, serve, serve_intercepted};
 use super::trust::Peer;
 use crate::metrics::{Event, count};
 use crate::tls::accept::accept;
@@ -37,15 +40,23 @@ pub fn admit(
     let counted = Counted::new();
     async move {
         let _counted = counted;
+        let meant = match gate.listener.role {
+            Role::Outbound { .. } if worker.plane.passage.intercept => original_destination(&stream),
+            _ => None,
+        };
         let Ok(tcp) = Tcp::new(stream) else { return };
         let conn = Conn::new(tcp, worker.plane.limits.write);
-        match gate.tls.clone() {
-            None => {
+        match (gate.tls.clone(), meant) {
+            (_, Some(meant)) => {
+                let peer = Peer::intercepted(peer.ip(), &gate.trust, meant);
+                Box::pin(serve_intercepted(conn, gate, peer, worker, meant)).await;
+            }
+            (None, None) => {
                 let peer = Peer::new(peer.ip(), &gate.trust);
                 serve(conn, gate, peer, worker).await;
             }
             // Boxed, so that others do not pay for its size.
-            Some(tls) => Box::pin(admit_tls(conn, peer.ip(), tls, gate, worker)).await,
+            (Some(tls), None) => Box::pin(admit_tls(conn, peer.ip(), tls, gate, worker)).await,
         }
     }
 }

@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -61,19 +62,22 @@ struct Inquiry<'h> {
     head: &'h Head<'h>,
     hop: Option<Cow<'h, str>>,
     require: Cow<'h, str>,
+    /// Where the connection was meant to go, if it was intercepted.
+    meant: Option<SocketAddr>,
 }
 
 impl<'h> Inquiry<'h> {
     /// Headers of the untrusted are not read. A requirement that came with the request counts before one
     /// that was restored with its key.
-    fn read(head: &'h Head<'h>, trusted: bool) -> Self {
-        if !trusted {
-            return Self { head, hop: None, require: Cow::default() };
+    fn read(head: &'h Head<'h>, peer: &Peer) -> Self {
+        let meant = peer.meant;
+        if !peer.trusted {
+            return Self { head, hop: None, require: Cow::default(), meant };
         }
         let mut required = head.values(REQUIRE).map(String::from_utf8_lossy);
         let first = required.next().unwrap_or_default();
         let require = required.fold(first, |all, line| format!("{all},{line}").into());
-        Self { head, hop: head.values(HOP).next().map(String::from_utf8_lossy), require }
+        Self { head, hop: head.values(HOP).next().map(String::from_utf8_lossy), require, meant }
     }
 
     fn with(self, restored: Option<&'h str>) -> Self {
@@ -249,7 +253,7 @@ impl Exchange {
         let started = Instant::now();
         let snapshot = plane.published.load_full();
         let (mut key, refusal) = Key::read(&snapshot, gate, &plane.carriers, head, peer.trusted);
-        let inquiry = Inquiry::read(head, peer.trusted);
+        let inquiry = Inquiry::read(head, peer);
         let propagation = match peer.trusted {
             true => Propagation::begin(gate, head, &mut key.keys, &inquiry.require, started),
             false => Propagation::of_untrusted(head),
@@ -299,7 +303,10 @@ impl Exchange {
             started,
             deadline: grpc::timeout(head).and_then(|timeout| started.checked_add(timeout)),
         };
-        exchange.count_call(head);
+        // What a tunnel is for, the requests in it say.
+        if head.method != "CONNECT" {
+            exchange.count_call(head);
+        }
         if exchange
             .receipt()
             .is_some_and(|receipt| matches!(receipt.reason, Reason::Unknown | Reason::Expired))
@@ -469,6 +476,12 @@ impl Exchange {
                 Err(Box::new(Answer { receipts, ..Answer::from(&refusal) }))
             }
         }
+    }
+
+    /// What all workers share.
+    #[must_use]
+    pub fn plane(&self) -> &Arc<Plane> {
+        &self.plane
     }
 
     /// Deadlines and limits.
@@ -675,7 +688,7 @@ impl Exchange {
         let restored = self.propagation.require();
         reread(head, |head| {
             let restored = restored.as_ref().map(|require| &***require);
-            let inquiry = Inquiry::read(head, self.peer.trusted).with(restored);
+            let inquiry = Inquiry::read(head, &self.peer).with(restored);
             decide(&self.plane, &self.gate, snapshot, &inquiry, &self.key, &self.tried)
         })
         .unwrap_or_else(|| Err(Answer::plain(500, "proxy_internal_error", "internal", "the proxy failed")))
@@ -720,7 +733,7 @@ impl Exchange {
             return Answer::plain(503, error, reason.as_str(), format!("{what}{at} {how}{detail}"));
         }
         let refusal = reread(head, |head| {
-            let inquiry = Inquiry::read(head, self.peer.trusted);
+            let inquiry = Inquiry::read(head, &self.peer);
             let request = inquiry.request(self.key.keys.as_ref(), self.key.untrusted);
             let (table, listener) = (&self.snapshot.table, &self.gate.listener);
             match route::decide(table, listener, &request, clock::now(), &self.tried, &mut Untraced) {
@@ -846,7 +859,7 @@ fn decide(
     let request = inquiry.request(key.keys.as_ref(), key.untrusted);
     match route::decide(&snapshot.table, &gate.listener, &request, clock::now(), tried, &mut Untraced) {
         Decision::Refuse(refusal) => Err(Answer::from(&refusal)),
-        Decision::PassThrough(onward) => pass_through(plane, inquiry.head, onward, key.untrusted),
+        Decision::PassThrough(onward) => pass_through(plane, inquiry, onward, key.untrusted),
         Decision::Serve(served) => {
             let edits = Edits::serve(&served, carriers, fields, key.untrusted);
             let (upstream, application) = match &served.to {
@@ -877,10 +890,11 @@ fn decide(
 
 fn pass_through(
     plane: &Plane,
-    head: &Head<'_>,
+    inquiry: &Inquiry<'_>,
     onward: Option<Keys>,
     untrusted: bool,
 ) -> Result<Target, Answer> {
+    let head = inquiry.head;
     let (host, port) = match split_authority(head.authority) {
         Ok(split) => split,
         Err(why) => {
@@ -892,7 +906,17 @@ fn pass_through(
             ));
         }
     };
-    let url = Url { scheme: Scheme::Http, host: host.to_ascii_lowercase().into(), port: port.unwrap_or(80) };
+    let named = host.to_ascii_lowercase();
+    let url = match inquiry.meant {
+        // Its client has resolved the name, in a way that need not be ours.
+        Some(meant) => Url { scheme: Scheme::Http, host: meant.ip().to_string().into(), port: meant.port() },
+        None => Url { scheme: Scheme::Http, host: named.as_str().into(), port: port.unwrap_or(80) },
+    };
+    if head.method == "CONNECT" && inquiry.meant.is_none() && !plane.passage.lets_connect(url.port) {
+        let what = format!("CONNECT to port {} is not allowed here", url.port);
+        let hint = Some("add the port to `connectPorts` in the settings".to_owned());
+        return Err(Answer { hint, ..Answer::plain(403, "http_request_denied", "refused", what) });
+    }
     if url.host.parse().is_ok_and(overlane_config::lineage::is_link_local) {
         return Err(Answer::plain(
             403,
@@ -902,7 +926,7 @@ fn pass_through(
         ));
     }
     let carriers = &plane.carriers;
-    let edits = match carriers.keep_for.has(&url.host) {
+    let edits = match carriers.keep_for.has(&named) {
         true => Edits::keep(onward, carriers, &head.fields, untrusted),
         false => Edits::pass_through(carriers, &head.fields, untrusted),
     };

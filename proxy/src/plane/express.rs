@@ -3,6 +3,7 @@
 //! What was read is what is written: heads are edited by leaving out and adding lines, bodies are
 //! only followed to their end. A request whose upstream speaks something else is handed back untouched.
 
+pub(super) mod connect;
 mod relay;
 
 use std::future::poll_fn;
@@ -51,6 +52,8 @@ pub struct Shape {
     pub kept: usize,
     /// Whether the client asks for another protocol than HTTP.
     pub upgrade: bool,
+    /// Whether the client asks for a tunnel.
+    pub connect: bool,
     /// Whether the client waits for `100 Continue` before it sends its body (RFC 9110, section 10.1.1).
     pub expects: bool,
 }
@@ -70,7 +73,8 @@ impl Shape {
     #[must_use]
     pub fn of(head: &Head<'_>, read: &[u8]) -> Option<Self> {
         const IDEMPOTENT: [&str; 6] = ["GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"];
-        if head.old {
+        // Old clients ask for tunnels, too.
+        if head.old && head.method != "CONNECT" {
             return None;
         }
         let idempotent = IDEMPOTENT.contains(&head.method);
@@ -89,6 +93,7 @@ impl Shape {
             repeatable: kept.is_some(),
             kept: kept.unwrap_or(0),
             upgrade: head.upgrade,
+            connect: head.method == "CONNECT",
             expects: head.body != Body::Length(0) && head.values(EXPECT).next().is_some(),
         })
     }
@@ -106,6 +111,8 @@ pub enum Carried {
     },
     /// The upstream speaks what this engine does not: nothing was consumed or sent.
     Another,
+    /// The connection begins anew: its client may speak any version of HTTP.
+    Anew,
 }
 
 /// Carries the request at the start of what was read from `conn`. `text` is its head as it goes
@@ -120,6 +127,9 @@ pub async fn carry<S: IO + 'static>(
 ) -> Carried {
     if let Some(refusal) = exchange.refusal().cloned() {
         return Box::pin(answer(conn, exchange, &refusal, shape, Request::Unsent)).await;
+    }
+    if shape.connect {
+        return Box::pin(connect::connect(conn, exchange, shape)).await;
     }
     let mut request = Request::Unsent;
     let mut upload = Upload::new(shape);
@@ -139,7 +149,7 @@ pub async fn carry<S: IO + 'static>(
         };
         let mut link = match unused {
             Some(link) => link,
-            None => match Box::pin(Link::new(&endpoint, exchange.limits())).await {
+            None => match Box::pin(Link::new(&endpoint, exchange.plane())).await {
                 Ok(link) => link,
                 Err((reason, why)) => {
                     exchange.connect_failed(reason, why);

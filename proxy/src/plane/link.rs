@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll, Waker, ready};
@@ -19,16 +20,16 @@ use pingora_core::connectors::TransportConnector;
 use pingora_core::protocols::Stream;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpSocket, UnixStream};
 use tokio::time::timeout;
 
-use super::Limits;
 use super::buffer::{Buffer, Want};
 use super::conn::{Tcp, poll_gathered};
 use super::engine::{connect_failure, peer};
 use super::h2::{self, Call};
 use super::listen::keepalive;
 use super::tunnel::Side;
+use super::{Limits, Plane};
 use crate::upstream::{Address, Endpoint};
 
 /// Unused connections that a worker keeps.
@@ -110,23 +111,33 @@ impl Link {
     ///
     /// # Errors
     /// Why none could be made, as a reason and in words.
-    pub async fn new(endpoint: &Arc<Endpoint>, limits: &Limits) -> Result<Self, (Reason, &'static str)> {
+    pub async fn new(endpoint: &Arc<Endpoint>, plane: &Plane) -> Result<Self, (Reason, &'static str)> {
         let (transport, reused) = match endpoint.url.scheme {
             Scheme::H2c => {
                 let (call, reused) =
-                    h2::call(endpoint, http::uri::Scheme::HTTP, || connect(endpoint, limits)).await?;
+                    h2::call(endpoint, http::uri::Scheme::HTTP, || connect(endpoint, plane)).await?;
                 (Transport::Call(call), reused)
             }
-            _ => (connect(endpoint, limits).await?, false),
+            Scheme::Https => (connect_tls(endpoint, &plane.limits).await?, false),
+            _ => (connect(endpoint, plane).await?, false),
         };
         Ok(Self { transport, ahead: Buffer::default(), reused, heard: false })
+    }
+
+    /// A new connection to `endpoint` for whatever somebody else wants to say there.
+    ///
+    /// # Errors
+    /// As [`Link::new`].
+    pub async fn raw(endpoint: &Arc<Endpoint>, plane: &Plane) -> Result<Self, (Reason, &'static str)> {
+        let transport = connect(endpoint, plane).await?;
+        Ok(Self { transport, ahead: Buffer::default(), reused: false, heard: false })
     }
 
     /// Keeps the connection, unused from `now` on, for the next request to `endpoint`. It has to be idle: nothing was read
     /// that is not consumed, and nothing is expected.
     pub fn keep(self, endpoint: &Arc<Endpoint>, now: Instant) {
         // A stream is over; its connection is kept elsewhere.
-        if matches!(self.transport, Transport::Call(_)) {
+        if matches!(self.transport, Transport::Call(_)) || !self.ahead.is_empty() {
             return;
         }
         let unused = Unused { transport: self.transport, since: now };
@@ -165,24 +176,31 @@ impl Link {
     }
 }
 
-async fn connect(endpoint: &Endpoint, limits: &Limits) -> Result<Transport, (Reason, &'static str)> {
-    if endpoint.url.scheme == Scheme::Https {
-        return connect_tls(endpoint, limits).await;
-    }
+/// Connects to an endpoint, whatever is spoken there.
+async fn connect(endpoint: &Endpoint, plane: &Plane) -> Result<Transport, (Reason, &'static str)> {
     let opened = async {
         match &endpoint.address {
             Address::Tcp(address) => {
-                let stream = TcpStream::connect(address).await?;
-                SockRef::from(&stream).set_tcp_keepalive(&keepalive())?;
-                Ok(Transport::Tcp(Tcp::new(stream)?))
+                Ok(Transport::Tcp(Tcp::new(open(*address, plane.passage.mark)?.connect(*address).await?)?))
             }
             Address::Unix(path) => Ok(Transport::Unix(UnixStream::connect(&**path).await?)),
         }
     };
-    match timeout(limits.connect, opened).await {
+    match timeout(plane.limits.connect, opened).await {
         Ok(opened) => opened.map_err(|error| reason_of(&error)),
         Err(_) => Err((Reason::Unhealthy, "no connection in time")),
     }
+}
+
+/// A socket that can connect to `address`.
+fn open(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    let options = SockRef::from(&socket);
+    options.set_tcp_keepalive(&keepalive())?;
+    if let Some(mark) = mark {
+        options.set_mark(mark)?;
+    }
+    Ok(socket)
 }
 
 fn reason_of(error: &io::Error) -> (Reason, &'static str) {

@@ -1,6 +1,7 @@
 //! A connection's life: read a head, decide, let an engine carry the exchange, wait for the next.
 
 use std::future::poll_fn;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -18,6 +19,7 @@ use super::conn::Conn;
 use super::engine::{Engine, Lent, engine};
 use super::exchange::Exchange;
 use super::express::{self, Carried, Shape};
+use super::passage::{self, SILENCE, Said, first_words};
 use super::trust::Peer;
 use super::worker::is_draining;
 use super::{EngineChoice, Gate, Plane, h2};
@@ -26,6 +28,7 @@ use crate::h1::body::Body;
 use crate::h1::request::{self, Head};
 use crate::h1::{Malformed, has_end};
 use crate::metrics::{Event, count};
+use overlane_config::route::Role;
 
 /// How much a client may still send after it was refused, so that it reads the answer before a reset.
 const LINGER_BYTES: usize = 256 * 1024;
@@ -83,6 +86,32 @@ pub(crate) enum Awaited {
     Closed,
 }
 
+/// Serves a connection of `peer` that was intercepted, until it ends.
+pub async fn serve_intercepted<S: IO + 'static>(
+    mut conn: Conn<S>,
+    gate: Arc<Gate>,
+    peer: Arc<Peer>,
+    worker: Arc<Worker>,
+    meant: SocketAddr,
+) {
+    let said = first_words(&mut conn, None, Some(Instant::now() + SILENCE)).await;
+    if matches!(said, Said::Other | Said::Nothing) {
+        // As if it had asked for a tunnel.
+        let host = passage::server_name(conn.ahead().filled()).unwrap_or_else(|| match meant.ip() {
+            IpAddr::V4(ip) => ip.to_string(),
+            IpAddr::V6(ip) => format!("[{ip}]"),
+        });
+        let head = format!("CONNECT {host}:{0} HTTP/1.1\r\nHost: {host}:{0}\r\n\r\n", meant.port());
+        let asked = request::parse(head.as_bytes(), |head| Exchange::new(&worker.plane, &gate, head, &peer));
+        let Ok(Some(mut exchange)) = asked else { return };
+        match Box::pin(express::connect::pass(&mut conn, &mut exchange, head.as_bytes())).await {
+            Carried::Anew => {}
+            _ => return,
+        }
+    }
+    serve(conn, gate, peer, worker).await;
+}
+
 /// Serves a connection of `peer` until it ends.
 pub async fn serve<S: IO + 'static>(
     mut conn: Conn<S>,
@@ -98,15 +127,24 @@ pub async fn serve<S: IO + 'static>(
         }
         // Boxed while it is busy, so that an idle connection is small.
         match Box::pin(serve_requests(conn, &gate, &peer, &worker, first)).await {
-            Some(back) => conn = back,
-            None => return,
+            Served::Idle(back) => {
+                conn = back;
+                (first, limit) = (false, limits.idle.saturating_sub(BUSY));
+            }
+            Served::Anew(back) => {
+                conn = back;
+                (first, limit) = (true, limits.head);
+            }
+            Served::Over => return,
         }
-        (first, limit) = (false, limits.idle.saturating_sub(BUSY));
     }
 }
 
 /// Waits for the first byte of a request, at most until `until`. Holds no buffer.
 pub(crate) async fn first_byte<S: IO + 'static>(conn: &mut Conn<S>, first: bool, until: Instant) -> Awaited {
+    if !conn.ahead().is_empty() {
+        return Awaited::Begun;
+    }
     conn.deadline().arm(until);
     let mut told = false;
     poll_fn(|cx| {
@@ -125,43 +163,56 @@ pub(crate) async fn first_byte<S: IO + 'static>(conn: &mut Conn<S>, first: bool,
     .await
 }
 
-/// Serves what was read, and what follows soon. Returns the connection when nothing does, `None` when
-/// it is over.
+/// What became of a connection.
+pub(super) enum Served<S> {
+    /// Nothing follows for now.
+    Idle(Conn<S>),
+    /// It begins anew, with whatever its client speaks.
+    Anew(Conn<S>),
+    /// It is over.
+    Over,
+}
+
+/// Serves what was read, and what follows soon.
 pub(super) async fn serve_requests<S: IO + 'static>(
     mut conn: Conn<S>,
     gate: &Arc<Gate>,
     peer: &Arc<Peer>,
     worker: &Arc<Worker>,
     mut first: bool,
-) -> Option<Conn<S>> {
+) -> Served<S> {
     loop {
         let mut next = None;
         match next_request(&mut conn, gate, peer, worker, first, &mut next).await {
             Ok(()) => {}
             Err(answer) => {
                 Box::pin(refuse(conn, &answer, gate, peer, worker)).await;
-                return None;
+                return Served::Over;
             }
         }
         // Without a next one the client has closed the connection.
-        let Next { exchange, express, head, body } = next.as_mut()?;
+        let Some(Next { exchange, express, head, body }) = next.as_mut() else { return Served::Over };
         let carried = match express {
             Some((shape, text)) => express::carry(&mut conn, exchange, *shape, text).await,
             None => Carried::Another,
         };
         let now = match carried {
             Carried::Ready(now) => now,
+            Carried::Anew => return Served::Anew(conn),
             Carried::Over { linger } => {
                 // Closed with something unread, it would be reset, and the client could lose what was answered.
                 if linger || has_more(&mut conn).await {
                     Box::pin(drain(&mut conn, worker)).await;
                 }
-                return None;
+                return Served::Over;
             }
             Carried::Another => {
                 let (head, body) = (*head, *body);
-                let exchange = Box::new(next.take()?.exchange);
-                conn = Box::pin(lend(conn, exchange, head, body, worker)).await?;
+                let Some(Next { exchange, .. }) = next.take() else { return Served::Over };
+                match Box::pin(lend(conn, Box::new(exchange), head, body, worker)).await {
+                    Some(back) => conn = back,
+                    None => return Served::Over,
+                }
                 Instant::now()
             }
         };
@@ -171,8 +222,8 @@ pub(super) async fn serve_requests<S: IO + 'static>(
         if conn.ahead().is_empty() {
             match first_byte(&mut conn, false, now + BUSY.min(worker.plane.limits.idle)).await {
                 Awaited::Begun => {}
-                Awaited::Nothing => return Some(conn),
-                Awaited::Closed => return None,
+                Awaited::Nothing => return Served::Idle(conn),
+                Awaited::Closed => return Served::Over,
             }
         }
     }
@@ -255,9 +306,9 @@ fn decide(
     if head.length > plane.limits.head_bytes {
         return Err(too_large(plane.limits.head_bytes));
     }
-    if head.method == "CONNECT" {
-        let what = "CONNECT is not tunnelled by this version";
-        let hint = "call services with plain http; TLS tunnels are not carried yet".to_owned();
+    if head.method == "CONNECT" && !matches!(gate.listener.role, Role::Outbound { .. }) {
+        let what = "CONNECT is for outbound listeners";
+        let hint = "tunnels start at a sidecar's outbound listener".to_owned();
         let answer = Answer::plain(405, "http_request_denied", "not-supported", what);
         return Err(Answer { hint: Some(hint), ..answer });
     }
@@ -265,7 +316,9 @@ fn decide(
         Body::Length(length) if !head.upgrade => Some(length),
         _ => None,
     };
-    let shape = if plane.engine == EngineChoice::Auto { Shape::of(head, read) } else { None };
+    // Tunnels are no engine's.
+    let ours = plane.engine == EngineChoice::Auto || head.method == "CONNECT";
+    let shape = if ours { Shape::of(head, read) } else { None };
     let exchange = Exchange::new(plane, gate, head, peer);
     let express = shape.map(|shape| (shape, Text::default()));
     let next = next.insert(Next { exchange, express, head: head.length, body });

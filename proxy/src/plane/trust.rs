@@ -1,7 +1,7 @@
 //! Whose overlay headers mean something.
 
 use std::fmt::{self, Write};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -21,6 +21,8 @@ pub struct Peer {
     pub secure: bool,
     /// Who it is, by a certificate that was verified.
     pub identity: Option<Box<str>>,
+    /// Where its connection was meant to go, if it was intercepted.
+    pub meant: Option<SocketAddr>,
 }
 
 impl Peer {
@@ -36,12 +38,18 @@ impl Peer {
         Arc::new(Self::at(address, trust, true, identity))
     }
 
+    /// The peer at `address`, whose connection was meant to go somewhere else.
+    #[must_use]
+    pub fn intercepted(address: IpAddr, trust: &Trust, meant: SocketAddr) -> Arc<Self> {
+        Arc::new(Self { meant: Some(meant), ..Self::at(address, trust, false, None) })
+    }
+
     fn at(address: IpAddr, trust: &Trust, secure: bool, identity: Option<Box<str>>) -> Self {
         let mut text = ArrayString::new();
         // The longest address has 45 characters.
         let _ = write!(text, "{address}");
         let trusted = trust.covers(address, identity.as_deref());
-        Self { address, text, trusted, secure, identity }
+        Self { address, text, trusted, secure, identity, meant: None }
     }
 }
 

@@ -7,6 +7,8 @@ mod http;
 mod lost;
 /// Six services whose applications forward this or that.
 mod mesh;
+/// Tunnels by CONNECT.
+mod passage;
 /// Every protocol of clients with every protocol of upstreams.
 mod protocols;
 /// Upstreams that speak TLS.

@@ -63,8 +63,9 @@ pub(super) const RECEIPT_OF_AN_UPGRADE: Difference =
     Difference("Pingora passes the answer to an upgrade without our receipt");
 
 /// It ends the exchange when one side of a tunnel does.
-pub(super) const HALF_CLOSED_TUNNEL: Difference =
-    Difference("Pingora ends a tunnel when its client sends no more, whatever the upstream still has to say");
+pub(super) const HALF_CLOSED_TUNNEL: Difference = Difference(
+    "Pingora may end a tunnel when its client sends no more, whatever the upstream still has to say",
+);
 
 /// It sets the date of every response that it writes.
 pub(super) const DATE: Difference = Difference("Pingora replaces the upstream's Date by its own");
