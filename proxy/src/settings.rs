@@ -1,6 +1,6 @@
 //! Settings: flags over `OVERLANE_*` over a file over defaults, and what is refused at start.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -343,13 +343,16 @@ impl Settings {
                 "name a directory from `/`",
             )),
         };
-        let listeners = asked.listeners()?;
+        let mut listeners = asked.listeners()?;
         let passage = PassageSettings {
             connect_ports: file.connect_ports,
             intercept: flags.intercept.or(file.intercept).unwrap_or(false),
             mark: flags.mark.or(file.mark),
         };
         check_passage(&passage, &listeners)?;
+        if passage.intercept {
+            listeners.extend(beside_ipv4(&listeners));
+        }
         let tls = tls.map(|tls| tls.checked(&listeners)).transpose()?;
         check_identities(&listeners, tls.as_ref())?;
         Ok(Self {
@@ -392,6 +395,14 @@ impl Settings {
             tls: None,
         }
     }
+}
+
+/// What is intercepted of IPv6 comes to the loopback address of IPv6, where there is one.
+fn beside_ipv4(listeners: &[ListenerSettings]) -> Option<ListenerSettings> {
+    let outbound = listeners.iter().find(|one| matches!(one.listener.role, Role::Outbound { .. }))?;
+    let (own, loopback) = (outbound.address, Ipv6Addr::LOCALHOST);
+    let there = own.ip() == Ipv4Addr::LOCALHOST && std::net::TcpListener::bind((loopback, 0)).is_ok();
+    there.then(|| ListenerSettings { address: (loopback, own.port()).into(), ..outbound.clone() })
 }
 
 fn check_passage(passage: &PassageSettings, listeners: &[ListenerSettings]) -> Result<(), SettingsError> {
