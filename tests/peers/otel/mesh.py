@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 HERE = pathlib.Path(__file__).parent
@@ -21,6 +20,10 @@ INSTANCES = [(service, BASELINE) for service in SERVICES] + [
 START = 60
 
 
+class Failed(Exception):
+    """What was expected and not seen."""
+
+
 class Port:
     """A port that nobody else gets. It stays bound, unheard, while who listens to it shares it (SO_REUSEADDR)."""
 
@@ -28,8 +31,8 @@ class Port:
         self.held = socket.socket()
         self.held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.held.bind(("127.0.0.1", 0))
-        self.address = "127.0.0.1:%d" % self.held.getsockname()[1]
         self.number = self.held.getsockname()[1]
+        self.address = f"127.0.0.1:{self.number}"
 
 
 class Process:
@@ -152,8 +155,16 @@ class Mesh:
                     f"\n{one.name} ended with {one.child.returncode}\n{one.tail()}" for one in ended))
             time.sleep(0.05)
 
-    def tails(self):
-        return "\n".join(process.tail() for process in self.processes)
+    def tails(self, service):
+        """What the processes of a service wrote at last, and the gateway."""
+        mine = [process for process in self.processes if f"{service}@" in process.name or process.name == "gateway"]
+        return "\n".join(process.tail() for process in mine)
+
+    def overlane(self, *arguments):
+        """The exit code of a command, and what it prints."""
+        done = subprocess.run([self.binary, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True, env=clean({}), timeout=60)
+        return done.returncode, done.stdout
 
     def end(self):
         """Ends each process that was started here, by its id."""
@@ -162,18 +173,3 @@ class Mesh:
         until = time.monotonic() + 10
         for process in self.processes:
             process.end(until)
-
-
-class Failed(Exception):
-    """What was expected and not seen."""
-
-
-def overlane(mesh, *arguments):
-    """The exit code of a command, and what it prints."""
-    done = subprocess.run([mesh.binary, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True, env=clean({}), timeout=60)
-    return done.returncode, done.stdout
-
-
-if __name__ == "__main__":
-    sys.exit(__doc__)
