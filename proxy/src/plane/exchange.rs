@@ -418,6 +418,7 @@ impl Exchange {
         out: &mut Vec<u8>,
     ) -> Result<(), Box<Answer>> {
         let Some((own, calls)) = self.own(streams) else {
+            self.propagation.call_ends();
             return self.verify(&[]);
         };
         let left = calls.left.iter().map(|left| left.list());
@@ -429,6 +430,7 @@ impl Exchange {
             count(Event::ReceiptsIgnored);
         }
         self.propagation.leave(&out[from..]);
+        self.propagation.call_ends();
         self.verify(&out[from..])?;
         out.extend_from_slice(b"\r\n");
         Ok(())
@@ -437,6 +439,7 @@ impl Exchange {
     /// The receipts of an answer of our own.
     #[must_use]
     pub fn own_receipts(&self) -> Option<Box<str>> {
+        self.propagation.call_ends();
         let (own, calls) = self.own(false)?;
         let mut list = Vec::new();
         receipt::assemble(calls.left.iter().map(|left| left.list()), Some(&own), &mut list);

@@ -4,6 +4,7 @@
 //! one. Where a keyed request has no trace yet, it is given one, which applications forward.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use overlane_config::carrier::Keys;
@@ -52,8 +53,10 @@ pub struct Propagation {
     outcome: Option<Outcome>,
     /// Whether it counts as a request with a key that is served here.
     serving: bool,
-    /// Whether it counts as a call of a known request.
+    /// Whether it is a call of a known request.
     calling: bool,
+    /// Whether that call has told whom it reached.
+    told: AtomicBool,
     /// Calls that nobody claimed before this request began to be served.
     unclaimed_before: u64,
 }
@@ -158,6 +161,14 @@ impl Propagation {
     pub fn leave(&self, list: &[u8]) {
         if let Some(trace) = self.known.iter().flatten().next().filter(|_| self.calling) {
             trace.leave(list);
+        }
+    }
+
+    /// The answer to a call is about to begin: whom it reached is told, and it is not under way any more. Later
+    /// is too late: the application may answer in its turn before its sidecar knows that all was sent.
+    pub fn call_ends(&self) {
+        if self.calling && !self.told.swap(true, Ordering::SeqCst) {
+            self.known.iter().flatten().for_each(|trace| trace.call_ends());
         }
     }
 
@@ -268,9 +279,7 @@ impl Propagation {
             gate.correlation.serving_ends();
             self.known.iter().flatten().for_each(|trace| trace.serving_ends());
         }
-        if self.calling {
-            self.known.iter().flatten().for_each(|trace| trace.call_ends());
-        }
+        self.call_ends();
     }
 }
 

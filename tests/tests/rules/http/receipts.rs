@@ -75,3 +75,28 @@ fn a_response_of_unknown_length_may_be_followed_by_calls_that_nobody_tells() {
     let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n";
     holds(inbound(chunked, &format!("{known};partial")));
 }
+
+#[test]
+fn a_call_whose_answer_has_begun_is_not_missing() {
+    let fields = "x-overlay-id: bob\r\ntraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let request = |target: &str| format!("GET {target} HTTP/1.1\r\nHost: web\r\n{fields}\r\n\r\n");
+    // The application may have read the answer before its sidecar knows that all of it was sent.
+    let begun = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no";
+    let web = "web;env=base;via=baseline;reason=unknown";
+    holds(
+        Script::sidecar(None)
+            .send(request("/first"))
+            .arrives("GET /first")
+            .client(1)
+            .send(request("/call"))
+            .arrives("GET /call")
+            .reply(begun)
+            .answered_so_far("200 o")
+            .client(2)
+            .send(request("/in"))
+            .arrives("GET /in")
+            .reply(OK)
+            .answered("200 ok")
+            .has(format!("x-overlay-route: {web};partial, {web}")),
+    );
+}
