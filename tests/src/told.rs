@@ -98,7 +98,9 @@ fn normalised_field((name, value): &Field) -> Option<String> {
         "connection" if value.eq_ignore_ascii_case("close") => "close",
         "connection" => return None,
         // Every proxy begins traces of its own.
-        "traceparent" if TraceId::read([("traceparent", value.as_bytes())]).is_some() => "a trace",
+        "traceparent" | "b3" | "uber-trace-id" if TraceId::read([(&*name, value.as_bytes())]).is_some() => {
+            "a trace"
+        }
         "x-request-id" if value.len() == 32 => "an id",
         // Up to the reason, which is a word of a closed list.
         "proxy-status" => value.split(": ").next().unwrap_or_default(),

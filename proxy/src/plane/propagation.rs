@@ -22,6 +22,8 @@ use crate::metrics::count_call;
 
 const TRACEPARENT: Name<'_> = Name::of("traceparent");
 const TRACESTATE: Name<'_> = Name::of("tracestate");
+const B3: Name<'_> = Name::of("b3");
+const UBER_TRACE_ID: Name<'_> = Name::of("uber-trace-id");
 const X_REQUEST_ID: Name<'_> = Name::of(REQUEST_ID);
 const USER_AGENT: Name<'_> = Name::of("user-agent");
 
@@ -244,10 +246,15 @@ impl Propagation {
         name.is_tracing() && self.edit.removes(name)
     }
 
-    /// Appends the field lines that name the request's trace, where it got one here.
+    /// Appends the field lines that name the request's trace, where it got one here: in all dialects that
+    /// OpenTelemetry has everywhere, since a tracer that cannot read it begins another.
     pub fn add_lines(&self, out: &mut Vec<u8>) {
         if let Some(parent) = &self.edit.parent {
             line(out, "traceparent", parent);
+            let (trace, span) = (&parent[3..35], &parent[36..52]);
+            let b3: [&[u8]; 5] = [b"b3: ", trace, b"-", span, b"-1\r\n"];
+            let jaeger: [&[u8]; 5] = [b"uber-trace-id: ", trace, b":", span, b":0:1\r\n"];
+            b3.iter().chain(&jaeger).for_each(|part| out.extend_from_slice(part));
         }
         if let Some(id) = &self.edit.request {
             line(out, REQUEST_ID, id);
@@ -290,7 +297,7 @@ impl TraceEdit {
         }
         // A trace that begins here has no state yet, and whatever stood in its place was no trace.
         match self.parent {
-            Some(_) if name.is(&TRACEPARENT) || name.is(&TRACESTATE) => true,
+            Some(_) if [TRACEPARENT, TRACESTATE, B3, UBER_TRACE_ID].iter().any(|own| name.is(own)) => true,
             _ => self.request.is_some() && name.is(&X_REQUEST_ID),
         }
     }

@@ -58,19 +58,24 @@ fn a_call_without_the_key_gets_that_of_its_trace_in_every_dialect() {
 }
 
 #[test]
-fn a_request_with_a_key_and_no_trace_is_given_one() {
+fn a_request_with_a_key_and_no_trace_is_given_one_that_every_tracer_reads() {
     for role in [Role::Gateway, Role::Inbound { service: "web".parse().unwrap(), environment: None }] {
-        each_holds(["", "\r\ntraceparent: 00-0-0-00\r\ntracestate: a=b"].map(|fields| {
+        let none = "\r\ntraceparent: 00-0-0-00\r\ntracestate: a=b\r\nb3: 0\r\nuber-trace-id: 0:0:0:0";
+        each_holds(["", none].map(|fields| {
             let script = Script::at(role.clone(), Trust::Any)
                 .send(request("/", &format!("x-overlay-id: alice{fields}")))
                 .arrives("GET /")
                 .has_some("traceparent")
                 .lacks("tracestate")
+                .has_some("b3")
+                .has_some("uber-trace-id")
                 .reply(OK)
                 .answered("200 ok")
                 .send(GET)
                 .arrives("GET /")
                 .lacks("traceparent")
+                .lacks("b3")
+                .lacks("uber-trace-id")
                 .reply(OK)
                 .answered("200 ok");
             (fields, script)
@@ -86,6 +91,8 @@ fn a_trace_that_came_stays_as_it_is() {
             .arrives("GET /")
             .has(TRACE)
             .has("tracestate: a=b")
+            .lacks("b3")
+            .lacks("uber-trace-id")
             .lacks("x-request-id")
             .reply(OK)
             .answered("200 ok"),
