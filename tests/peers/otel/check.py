@@ -36,8 +36,9 @@ RUNS = {
     "jaeger": {"OTEL_PROPAGATORS": "jaeger"},
     "without a tracer": None,
 }
-# Keys in order, each with what it is not: a list of overlays, nobody at all.
-KEYS = ["", *OVERLAYS, "last, middle"]
+KEYED = [*OVERLAYS, "last, middle"]
+# Those, and no key at all.
+KEYS = ["", *KEYED]
 
 
 def expected(key):
@@ -85,18 +86,17 @@ def check_request(mesh, path, key):
                          f"{seen.get(service, 'nobody')}\n{body}\n{mesh.tails(service)}")
 
 
-def check_requests(mesh, at_once):
-    """Requests of all keys and none in turn, so many at once."""
-    turns = itertools.cycle(itertools.product(KEYS, PATHS))
+def check_requests(mesh, keys, count, at_once):
+    """Requests of these keys in turn, so many of them at once."""
+    turns = itertools.islice(itertools.cycle(itertools.product(keys, PATHS)), count)
     with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
-        done = [pool.submit(check_request, mesh, path, key) for key, path in itertools.islice(turns, REQUESTS // 2)]
-        for one in done:
-            one.result()
+        for done in [pool.submit(check_request, mesh, path, key) for key, path in turns]:
+            done.result()
 
 
 def check_trace(mesh, key):
     """`overlane trace` draws every hop, each under its caller, and knows of no call that is missing."""
-    code, text = mesh.overlane("trace", f"http://{mesh.gateway.address}/requests", "--key", key)
+    code, text = mesh.overlane("trace", f"http://{mesh.gateway.address}/requests", "--key", key.replace(" ", ""))
     tree = [line.replace("└─", "  ") for line in text.splitlines()[1:1 + len(SERVICES)]]
     for depth, (service, environment) in enumerate(zip(SERVICES, expected(key))):
         line = tree[depth] if depth < len(tree) else ""
@@ -111,15 +111,23 @@ def doctor(mesh):
     return mesh.overlane("doctor", *admins)
 
 
-def check_traced(mesh):
-    check_requests(mesh, 1)
-    check_requests(mesh, AT_ONCE)
-    for key in OVERLAYS:
-        check_trace(mesh, key)
+def check_nothing_lost(mesh):
     code, text = doctor(mesh)
-    if code != 0 or "Nothing is lost." not in text:
+    rows = [line.split() for line in text.splitlines()[1:3]]
+    if code != 0 or "Nothing is lost." not in text or sorted(row[:2] for row in rows) != [["api", "ledger"], ["web", "api"]]:
         raise Failed(f"`overlane doctor` ended with {code}:\n{text}")
     return text.splitlines()[:3]
+
+
+def check_traced(mesh):
+    check_requests(mesh, KEYS, REQUESTS // 2, 1)
+    check_requests(mesh, KEYED, REQUESTS // 4, AT_ONCE)
+    for key in KEYED:
+        check_trace(mesh, key)
+    told = check_nothing_lost(mesh)
+    # Asked for afterwards: whoever calls without a key while a request with one is served counts as losing it.
+    check_requests(mesh, KEYS, REQUESTS // 4, AT_ONCE)
+    return told
 
 
 def check_untraced(mesh):
