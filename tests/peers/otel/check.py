@@ -26,6 +26,7 @@ from mesh import BASELINE, OVERLAYS, SERVICES, Failed, Mesh
 
 REQUESTS, AT_ONCE = 200, 16
 MINUTES = 10
+ENDINGS = (signal.SIGALRM, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 PATHS = ["/requests", "/httpx"]
 # The propagators of each run, as a user sets them; without them OpenTelemetry has its own. `None`: no tracer.
 RUNS = {
@@ -154,6 +155,9 @@ def check(binary, packages, name):
 
 
 def give_up(number, _):
+    # Once is enough: what ends the processes is not to be interrupted.
+    for other in ENDINGS:
+        signal.signal(other, signal.SIG_IGN)
     raise Failed(f"after {MINUTES} minutes it is not done" if number == signal.SIGALRM else f"ended by signal {number}")
 
 
@@ -162,11 +166,13 @@ def main():
     parser.add_argument("binary", type=pathlib.Path)
     parser.add_argument("--only", choices=RUNS, help="one of the runs")
     options = parser.parse_args()
+    if not options.binary.is_file():
+        parser.error(f"there is no {options.binary}: cargo build -p overlane")
     cache = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", "target")).resolve() / "peers/otel"
     cache.mkdir(parents=True, exist_ok=True)
     packages = installed.python(cache), installed.node(cache)
     # However it ends, what was started here ends before.
-    for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGHUP):
+    for number in ENDINGS:
         signal.signal(number, give_up)
     signal.alarm(60 * MINUTES)
     for name in [options.only] if options.only else RUNS:
