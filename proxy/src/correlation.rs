@@ -229,10 +229,21 @@ struct Set {
     slots: [ArcSwapOption<Trace>; WAYS],
 }
 
-/// A count that each worker keeps in a cell of its own, on a cache line of its own.
+/// Counts that each worker keeps in a cell of its own, on a cache line of its own.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Cell(AtomicIsize);
+struct Cell {
+    /// Requests with a key that are being served.
+    keyed: AtomicIsize,
+    /// Requests without one.
+    keyless: AtomicIsize,
+}
+
+impl Cell {
+    fn of(&self, keyed: bool) -> &AtomicIsize {
+        if keyed { &self.keyed } else { &self.keyless }
+    }
+}
 
 /// What a process knows of traces; shared by its workers and listeners.
 #[derive(Debug)]
@@ -375,27 +386,27 @@ impl Correlation {
         self.sets.iter().map(|set| (0..WAYS).filter(|at| live(set, *at)).count()).sum()
     }
 
-    /// Notes that a request with a key is being served here.
-    pub fn serving_begins(&self) {
-        self.cell().fetch_add(1, Ordering::Relaxed);
+    /// Notes that a request is being served here: with a key, or without.
+    pub fn serving_begins(&self, keyed: bool) {
+        self.cell().of(keyed).fetch_add(1, Ordering::Relaxed);
     }
 
     /// Notes that it is over.
-    pub fn serving_ends(&self) {
-        self.cell().fetch_sub(1, Ordering::Relaxed);
+    pub fn serving_ends(&self, keyed: bool) {
+        self.cell().of(keyed).fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Whether a request with a key is being served here.
+    /// Whether a request is being served here: with a key, or without.
     #[must_use]
-    pub fn is_serving(&self) -> bool {
-        self.serving.iter().map(|cell| cell.0.load(Ordering::Relaxed)).sum::<isize>() > 0
+    pub fn is_serving(&self, keyed: bool) -> bool {
+        self.serving.iter().map(|cell| cell.of(keyed).load(Ordering::Relaxed)).sum::<isize>() > 0
     }
 
-    fn cell(&self) -> &AtomicIsize {
+    fn cell(&self) -> &Cell {
         use std::sync::atomic::AtomicUsize;
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         thread_local!(static OWN: usize = NEXT.fetch_add(1, Ordering::Relaxed) % CELLS);
-        &self.serving[OWN.with(|own| *own)].0
+        &self.serving[OWN.with(|own| *own)]
     }
 
     fn set(&self, id: Id) -> &Set {

@@ -286,6 +286,7 @@ fn told(call: &Call) -> String {
         Outcome::Restored => "the key was restored by the trace",
         Outcome::Stamped => "the key of the caller's own environment was given",
         Outcome::Lost => "the key was lost",
+        Outcome::Unclear => "the key may be lost",
         Outcome::Contradicting => "the key contradicts the trace",
     };
     format!("{caller} → {}: {what}", call.peer)

@@ -44,6 +44,7 @@ struct Calls {
     restored: u64,
     stamped: u64,
     lost: u64,
+    unclear: u64,
     contradicting: u64,
     /// The languages that losing calls came from, as far as they can be told.
     languages: BTreeMap<String, u64>,
@@ -61,6 +62,7 @@ impl Calls {
             "restored" => &mut self.restored,
             "stamped" => &mut self.stamped,
             "lost" => &mut self.lost,
+            "unclear" => &mut self.unclear,
             "contradicting" => &mut self.contradicting,
             // A later version may know more.
             _ => return,
@@ -155,6 +157,7 @@ fn subtract(after: &mut Known, before: &Known) {
             (&mut calls.restored, earlier.restored),
             (&mut calls.stamped, earlier.stamped),
             (&mut calls.lost, earlier.lost),
+            (&mut calls.unclear, earlier.unclear),
             (&mut calls.contradicting, earlier.contradicting),
         ] {
             *now = now.saturating_sub(then);
@@ -164,7 +167,7 @@ fn subtract(after: &mut Known, before: &Known) {
         }
         calls.languages.retain(|_, count| *count > 0);
     }
-    after.retain(|_, calls| calls.all() > 0);
+    after.retain(|_, calls| calls.all() + calls.unclear > 0);
 }
 
 fn value(known: &Known) -> Value {
@@ -176,6 +179,7 @@ fn value(known: &Known) -> Value {
             "restored": calls.restored,
             "stamped": calls.stamped,
             "lost": calls.lost,
+            "unclear": calls.unclear,
             "contradicting": calls.contradicting,
             "languages": calls.languages,
         })
@@ -210,6 +214,12 @@ fn tell(known: &Known, out: &mut Output<'_>) -> Result<(), CliError> {
             ))?;
             out.line(remedy(
                 calls.languages.iter().max_by_key(|(_, count)| **count).map(|(name, _)| name.as_str()),
+            ))?;
+        }
+        if calls.unclear > 0 {
+            out.line(format_args!(
+                "\n{} calls from {service} to {peer} have no key and a trace that came with none: they were made while requests with a key and without one were served, and may be either's.",
+                calls.unclear
             ))?;
         }
         if calls.contradicting > 0 {

@@ -53,8 +53,10 @@ pub struct Propagation {
     restored: bool,
     /// What became of the key on the way to here, where an application makes a call and that is known.
     outcome: Option<Outcome>,
-    /// Whether it counts as a request with a key that is served here.
-    serving: bool,
+    /// Whether it counts as a request that is served here; true where it has a key.
+    serving: Option<bool>,
+    /// Whether its sender named a trace or a request id.
+    traced: bool,
     /// Whether it is a call of a known request.
     calling: bool,
     /// Whether that call has told whom it reached.
@@ -117,10 +119,10 @@ impl Propagation {
                 self.restored = keys.is_some();
             }
         }
-        self.serving = keys.is_some();
         self.unclaimed_before = gate.correlation.unclaimed_calls();
-        if self.serving {
-            gate.correlation.serving_begins();
+        self.serving = Some(keys.is_some());
+        gate.correlation.serving_begins(keys.is_some());
+        if keys.is_some() {
             self.known.iter().flatten().for_each(|trace| trace.serving_begins());
         }
     }
@@ -146,8 +148,8 @@ impl Propagation {
         }
         self.calling = self.known.iter().flatten().next().is_some();
         // One with a trace that is not known is another request's, which has no key.
-        let untraced = ids.iter().all(Option::is_none);
-        if !self.calling && (untraced || keys.is_some()) {
+        self.traced = ids.iter().any(Option::is_some);
+        if !self.calling && (!self.traced || keys.is_some()) {
             gate.correlation.unclaimed_call();
         }
         self.known.iter().flatten().for_each(|trace| trace.call_begins());
@@ -267,8 +269,9 @@ impl Propagation {
         let outcome = match self.outcome {
             Some(outcome) => outcome,
             None if stamped => Outcome::Stamped,
-            None if gate.correlation.is_serving() => Outcome::Lost,
-            None => return,
+            None if !gate.correlation.is_serving(true) => return,
+            None if self.traced && gate.correlation.is_serving(false) => Outcome::Unclear,
+            None => Outcome::Lost,
         };
         let lost = matches!(outcome, Outcome::Lost | Outcome::Contradicting);
         let language =
@@ -282,8 +285,10 @@ impl Propagation {
 
     /// The request is over.
     pub fn end(&self, gate: &Gate) {
-        if self.serving {
-            gate.correlation.serving_ends();
+        if let Some(keyed) = self.serving {
+            gate.correlation.serving_ends(keyed);
+        }
+        if self.serving == Some(true) {
             self.known.iter().flatten().for_each(|trace| trace.serving_ends());
         }
         self.call_ends();

@@ -2,8 +2,8 @@
 const express = require("express");
 const { EnvHttpProxyAgent, setGlobalDispatcher } = require("undici");
 
-// fetch heeds HTTP_PROXY only when told. A request in the clear needs no CONNECT.
-setGlobalDispatcher(new EnvHttpProxyAgent({ proxyTunnel: false }));
+// fetch heeds HTTP_PROXY only when told; it asks for a tunnel, also for requests in the clear.
+setGlobalDispatcher(new EnvHttpProxyAgent());
 
 const app = express();
 
