@@ -201,9 +201,14 @@ impl ProxyHttp for Engine {
             // Also for what was running already: tell the client that this connection ends.
             session.set_keepalive(None);
         }
-        let Some(exchange) = carried.exchange().filter(|_| !response.status.is_informational()) else {
+        let Some(exchange) = carried.exchange() else {
             return Ok(());
         };
+        if response.status.is_informational() && response.status != http::StatusCode::SWITCHING_PROTOCOLS {
+            // The final one has them.
+            response.remove_header(ROUTE_HEADER);
+            return Ok(());
+        }
         fit_to_client(session.req_header().version, response);
         let mut lines = Vec::new();
         let before = response.headers.get_all(ROUTE_HEADER);

@@ -58,10 +58,6 @@ pub(super) const DUPLEX_ON_PINGORA: usize = 64 * 1024;
 pub(super) const EARLY_IN_AN_UPGRADE: Difference =
     Difference("Pingora refuses an upgrade whose client speaks before the switch");
 
-/// Response filters do not see it.
-pub(super) const RECEIPT_OF_AN_UPGRADE: Difference =
-    Difference("Pingora passes the answer to an upgrade without our receipt");
-
 /// It ends the exchange when one side of a tunnel does.
 pub(super) const HALF_CLOSED_TUNNEL: Difference = Difference(
     "Pingora may end a tunnel when its client sends no more, whatever the upstream still has to say",

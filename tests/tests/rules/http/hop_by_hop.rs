@@ -1,5 +1,7 @@
 //! What belongs to one connection stays on it, and what does not travels.
 
+use overlane::plane::trust::Trust;
+use overlane_config::route::Role;
 use overlane_tests::case::{each_holds, holds};
 use overlane_tests::message::Framing;
 use overlane_tests::script::Script;
@@ -200,28 +202,53 @@ fn another_version_of_http_is_never_switched_to() {
 }
 
 #[test]
-fn an_upgrade_goes_to_the_overlay_of_its_key() {
+fn an_upgrade_says_who_gave_it_and_only_to_whom_that_is_said() {
+    let keyed = UPGRADE.replace("Host: x", "Host: x\r\nx-overlay-id: alice");
+    let forged = SWITCH.replace("\r\n\r\n", "\r\nx-overlay-route: forged\r\n\r\n");
     holds(
         Script::new()
-            .send(UPGRADE.replace("\r\n\r\n", "\r\nx-overlay-id: alice\r\n\r\n"))
+            .send(&keyed)
             .arrives("GET /")
             .has("x-overlay-id: alice")
             .reply(SWITCH)
             .answered("101")
-            .has("x-overlay-route: web;env=alice;via=overlay;reason=owned;partial")
-            .reply("hello")
-            .client_gets("hello")
-            .but_on_pingora(
-                differences::RECEIPT_OF_AN_UPGRADE,
-                Script::new()
-                    .send(UPGRADE.replace("\r\n\r\n", "\r\nx-overlay-id: alice\r\n\r\n"))
-                    .arrives("GET /")
-                    .has("x-overlay-id: alice")
-                    .reply(SWITCH)
-                    .answered("101")
-                    .lacks("x-overlay-route"),
-            ),
+            .has("x-overlay-route: web;env=alice;via=overlay;reason=owned;partial"),
     );
+    holds(
+        Script::at(Role::Gateway, Trust::Nobody)
+            .send(&keyed)
+            .arrives("GET /")
+            .reply(&forged)
+            .answered("101")
+            .lacks("x-overlay-route"),
+    );
+}
+
+#[test]
+fn an_upgrade_that_is_not_what_is_required_is_a_412() {
+    holds(
+        Script::new()
+            .send(UPGRADE.replace("Host: x", "Host: x\r\nx-overlay-id: alice\r\nx-overlay-require: ledger"))
+            .arrives("GET /")
+            .reply(SWITCH)
+            .refused(412),
+    );
+}
+
+#[test]
+fn interim_responses_carry_no_receipts() {
+    each_holds(["GET / HTTP/1.1\r\nHost: x\r\n\r\n", UPGRADE].map(|request| {
+        let script = Script::at(Role::Gateway, Trust::Nobody)
+            .send(request)
+            .arrives("GET /")
+            .reply("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nx-overlay-route: forged\r\n\r\n")
+            .answered("103")
+            .lacks("x-overlay-route")
+            .reply(OK)
+            .answered("200 ok")
+            .lacks("x-overlay-route");
+        (request, script)
+    }));
 }
 
 #[test]
