@@ -543,6 +543,9 @@ impl Exchange {
         let found = Box::pin(self.find_endpoint(head)).await;
         if let Err(Refused(answer)) = &found {
             self.failed = Some(answer.reason);
+            let reasons = [Reason::Refused, Reason::Pending];
+            let reason = reasons.into_iter().find(|reason| reason.as_str() == answer.reason);
+            self.served_by_nobody(reason.unwrap_or(Reason::Unhealthy));
         }
         found
     }
@@ -551,9 +554,15 @@ impl Exchange {
     pub fn failed(&mut self, failure: Failure, cut: bool) {
         self.failed = Some(failure.reason());
         self.cut = cut;
-        if let (Ok(Target { receipt: Some(receipt), .. }), true) = (&mut self.target, failure.is_upstreams())
-        {
-            receipt.reason = Reason::Unhealthy;
+        if failure.is_upstreams() {
+            self.served_by_nobody(Reason::Unhealthy);
+        }
+    }
+
+    /// The receipt says so: by a hop that failed no requirement is met.
+    fn served_by_nobody(&mut self, reason: Reason) {
+        if let Ok(Target { receipt: Some(receipt), .. }) = &mut self.target {
+            receipt.reason = reason;
         }
     }
 

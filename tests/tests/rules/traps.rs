@@ -276,6 +276,7 @@ fn an_unavailable_owner_is_held_and_then_fails_or_falls_back_as_its_policy_says(
         "{head}{body}"
     );
     assert!(field(&head, "proxy-status").unwrap().contains("error=connection_refused"), "{head}");
+    assert_eq!(receipts(&head), "web;env=fails;via=overlay;reason=refused;partial", "nobody served");
     base.nothing_arrived();
     let (head, body) = get(gateway, "x-overlay-id: falls\r\n");
     assert_eq!(
@@ -292,6 +293,41 @@ fn an_unavailable_owner_is_held_and_then_fails_or_falls_back_as_its_policy_says(
         overlane::control::Trigger::Change,
     );
     assert_eq!(held.join().unwrap().1, "alice");
+}
+
+/// The sidecar of `web`, whose application calls the ledger of `alice`, swallows what comes of that, and is content.
+fn content(ledger: SocketAddr) -> (Started, SocketAddr) {
+    let calls = Arc::new(Mutex::new(None::<SocketAddr>));
+    let outbound = calls.clone();
+    let web = Upstream::with(move |stream, head| {
+        let trace = field(head, "traceparent").unwrap();
+        let mut call = Client::new(outbound.lock().unwrap().unwrap());
+        call.send(&format!("GET / HTTP/1.1\r\nHost: ledger\r\ntraceparent: {trace}\r\n\r\n")).answer();
+        write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").is_ok()
+    });
+    let web_role = Role::Inbound { service: "web".parse().unwrap(), environment: None };
+    let calls_role = Role::Outbound { service: Some("web".parse().unwrap()), environment: None };
+    let listeners = vec![at(web_role, Some(web.address), Trust::Any), at(calls_role, None, Trust::Any)];
+    let service = format!("{{name: ledger, url: 'http://{ledger}'}}");
+    let files = vec![baseline(web.address), overlay("alice", ", holdFor: 100ms", &service)];
+    let (running, addresses) = start(listeners, Limits::default(), files);
+    *calls.lock().unwrap() = Some(addresses[1]);
+    (running, addresses[0])
+}
+
+#[test]
+fn a_service_whose_application_is_down_is_no_green_test() {
+    let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let role =
+        Role::Inbound { service: "ledger".parse().unwrap(), environment: Some("alice".parse().unwrap()) };
+    let files = vec![
+        baseline(dead),
+        overlay("alice", ", holdFor: 100ms", &format!("{{name: ledger, url: 'http://{dead}'}}")),
+    ];
+    let (_ledger, addresses) = start(vec![at(role, Some(dead), Trust::Any)], Limits::default(), files);
+    let (_running, web) = content(addresses[0]);
+    let (head, body) = get(web, "x-overlay-id: alice\r\nx-overlay-require: ledger\r\n");
+    assert!(head.starts_with("HTTP/1.1 412"), "{head}{body}");
 }
 
 #[test]
