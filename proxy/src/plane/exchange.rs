@@ -436,13 +436,14 @@ impl Exchange {
         Ok(())
     }
 
-    /// The receipts of an answer of our own.
+    /// The receipts of an answer of our own; the request that caused this one is told of them as well.
     #[must_use]
     pub fn own_receipts(&self) -> Option<Box<str>> {
         self.propagation.call_ends();
         let (own, calls) = self.own(false)?;
         let mut list = Vec::new();
         receipt::assemble(calls.left.iter().map(|left| left.list()), Some(&own), &mut list);
+        self.propagation.leave(&list);
         String::from_utf8(list).ok().map(Into::into)
     }
 

@@ -316,6 +316,17 @@ fn content(ledger: SocketAddr) -> (Started, SocketAddr) {
 }
 
 #[test]
+fn a_call_that_failed_is_told_also_where_its_application_swallows_that() {
+    let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (_running, web) = content(dead);
+    let (head, _) = get(web, "x-overlay-id: alice\r\n");
+    assert_eq!(
+        receipts(&head),
+        "ledger;env=alice;via=overlay;reason=refused;partial;restored, web;env=base;via=baseline;reason=not-owned"
+    );
+}
+
+#[test]
 fn a_service_whose_application_is_down_is_no_green_test() {
     let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let role =
