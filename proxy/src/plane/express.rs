@@ -157,6 +157,8 @@ pub async fn carry<S: IO + 'static>(
                 }
             },
         };
+        // It is repeated once; a stream is one of a connection that others use, however often it is asked for.
+        link.reused &= request == Request::Unsent;
         if request == Request::Unsent {
             if exchange.was_held() {
                 // Decided again, it may go elsewhere, and with another key.

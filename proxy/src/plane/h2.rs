@@ -47,6 +47,12 @@ pub fn is_unprocessed(error: &io::Error) -> bool {
     error.get_ref().and_then(|inner| inner.downcast_ref::<Unprocessed>()).is_some()
 }
 
+/// Whether an error says that the peer ended a stream, and not the whole connection.
+#[must_use]
+pub fn is_reset(error: &io::Error) -> bool {
+    error.get_ref().and_then(|inner| inner.downcast_ref::<h2::Error>()).is_some_and(h2::Error::is_reset)
+}
+
 fn broken(error: h2::Error) -> io::Error {
     let refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
     let gone = error.is_go_away() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR);

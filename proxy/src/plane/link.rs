@@ -146,7 +146,10 @@ impl Link {
 
     /// Reads more into [`Link::ahead`]; ready with how much, 0 at the end of the stream.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let read = ready!(self.ahead.poll_fill(&mut self.transport, cx, Want::Response))?;
+        let read = ready!(self.ahead.poll_fill(&mut self.transport, cx, Want::Response));
+        // Who resets a stream has seen its request.
+        self.reused &= !read.as_ref().is_err_and(h2::is_reset);
+        let read = read?;
         self.heard |= read > 0;
         Poll::Ready(Ok(read))
     }

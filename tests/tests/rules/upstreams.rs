@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -140,6 +141,50 @@ fn clients_of_http_2_are_served_many_streams_at_a_time_whatever_the_upstream_spe
             }
         });
     }
+}
+
+/// An upstream of HTTP/2 that resets the stream of every request to `/reset`, and counts those.
+async fn resetting() -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let upstream = listener.local_addr().unwrap();
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = count.clone();
+    tokio::spawn(async move {
+        loop {
+            let io = TokioIo::new(listener.accept().await.unwrap().0);
+            let counted = counted.clone();
+            let answer = service_fn(move |request: Request<Incoming>| {
+                let resets = request.uri().path() == "/reset";
+                counted.fetch_add(usize::from(resets), SeqCst);
+                async move { if resets { Err("reset") } else { Ok(Response::new(Full::<Bytes>::from("ok"))) } }
+            });
+            let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            tokio::spawn(connection.serve_connection(io, answer));
+        }
+    });
+    (upstream, count)
+}
+
+/// The answer to a request with this target, and nothing more.
+fn get(gateway: SocketAddr, target: &str) -> String {
+    let mut stream = TcpStream::connect(gateway).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    write!(stream, "GET {target} HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer);
+    answer
+}
+
+#[test]
+fn a_call_whose_stream_is_reset_is_not_repeated_for_ever() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (upstream, resets) = runtime.block_on(resetting());
+    let (_running, gateway) = gateway(&format!("h2c://{upstream}"), Vec::new());
+    // There is a connection now, which all calls share.
+    assert!(get(gateway, "/").starts_with("HTTP/1.1 200"));
+    let answer = get(gateway, "/reset");
+    assert!(answer.starts_with("HTTP/1.1 502"), "{answer}");
+    assert_eq!(resets.load(SeqCst), 1, "the upstream has seen it: that is no connection that was closed");
 }
 
 #[test]
