@@ -58,6 +58,8 @@ pub enum Failure {
     BodySlow,
     /// The request's body is malformed, or ended too early.
     BodyMalformed,
+    /// The request cannot be said in the upstream's protocol.
+    Unsayable,
     /// The client is gone, or does not read.
     ClientGone,
     /// The proxy itself failed.
@@ -81,7 +83,7 @@ impl Failure {
                 "unhealthy"
             }
             Self::BodySlow | Self::Late => "timeout",
-            Self::BodyMalformed => "malformed",
+            Self::BodyMalformed | Self::Unsayable => "malformed",
             Self::ClientGone => "client-gone",
             Self::Internal => "internal",
             Self::Unmet => "unmet",
@@ -126,6 +128,11 @@ impl Failure {
             Self::Gone => {
                 (503, "destination_unavailable", "the environment of this stream is gone".to_owned())
             }
+            Self::Unsayable => (
+                400,
+                "http_request_error",
+                format!("the request cannot be said in HTTP/2, as the upstream{at} wants it"),
+            ),
             // What is not met says so itself.
             Self::ClientGone | Self::Unmet => return None,
             Self::Internal => (500, "proxy_internal_error", "the proxy failed".to_owned()),

@@ -170,6 +170,12 @@ impl Link {
         matches!(self.transport, Transport::Call(_))
     }
 
+    /// Whether it failed since what was to be sent cannot be said in the upstream's protocol.
+    #[must_use]
+    pub fn cannot_say(&self, error: &io::Error) -> bool {
+        matches!(self.transport, Transport::Call(_)) && error.kind() == io::ErrorKind::InvalidData
+    }
+
     /// Hands on what was written, where the transport holds it back (TLS).
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.transport {

@@ -188,6 +188,15 @@ fn a_call_whose_stream_is_reset_is_not_repeated_for_ever() {
 }
 
 #[test]
+fn what_cannot_be_said_in_http_2_is_refused_at_once() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let upstream = runtime.block_on(echoing(true));
+    let (_running, gateway) = gateway(&format!("h2c://{upstream}"), Vec::new());
+    let answer = get(gateway, "/a<b");
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+}
+
+#[test]
 fn unix_sockets_are_connected_to_where_they_are_allowed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("app.sock");

@@ -298,6 +298,9 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
                 let body = &self.conn.ahead().filled()[..*ready];
                 match self.link.poll_send(cx, [self.head, body]) {
                     Poll::Ready(Ok(sent)) => self.request_sent(sent),
+                    Poll::Ready(Err(error)) if self.link.cannot_say(&error) => {
+                        return Err(Failure::Unsayable);
+                    }
                     Poll::Ready(Err(_)) => {
                         self.sending = Sending::Cut;
                         return Ok(None);
