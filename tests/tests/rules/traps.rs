@@ -760,6 +760,24 @@ fn a_hold_ends_also_where_every_endpoint_is_silent() {
 }
 
 #[test]
+fn nobody_waits_for_the_connections_that_others_do_not_get() {
+    let hole = black_hole();
+    let limits = Limits { connect: Duration::from_millis(250), ..Limits::default() };
+    let text = format!(
+        "name: base\nrouting: {{mode: baseline, holdFor: 100ms}}\nservices: [{{name: web, expose: true, url: 'h2c://{}'}}]\n",
+        hole.0
+    );
+    let (_running, gates) = start(vec![at(Role::Gateway, None, Trust::Any)], limits, vec![file(text)]);
+    let (began, gateway) = (Instant::now(), gates[0]);
+    let asked: Vec<_> = (0..40).map(|_| std::thread::spawn(move || get(gateway, ""))).collect();
+    for asked in asked {
+        assert!(asked.join().unwrap().0.starts_with("HTTP/1.1 503"));
+    }
+    // One after the other they would have taken ten seconds.
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+}
+
+#[test]
 fn who_sends_too_much_still_gets_the_whole_of_the_last_answer() {
     let size = 4 * 1024 * 1024;
     let (go, told) = channel::<()>();

@@ -70,6 +70,10 @@ struct Shelf {
     shared: Vec<Shared>,
     /// Whether one is being made: who comes meanwhile waits for it.
     connecting: bool,
+    /// How many were begun.
+    begun: u64,
+    /// Which of them failed last, and why: who waited for it does not try the same again.
+    failed: Option<(u64, Unready)>,
     connected: Arc<Notify>,
 }
 
@@ -85,6 +89,8 @@ fn with_shelf<R>(endpoint: &Arc<Endpoint>, with: impl FnOnce(&mut Shelf) -> R) -
             endpoint: Arc::downgrade(endpoint),
             shared: Vec::new(),
             connecting: false,
+            begun: 0,
+            failed: None,
             connected: Arc::new(Notify::new()),
         });
         if let Some(sweeper) = SWEEPER.take() {
@@ -98,7 +104,8 @@ fn with_shelf<R>(endpoint: &Arc<Endpoint>, with: impl FnOnce(&mut Shelf) -> R) -
 enum Step {
     Use(Box<Call>),
     Connect,
-    Wait(Arc<Notify>),
+    /// For the connection that was begun as this one.
+    Wait(u64, Arc<Notify>),
 }
 
 fn next_step(endpoint: &Arc<Endpoint>, scheme: &Scheme) -> Step {
@@ -107,9 +114,10 @@ fn next_step(endpoint: &Arc<Endpoint>, scheme: &Scheme) -> Step {
             return Step::Use(shared.call(scheme.clone()));
         }
         if shelf.connecting {
-            return Step::Wait(shelf.connected.clone());
+            return Step::Wait(shelf.begun, shelf.connected.clone());
         }
         shelf.connecting = true;
+        shelf.begun += 1;
         Step::Connect
     })
 }
@@ -151,18 +159,25 @@ where
             }
             Step::Connect => {
                 let connecting = Connecting(endpoint);
-                let sender = handshake(connect().await?).await?;
+                let made = async { handshake(connect().await?).await };
+                let sender = made.await.inspect_err(|why| {
+                    with_shelf(endpoint, |shelf| shelf.failed = Some((shelf.begun, *why)));
+                })?;
                 let mut shared = Shared { sender, calls: Arc::default(), used: Instant::now() };
                 let call = shared.call(scheme);
                 with_shelf(endpoint, |shelf| shelf.shared.push(shared));
                 drop(connecting);
                 return Ok((call, false));
             }
-            Step::Wait(connected) => {
+            Step::Wait(number, connected) => {
                 let mut news = std::pin::pin!(connected.notified());
                 // It may have come between.
                 if !news.as_mut().enable() && with_shelf(endpoint, |shelf| shelf.connecting) {
                     news.await;
+                }
+                let failed = with_shelf(endpoint, |shelf| shelf.failed);
+                if let Some((_, why)) = failed.filter(|(failed, _)| *failed >= number) {
+                    return Err(why);
                 }
             }
         }
