@@ -195,7 +195,7 @@ impl Trace {
 
     fn found(self: Arc<Self>) -> Found {
         match self.conflicted.load(Ordering::Relaxed) {
-            true => Found::Conflicted,
+            true => Found::Conflicted(self),
             false => Found::Known(self),
         }
     }
@@ -214,8 +214,8 @@ pub enum Found {
     Unknown,
     /// Its key.
     Known(Arc<Trace>),
-    /// Several keys came under its id: none is restored.
-    Conflicted,
+    /// Several keys came under its id: none is restored. As long as this is kept, that is not forgotten.
+    Conflicted(Arc<Trace>),
 }
 
 /// The traces that share a hash. Ids and times are kept beside the pointers: most are not followed.
@@ -533,7 +533,7 @@ mod tests {
     fn restored(correlation: &Correlation, id: u64, now: Instant) -> Option<String> {
         match correlation.find(Id(id), now) {
             Found::Known(trace) => Some(trace.keys().as_str().to_owned()),
-            Found::Unknown | Found::Conflicted => None,
+            Found::Unknown | Found::Conflicted(_) => None,
         }
     }
 
@@ -567,9 +567,24 @@ mod tests {
         let correlation = sized(64);
         let now = Instant::now();
         drop(correlation.remember(Id(1), &key("alice"), "", now));
-        assert!(matches!(correlation.remember(Id(1), &key("bob"), "", now), Found::Conflicted));
-        assert!(matches!(correlation.find(Id(1), now), Found::Conflicted));
-        assert!(matches!(correlation.remember(Id(1), &key("alice"), "", now), Found::Conflicted));
+        assert!(matches!(correlation.remember(Id(1), &key("bob"), "", now), Found::Conflicted(_)));
+        assert!(matches!(correlation.find(Id(1), now), Found::Conflicted(_)));
+        assert!(matches!(correlation.remember(Id(1), &key("alice"), "", now), Found::Conflicted(_)));
+    }
+
+    #[test]
+    fn a_conflict_is_not_forgotten_while_a_request_that_made_it_is_served() {
+        let correlation = sized(WAYS);
+        let start = Instant::now();
+        drop(correlation.remember(Id(1), &key("alice"), "", start));
+        let bobs = correlation.remember(Id(1), &key("bob"), "", start);
+        for id in 2..100 {
+            drop(correlation.remember(Id(id), &key("carol"), "", start + Duration::from_millis(id)));
+        }
+        let later = start + CorrelationSettings::default().ttl * 2;
+        drop(correlation.remember(Id(1), &key("alice"), "", later));
+        assert_eq!(restored(&correlation, 1, later), None, "it may be a call of bob's");
+        drop(bobs);
     }
 
     #[test]
@@ -630,7 +645,7 @@ mod tests {
                     scope.spawn(move || drop(correlation.remember(Id(1), &key(own), "", now)));
                 }
             });
-            assert!(matches!(correlation.find(Id(1), now), Found::Conflicted));
+            assert!(matches!(correlation.find(Id(1), now), Found::Conflicted(_)));
         }
     }
 

@@ -48,6 +48,8 @@ struct TraceEdit {
 pub struct Propagation {
     /// What is remembered under its trace and its request id; kept, since what is in use is not forgotten.
     known: [Option<Arc<Trace>>; 2],
+    /// The same where it has several keys: kept so that this is not forgotten either.
+    conflicted: [Option<Arc<Trace>>; 2],
     edit: TraceEdit,
     /// Whether the key came from what was remembered.
     restored: bool,
@@ -193,24 +195,26 @@ impl Propagation {
     }
 
     fn remember(&mut self, gate: &Gate, ids: Ids, keys: &Keys, require: &str, now: Instant) {
-        for (id, known) in ids.into_iter().zip(&mut self.known) {
-            if let Some(Found::Known(trace)) = id.map(|id| gate.correlation.remember(id, keys, require, now))
-            {
-                *known = Some(trace);
+        for (at, id) in ids.into_iter().enumerate() {
+            match id.map(|id| gate.correlation.remember(id, keys, require, now)) {
+                None | Some(Found::Unknown) => {}
+                Some(Found::Known(trace)) => self.known[at] = Some(trace),
+                Some(Found::Conflicted(trace)) => self.conflicted[at] = Some(trace),
             }
         }
     }
 
     /// The key of the first id that is known; none where two keys came under one.
     fn find(&mut self, gate: &Gate, ids: Ids, now: Instant) -> Option<Keys> {
-        for (id, known) in ids.into_iter().zip(&mut self.known) {
+        for (at, id) in ids.into_iter().enumerate() {
             match id.map(|id| gate.correlation.find(id, now)) {
                 None | Some(Found::Unknown) => {}
-                Some(Found::Conflicted) => {
+                Some(Found::Conflicted(trace)) => {
+                    self.conflicted[at] = Some(trace);
                     self.outcome = Some(Outcome::Contradicting);
                     return None;
                 }
-                Some(Found::Known(trace)) => return Some(known.insert(trace).keys().clone()),
+                Some(Found::Known(trace)) => return Some(self.known[at].insert(trace).keys().clone()),
             }
         }
         None
