@@ -26,6 +26,10 @@ fn gateway(url: &str, allow_unix: Vec<String>) -> (Started, SocketAddr) {
     let text = format!(
         "name: base\nrouting: {{mode: baseline}}\nservices: [{{name: web, expose: true, url: '{url}'}}]\n"
     );
+    gateway_of(text, allow_unix)
+}
+
+fn gateway_of(text: String, allow_unix: Vec<String>) -> (Started, SocketAddr) {
     let source = Source::new("base.yaml".into(), text, None);
     let file = FileChange { path: "base.yaml".into(), content: Content::Text(Arc::new(source)) };
     let listener = ListenerSettings {
@@ -185,6 +189,39 @@ fn a_call_whose_stream_is_reset_is_not_repeated_for_ever() {
     let answer = get(gateway, "/reset");
     assert!(answer.starts_with("HTTP/1.1 502"), "{answer}");
     assert_eq!(resets.load(SeqCst), 1, "the upstream has seen it: that is no connection that was closed");
+}
+
+#[test]
+fn requests_that_their_client_gave_up_are_bounded() {
+    let text = "name: base\nrouting: {mode: baseline, holdFor: 10s}\nservices: [{name: web, expose: true, url: 'http://127.0.0.1:1'}]\n";
+    let (running, gateway) = gateway_of(text.to_owned(), Vec::new());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(gateway).await.unwrap();
+        let client = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+        let (mut sender, connection) = client.handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        for _ in 0..20 {
+            if sender.ready().await.is_err() {
+                // Told to go: that is a bound as well.
+                return;
+            }
+            let asked = (0..50).map(|_| {
+                let request = Request::get("http://web/").body(Full::<Bytes>::default()).unwrap();
+                tokio::time::timeout(Duration::from_millis(20), sender.send_request(request))
+            });
+            // Dropped, each is reset.
+            for asked in asked.map(tokio::spawn).collect::<Vec<_>>() {
+                let _ = asked.await;
+            }
+        }
+    });
+    let mut admin = TcpStream::connect(running.admin()).unwrap();
+    admin.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    let mut metrics = String::new();
+    admin.read_to_string(&mut metrics).unwrap();
+    let active = metrics.lines().find_map(|line| line.strip_prefix("overlane_active_requests ")).unwrap();
+    assert!(active.parse::<u32>().unwrap() <= 200, "{active}");
 }
 
 #[test]

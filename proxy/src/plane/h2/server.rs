@@ -33,6 +33,10 @@ use crate::plane::worker::is_draining;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Streams of one connection at a time.
 const MAX_STREAMS: u32 = 100;
+/// Requests of one connection at a time, with those that the client gave up and that are not over yet: it
+/// may open a new stream for each that it resets. While there are so many no more are taken, and `h2` ends
+/// a connection that resets many of those that wait.
+const MAX_REQUESTS: usize = 2 * MAX_STREAMS as usize;
 /// How long a client that was told to go has to open no more streams.
 const GOING: Duration = Duration::from_secs(1);
 
@@ -109,6 +113,9 @@ fn poll_request<S: IO + 'static>(
     while let Poll::Ready(Some(_)) = streams.poll_join_next(cx) {}
     if idle.tells_to_go(streams.is_empty(), cx) {
         connection.graceful_shutdown();
+    }
+    if streams.len() >= MAX_REQUESTS {
+        return connection.poll_closed(cx).map(|_| None);
     }
     match connection.poll_accept(cx) {
         Poll::Ready(Some(Ok(arrived))) => Poll::Ready(Some(arrived)),
