@@ -74,7 +74,7 @@ impl<'h> Inquiry<'h> {
         if !peer.trusted {
             return Self { head, hop: None, require: Cow::default(), meant };
         }
-        let mut required = head.values(REQUIRE).map(String::from_utf8_lossy);
+        let mut required = required(head).map(String::from_utf8_lossy);
         let first = required.next().unwrap_or_default();
         let require = required.fold(first, |all, line| format!("{all},{line}").into());
         Self { head, hop: head.values(HOP).next().map(String::from_utf8_lossy), require, meant }
@@ -97,6 +97,11 @@ impl<'h> Inquiry<'h> {
             require: &self.require,
         }
     }
+}
+
+/// The lines of a requirement; an empty one requires nothing, and is as none.
+fn required<'b>(head: &Head<'b>) -> impl Iterator<Item = &'b [u8]> + use<'b> {
+    head.values(REQUIRE).filter(|line| !line.is_empty())
 }
 
 /// Whose key counts, and what it is.
@@ -374,10 +379,10 @@ impl Exchange {
         }
         if edits.require {
             match self.propagation.require() {
-                Some(restored) if head.values(REQUIRE).next().is_none() => {
+                Some(restored) if required(head).next().is_none() => {
                     line(out, REQUIRE_HEADER, restored.as_bytes());
                 }
-                _ => head.values(REQUIRE).for_each(|value| line(out, REQUIRE_HEADER, value)),
+                _ => required(head).for_each(|value| line(out, REQUIRE_HEADER, value)),
             }
         }
         self.propagation.add_lines(out);

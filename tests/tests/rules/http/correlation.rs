@@ -36,6 +36,8 @@ fn a_call_without_the_key_gets_that_of_its_trace_in_every_dialect() {
             "x-datadog-trace-id: 9532127138774266268\r\nx-datadog-parent-id: 1",
             "X-Amzn-Trace-Id: Root=1-0af76519-16cd43dd8448eb211c80319c;Sampled=1",
             "X-Cloud-Trace-Context: 0af7651916cd43dd8448eb211c80319c/1;o=1",
+            // Some copy every header that they know, whether it is there or not.
+            &format!("x-overlay-id: \r\nbaggage: \r\nx-overlay-require: \r\n{CALL}"),
         ]
         .map(|call| {
             let script = handling(
