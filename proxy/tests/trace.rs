@@ -98,6 +98,18 @@ web               staging   baseline (not-owned)     partial
 }
 
 #[test]
+fn a_hop_that_failed_has_served_nothing() {
+    let failed = "x-overlay-route: payments-api;env=alice;via=overlay;reason=unhealthy;hop=b;parent=a, \
+        web;env=staging;via=baseline;reason=not-owned;hop=a\r\n";
+    let ended = traced(&["URL", "--key", "alice"], "200 OK", failed, "swallowed");
+    assert!(ended.out.ends_with("`alice` served nothing; others served web (staging).\n"), "{}", ended.out);
+    assert!(ended.code == 1 && ended.notes.contains("`alice` served nothing"), "{}", ended.notes);
+    let arguments = ["URL", "--key", "alice", "--require", "payments-api"];
+    let ended = traced(&arguments, "200 OK", failed, "swallowed");
+    assert!(ended.code == 1 && ended.notes.contains("no hop is known to have served it"), "{}", ended.notes);
+}
+
+#[test]
 fn the_request_is_as_it_was_told() {
     let arguments =
         ["URL", "--key", "alice, bob", "-H", "x-a: 1", "-H", "Host: shop", "--require", "a,b", "-d", "body"];

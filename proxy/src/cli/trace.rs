@@ -10,6 +10,7 @@ use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, 
 use http_body_util::Full;
 use overlane_config::carrier::{Form, Keys, baggage};
 use overlane_config::name::{self, REQUIRE_HEADER, ROUTE_HEADER};
+use overlane_config::route::Reason;
 use overlane_config::route::receipt::{self, Item, Marks};
 use serde_json::{Value, json};
 
@@ -174,6 +175,11 @@ impl Traced<'_> {
         self.keys.iter().any(|id| id == environment)
     }
 
+    /// Whether it served: it may have been reached and failed, and an application may have swallowed that.
+    fn is_served(&self, hop: &Item<'_>) -> bool {
+        !(self.is_own(hop.environment) && Reason::is_failure(hop.reason))
+    }
+
     /// Why it is not the answer of the key's environment, if it is not, and what to do.
     fn failure(&self, hops: &[Item<'_>]) -> Option<CliError> {
         if let Some(refused) = self.refused() {
@@ -229,7 +235,8 @@ impl Traced<'_> {
                 CliError::failure(message).hint(format!("declare `{service}` in the key's blueprint")),
             );
         }
-        let missing = names().find(|name| hops.iter().all(|hop| hop.service != *name))?;
+        let missing =
+            names().find(|name| !hops.iter().any(|hop| hop.service == *name && self.is_served(hop)))?;
         Some(
             CliError::failure(format!("`{missing}` is required, and no hop is known to have served it"))
                 .hint("send a request that calls it; a service without a sidecar hides its calls"),
@@ -237,7 +244,7 @@ impl Traced<'_> {
     }
 
     fn elsewhere(&self, hops: &[Item<'_>]) -> Option<CliError> {
-        if hops.iter().any(|hop| self.is_own(hop.environment)) {
+        if hops.iter().any(|hop| self.is_own(hop.environment) && self.is_served(hop)) {
             return None;
         }
         let says = |reason: &str| hops.iter().any(|hop| hop.reason == reason);
@@ -248,6 +255,9 @@ impl Traced<'_> {
             }
             () if says("expired") => {
                 "it expired: `overlane overlay apply --file FILE --ttl 4h` gives it more time"
+            }
+            () if hops.iter().any(|hop| !self.is_served(hop)) => {
+                "its services were called and failed: start them, or correct their urls"
             }
             () if says("no-key") => "the key was lost on the way: `overlane doctor` says where",
             () if hops.iter().any(|hop| hop.hop.is_none() || hop.marks.any(Marks::PARTIAL)) => {
@@ -264,7 +274,7 @@ impl Traced<'_> {
     fn served<'h>(&self, hops: impl Iterator<Item = &'h Item<'h>>) -> (Vec<String>, Vec<String>) {
         let several = self.keys.iter().count() > 1;
         let (mut own, mut others) = (Vec::new(), Vec::new());
-        for hop in hops {
+        for hop in hops.filter(|hop| self.is_served(hop)) {
             let is_own = self.is_own(hop.environment);
             let text = match is_own && !several {
                 true => hop.service.to_owned(),
