@@ -32,6 +32,7 @@ use crate::metrics::{self, ControlFigures, MeterDoor};
 use crate::plane::Gate;
 use crate::snapshot::Snapshot;
 use crate::tls::credentials::Credentials;
+use crate::tls::upstreams::Upstreams;
 
 /// A request to read the store now; answered when it was.
 pub type ReloadRequest = (Trigger, oneshot::Sender<Report>);
@@ -55,6 +56,8 @@ pub struct Admin {
     pub token: Option<Arc<str>>,
     /// What listeners show that speak TLS.
     pub tls: Option<Arc<Credentials>>,
+    /// How upstreams are spoken to in TLS.
+    pub upstreams: Arc<Upstreams>,
 }
 
 impl Admin {
@@ -105,7 +108,7 @@ impl Admin {
     /// What is wrong now.
     fn problems(&self) -> Vec<String> {
         let tls = self.tls.iter().flat_map(|tls| tls.problems());
-        self.control.problems().into_iter().chain(tls).collect()
+        self.control.problems().into_iter().chain(tls).chain(self.upstreams.problems()).collect()
     }
 
     /// The control side's part of a scrape.
@@ -203,10 +206,13 @@ async fn metrics_text(State(admin): State<Admin>) -> Response {
 }
 
 async fn reload(State(admin): State<Admin>) -> Response {
-    if let Some(tls) = admin.tls.clone() {
-        // It ends before the report, which names what is wrong with certificates as well.
-        let _ = tokio::task::spawn_blocking(move || tls.look()).await;
-    }
+    let (tls, upstreams) = (admin.tls.clone(), admin.upstreams.clone());
+    // It ends before the report, which names what is wrong with certificates as well.
+    let look = move || {
+        tls.iter().for_each(|tls| tls.look());
+        upstreams.look();
+    };
+    let _ = tokio::task::spawn_blocking(look).await;
     let (reply, report) = oneshot::channel();
     if admin.reload.send((Trigger::Request, reply)).await.is_err() {
         return problem(StatusCode::CONFLICT, "this process has no store to read");
@@ -214,6 +220,7 @@ async fn reload(State(admin): State<Admin>) -> Response {
     match report.await {
         Ok(mut report) => {
             report.problems.extend(admin.tls.iter().flat_map(|tls| tls.problems()));
+            report.problems.extend(admin.upstreams.problems());
             axum::Json(report).into_response()
         }
         Err(_) => problem(StatusCode::SERVICE_UNAVAILABLE, "the process is stopping"),

@@ -36,6 +36,7 @@ use crate::correlation::Correlation;
 use crate::names::Names;
 use crate::snapshot::Published;
 use crate::tls::credentials::Credentials;
+use crate::tls::upstreams::Upstreams;
 use crate::upstream::Upstream;
 use passage::PassageSettings;
 use trust::Trust;
@@ -165,6 +166,8 @@ pub struct Plane {
     pub carriers: Arc<Carriers>,
     /// What outbound lets through that is no request.
     pub passage: PassageSettings,
+    /// How upstreams are spoken to in TLS.
+    pub tls: Arc<Upstreams>,
     /// The resolver.
     pub names: Names,
     /// The access log.

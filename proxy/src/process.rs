@@ -19,7 +19,7 @@ use crate::settings::Settings;
 use crate::snapshot::Published;
 use crate::store::StoreAddress;
 use crate::store::follow::{Follower, follow};
-use crate::tls::{self, credentials::Credentials};
+use crate::tls::{self, credentials::Credentials, upstreams::Upstreams};
 
 /// A process whose sockets are bound and that serves nobody yet.
 pub struct Prepared {
@@ -30,6 +30,7 @@ pub struct Prepared {
     runtime: tokio::runtime::Runtime,
     names: Names,
     tls: Option<Arc<Credentials>>,
+    upstreams: Arc<Upstreams>,
 }
 
 impl Prepared {
@@ -49,11 +50,12 @@ impl Prepared {
         runtime.spawn(resolver);
         let tls = settings.tls.as_ref().map(Credentials::load).transpose().map_err(io::Error::other)?;
         let tls = tls.map(Arc::new);
+        let upstreams = Arc::new(Upstreams::load(&settings.upstream_tls).map_err(io::Error::other)?);
         let Settings { listeners, workers, correlation, .. } = &settings;
         let bound = Bound::new(listeners, *workers, &names, correlation, tls.as_ref())?;
         let admin = bind(settings.admin)?;
         let probes = settings.probes.map(bind).transpose()?;
-        Ok(Self { settings, bound, admin, probes, runtime, names, tls })
+        Ok(Self { settings, bound, admin, probes, runtime, names, tls, upstreams })
     }
 
     /// The listeners, with the ports that they got.
@@ -80,7 +82,7 @@ impl Prepared {
     /// # Errors
     /// No thread can be had.
     pub fn start(self, given: Vec<FileChange>) -> io::Result<Running> {
-        let Self { settings, bound, admin, probes, runtime, names, tls } = self;
+        let Self { settings, bound, admin, probes, runtime, names, tls, upstreams } = self;
         let published = Arc::new(Published::default());
         let rules = Rules { unix_under: settings.allow_unix.clone() };
         let control = Arc::new(Control::new(rules, published.clone(), names.clone()));
@@ -105,6 +107,7 @@ impl Prepared {
             engine: settings.engine,
             carriers: settings.carriers.clone(),
             passage: settings.passage,
+            tls: upstreams.clone(),
             names,
             access,
         });
@@ -120,6 +123,9 @@ impl Prepared {
         if let Some(tls) = &tls {
             runtime.spawn(tls::follow::follow(tls.clone(), settings.resync));
         }
+        if !settings.upstream_tls.is_empty() {
+            runtime.spawn(tls::follow::follow(upstreams.clone(), settings.resync));
+        }
         let token = settings.admin_token.map(Arc::from);
         let doors = workers.doors().to_vec();
         let state = Admin {
@@ -131,6 +137,7 @@ impl Prepared {
             draining: told,
             token,
             tls: tls.clone(),
+            upstreams,
         };
         let probes_at = probes.as_ref().map(|probes| probes.0);
         if let Some((_, socket)) = probes {

@@ -11,6 +11,7 @@ use overlane_config::name::{EnvironmentId, ServiceName};
 use overlane_config::route::{Listener, Role};
 use overlane_config::time::parse_duration;
 use overlane_config::url::Url;
+use rustls::pki_types::ServerName;
 use serde::Deserialize;
 
 use crate::correlation::CorrelationSettings;
@@ -19,6 +20,7 @@ use crate::plane::trust::Trust;
 use crate::plane::{EngineChoice, Limits, ListenerSettings, role_name};
 use crate::store::StoreAddress;
 use crate::tls::certificates::Pair;
+use crate::tls::upstreams::UpstreamTls;
 use crate::tls::{ClientSettings, TlsSettings};
 
 /// Where a store is looked for when nobody says.
@@ -145,6 +147,18 @@ struct File {
     max_head_bytes: Option<usize>,
     max_connections: Option<usize>,
     tls: Option<TlsFile>,
+    upstream_tls: Vec<UpstreamTlsFile>,
+}
+
+/// See [`UpstreamTls`].
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct UpstreamTlsFile {
+    hosts: Vec<String>,
+    ca: Option<PathBuf>,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+    server_name: Option<String>,
 }
 
 /// See [`TlsSettings`].
@@ -268,6 +282,8 @@ pub struct Settings {
     pub passage: PassageSettings,
     /// How listeners speak TLS, if any does.
     pub tls: Option<TlsSettings>,
+    /// How upstreams are spoken to in TLS, where that is not as the system has it.
+    pub upstream_tls: Vec<UpstreamTls>,
 }
 
 /// A setting that cannot be, and what to write instead.
@@ -343,6 +359,8 @@ impl Settings {
                 "name a directory from `/`",
             )),
         };
+        let engine = flags.engine.or(file.engine).unwrap_or_default();
+        let upstream_tls = upstream_tls(file.upstream_tls, engine)?;
         let mut listeners = asked.listeners()?;
         let passage = PassageSettings {
             connect_ports: file.connect_ports,
@@ -366,11 +384,12 @@ impl Settings {
             allow_unix: allow_unix.into_iter().map(absolute).collect::<Result<_, _>>()?,
             resync,
             limits,
-            engine: flags.engine.or(file.engine).unwrap_or_default(),
+            engine,
             correlation,
             carriers,
             passage,
             tls,
+            upstream_tls,
         })
     }
 
@@ -393,6 +412,7 @@ impl Settings {
             carriers: Arc::default(),
             passage: PassageSettings::default(),
             tls: None,
+            upstream_tls: Vec::new(),
         }
     }
 }
@@ -403,6 +423,48 @@ fn beside_ipv4(listeners: &[ListenerSettings]) -> Option<ListenerSettings> {
     let (own, loopback) = (outbound.address, Ipv6Addr::LOCALHOST);
     let there = own.ip() == Ipv4Addr::LOCALHOST && std::net::TcpListener::bind((loopback, 0)).is_ok();
     there.then(|| ListenerSettings { address: (loopback, own.port()).into(), ..outbound.clone() })
+}
+
+fn upstream_tls(file: Vec<UpstreamTlsFile>, engine: EngineChoice) -> Result<Vec<UpstreamTls>, SettingsError> {
+    if engine == EngineChoice::Pingora && !file.is_empty() {
+        return Err(error(
+            "`upstreamTls` with `engine: pingora`",
+            "Pingora's engine verifies by the system's certificates only: use `engine: auto`",
+        ));
+    }
+    file.into_iter().enumerate().map(|(number, one)| one.read(&format!("upstreamTls[{number}]"))).collect()
+}
+
+impl UpstreamTlsFile {
+    fn read(self, at: &str) -> Result<UpstreamTls, SettingsError> {
+        let host = |text: &String| {
+            let wrong = |why| error(format!("`{at}.hosts`: {why}"), "name the hosts of the services' urls");
+            text.parse().map_err(wrong)
+        };
+        let hosts: Vec<_> = self.hosts.iter().map(host).collect::<Result<_, _>>()?;
+        if hosts.is_empty() {
+            return Err(error(format!("`{at}.hosts` is empty"), "name the hosts of the services' urls"));
+        }
+        let pair = match (self.certificate, self.key) {
+            (Some(certificate), Some(key)) => Some(Pair { certificate, key }),
+            (None, None) => None,
+            _ => {
+                return Err(error(
+                    format!("`{at}` has only one of `certificate` and `key`"),
+                    "give both, or none",
+                ));
+            }
+        };
+        let name = |name: String| {
+            ServerName::try_from(name.clone()).map_err(|_| {
+                error(
+                    format!("`{at}.serverName: {name:?}` is no name that a certificate can have"),
+                    "give a host name or an address, or leave it out: then it is the url's host",
+                )
+            })
+        };
+        Ok(UpstreamTls { hosts, ca: self.ca, pair, server_name: self.server_name.map(name).transpose()? })
+    }
 }
 
 fn check_passage(passage: &PassageSettings, listeners: &[ListenerSettings]) -> Result<(), SettingsError> {

@@ -10,6 +10,8 @@ pub mod certificates;
 pub mod clients;
 pub mod credentials;
 pub mod follow;
+pub mod upstreams;
+pub mod wire;
 
 use std::path::PathBuf;
 

@@ -35,6 +35,17 @@ impl fmt::Display for Address {
     }
 }
 
+/// What an upstream speaks inside TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speaks {
+    /// As far as is known, what it is asked for.
+    Either,
+    /// HTTP/1.1: it chose that though it was offered HTTP/2.
+    OnlyHttp1,
+    /// HTTP/2: it refused HTTP/1.1.
+    OnlyHttp2,
+}
+
 /// One address of an upstream and how it fares.
 #[derive(Debug)]
 pub struct Endpoint {
@@ -46,6 +57,8 @@ pub struct Endpoint {
     passed_over_until: AtomicU64,
     /// Whether the last failure was a refusal (1) or silence (0).
     refused: AtomicU8,
+    /// What it speaks in TLS, as far as handshakes have shown.
+    speaks: AtomicU8,
 }
 
 impl Endpoint {
@@ -55,6 +68,7 @@ impl Endpoint {
             url: url.clone(),
             passed_over_until: AtomicU64::new(0),
             refused: AtomicU8::new(0),
+            speaks: AtomicU8::new(Speaks::Either as u8),
         })
     }
 
@@ -62,6 +76,20 @@ impl Endpoint {
     pub fn failed(&self, reason: Reason) {
         self.refused.store(u8::from(reason == Reason::Refused), Relaxed);
         self.passed_over_until.store(monotonic_millis() + PASSED_OVER, Relaxed);
+    }
+
+    /// Notes what a handshake has shown that it speaks in TLS.
+    pub fn speaks(&self, speaks: Speaks) {
+        self.speaks.store(speaks as u8, Relaxed);
+    }
+
+    /// Whether a request goes there in HTTP/2 inside TLS, where the handshake comes to that. `http2` where it
+    /// came in HTTP/2; one that did not only goes so where nothing else is spoken.
+    #[must_use]
+    pub fn may_agree_on_http2(&self, http2: bool) -> bool {
+        let speaks = self.speaks.load(Relaxed);
+        self.url.scheme == Scheme::Https
+            && (speaks == Speaks::OnlyHttp2 as u8 || (http2 && speaks != Speaks::OnlyHttp1 as u8))
     }
 
     fn reason(&self) -> Reason {

@@ -17,7 +17,9 @@ pub struct HostPattern {
 pub struct Hosts(Box<[HostPattern]>);
 
 impl HostPattern {
-    fn has(&self, host: &str) -> bool {
+    /// Whether a host, without port, is meant.
+    #[must_use]
+    pub fn has(&self, host: &str) -> bool {
         if !self.text.starts_with('.') {
             return host.eq_ignore_ascii_case(&self.text);
         }

@@ -10,7 +10,7 @@ use std::future::poll_fn;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use pingora_core::protocols::IO;
+use pingora_core::protocols::{ALPN, IO};
 
 use super::answer::{Answer, Failure, Form, Manner};
 use super::buffer::Text;
@@ -132,6 +132,7 @@ pub async fn carry<S: IO + 'static>(
         return Box::pin(connect::connect(conn, exchange, shape)).await;
     }
     let mut request = Request::Unsent;
+    let http2 = matches!(conn.agreed(), Some(ALPN::H2));
     let mut upload = Upload::new(shape);
     let mut repeats = 0;
     loop {
@@ -144,12 +145,12 @@ pub async fn carry<S: IO + 'static>(
             Err(Refused(refusal)) => return Box::pin(answer(conn, exchange, &refusal, shape, request)).await,
         };
         let unused = match request {
-            Request::Unsent => Link::unused(&endpoint),
+            Request::Unsent => Link::unused(&endpoint, http2),
             Request::Consumed => None,
         };
         let mut link = match unused {
             Some(link) => link,
-            None => match Box::pin(Link::new(&endpoint, exchange.plane())).await {
+            None => match Box::pin(Link::new(&endpoint, exchange.plane(), http2)).await {
                 Ok(link) => link,
                 Err((reason, why)) => {
                     exchange.connect_failed(reason, why);

@@ -16,7 +16,7 @@ use std::io;
 use h2::Reason;
 
 pub use server::{is_spoken, serve};
-pub use upstream::{Call, Unready, call, sweep};
+pub use upstream::{Agreed, Call, Called, Unready, call, sweep};
 
 /// How much of a request's or response's body a peer may send ahead, per stream, in bytes.
 const STREAM_WINDOW: u32 = 128 * 1024;

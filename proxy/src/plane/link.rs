@@ -9,28 +9,29 @@ use std::collections::HashMap;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
 use overlane_config::route::Reason;
 use overlane_config::url::Scheme;
-use pingora_core::connectors::TransportConnector;
-use pingora_core::protocols::Stream;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, UnixStream};
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
+use super::Plane;
 use super::buffer::{Buffer, Want};
 use super::conn::{Tcp, poll_gathered};
-use super::engine::{connect_failure, peer};
-use super::h2::{self, Call};
+use super::h2::{self, Agreed, Call, Called, Unready};
 use super::listen::keepalive;
 use super::tunnel::Side;
-use super::{Limits, Plane};
-use crate::upstream::{Address, Endpoint};
+use crate::tls::upstreams::{failure, is_no_common_protocol};
+use crate::tls::wire::Wire;
+use crate::upstream::{Address, Endpoint, Speaks};
 
 /// Unused connections that a worker keeps.
 const KEPT: usize = 1024;
@@ -42,8 +43,7 @@ const SWEEP: Duration = Duration::from_millis(500);
 pub(super) enum Transport {
     Tcp(Tcp),
     Unix(UnixStream),
-    /// TLS, by Pingora's connector.
-    Tls(Stream),
+    Tls(Box<TlsStream<Wire<Tcp>>>),
     /// A stream of HTTP/2.
     Call(Box<Call>),
 }
@@ -100,25 +100,36 @@ pub struct Link {
 }
 
 impl Link {
-    /// An unused connection to `endpoint` that lives.
+    /// An unused connection to `endpoint` that lives. `http2` as in [`Link::new`].
     #[must_use]
-    pub fn unused(endpoint: &Arc<Endpoint>) -> Option<Self> {
+    pub fn unused(endpoint: &Arc<Endpoint>, http2: bool) -> Option<Self> {
+        if endpoint.may_agree_on_http2(http2) {
+            return None;
+        }
         let transport = POOL.with_borrow_mut(|pool| pool.take(endpoint))?;
         Some(Self { transport, ahead: Buffer::default(), reused: true, heard: false })
     }
 
-    /// A new connection to `endpoint`, or a new stream of one.
+    /// A new connection to `endpoint`, or a new stream of one. `http2` where the request came in HTTP/2, and
+    /// goes on so where the upstream agrees.
     ///
     /// # Errors
     /// Why none could be made, as a reason and in words.
-    pub async fn new(endpoint: &Arc<Endpoint>, plane: &Plane) -> Result<Self, (Reason, &'static str)> {
+    pub async fn new(endpoint: &Arc<Endpoint>, plane: &Plane, http2: bool) -> Result<Self, Unready> {
         let (transport, reused) = match endpoint.url.scheme {
             Scheme::H2c => {
-                let (call, reused) =
-                    h2::call(endpoint, http::uri::Scheme::HTTP, || connect(endpoint, plane)).await?;
-                (Transport::Call(call), reused)
+                let connect = || async { connect(endpoint, plane).await.map(Agreed::Http2) };
+                match h2::call(endpoint, http::uri::Scheme::HTTP, connect).await? {
+                    Called::Stream(call, reused) => (Transport::Call(call), reused),
+                    Called::Http1(_) => return Err((Reason::Unhealthy, "it does not speak HTTP/2")),
+                }
             }
-            Scheme::Https => (connect_tls(endpoint, &plane.limits).await?, false),
+            Scheme::Https if endpoint.may_agree_on_http2(http2) => call_in_tls(endpoint, plane).await?,
+            Scheme::Https => match connect_tls(endpoint, plane, false).await {
+                // It has just shown that it speaks nothing else.
+                Err(_) if endpoint.may_agree_on_http2(false) => call_in_tls(endpoint, plane).await?,
+                made => (made?.0, false),
+            },
             _ => (connect(endpoint, plane).await?, false),
         };
         Ok(Self { transport, ahead: Buffer::default(), reused, heard: false })
@@ -128,7 +139,7 @@ impl Link {
     ///
     /// # Errors
     /// As [`Link::new`].
-    pub async fn raw(endpoint: &Arc<Endpoint>, plane: &Plane) -> Result<Self, (Reason, &'static str)> {
+    pub async fn raw(endpoint: &Arc<Endpoint>, plane: &Plane) -> Result<Self, Unready> {
         let transport = connect(endpoint, plane).await?;
         Ok(Self { transport, ahead: Buffer::default(), reused: false, heard: false })
     }
@@ -186,7 +197,7 @@ impl Link {
 }
 
 /// Connects to an endpoint, whatever is spoken there.
-async fn connect(endpoint: &Endpoint, plane: &Plane) -> Result<Transport, (Reason, &'static str)> {
+async fn connect(endpoint: &Endpoint, plane: &Plane) -> Result<Transport, Unready> {
     let opened = async {
         match &endpoint.address {
             Address::Tcp(address) => {
@@ -224,13 +235,42 @@ fn reason_of(error: &io::Error) -> (Reason, &'static str) {
     }
 }
 
-/// One connector for all workers: it remembers TLS sessions, and loads the system's certificates only
-/// when somebody needs them.
-async fn connect_tls(endpoint: &Endpoint, limits: &Limits) -> Result<Transport, (Reason, &'static str)> {
-    static CONNECTOR: OnceLock<TransportConnector> = OnceLock::new();
-    let connector = CONNECTOR.get_or_init(|| TransportConnector::new(None));
-    let opened = async { connector.new_stream(&peer(endpoint, limits)?).await };
-    opened.await.map(Transport::Tls).map_err(|error| connect_failure(&error))
+/// Connects in TLS, offering HTTP/2 where `http2`; says whether that was agreed on.
+async fn connect_tls(endpoint: &Endpoint, plane: &Plane, http2: bool) -> Result<(Transport, bool), Unready> {
+    let (handshakes, name) = plane.tls.handshakes(&endpoint.url.host).await?;
+    let Transport::Tcp(tcp) = connect(endpoint, plane).await? else {
+        return Err((Reason::Unhealthy, "TLS is spoken over TCP only"));
+    };
+    let config = if http2 { &handshakes.http2 } else { &handshakes.http1 };
+    let connecting = TlsConnector::from(config.clone()).connect(name, Wire::new(tcp));
+    let stream = match timeout(plane.limits.connect, connecting).await {
+        Ok(made) => made.map_err(|error| {
+            if !http2 && is_no_common_protocol(&error) {
+                endpoint.speaks(Speaks::OnlyHttp2);
+            }
+            failure(&error)
+        })?,
+        Err(_) => return Err((Reason::Unhealthy, "no TLS handshake in time")),
+    };
+    let agreed = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    Ok((Transport::Tls(Box::new(stream)), agreed))
+}
+
+/// A stream of HTTP/2 in TLS, or a connection of HTTP/1.1 where the upstream chose that; and whether it
+/// was there before.
+async fn call_in_tls(endpoint: &Arc<Endpoint>, plane: &Plane) -> Result<(Transport, bool), Unready> {
+    let connect = || async {
+        let (transport, agreed) = connect_tls(endpoint, plane, true).await?;
+        if !agreed {
+            endpoint.speaks(Speaks::OnlyHttp1);
+        }
+        Ok(if agreed { Agreed::Http2(transport) } else { Agreed::Http1(transport) })
+    };
+    match h2::call(endpoint, http::uri::Scheme::HTTPS, connect).await? {
+        Called::Stream(call, reused) => Ok((Transport::Call(call), reused)),
+        Called::Http1(Some(transport)) => Ok((transport, false)),
+        Called::Http1(None) => Ok((connect_tls(endpoint, plane, false).await?.0, false)),
+    }
 }
 
 /// An unused connection.

@@ -5,7 +5,7 @@ use std::io;
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -18,10 +18,10 @@ use tokio_rustls::server::TlsStream;
 
 use super::certificate::Said;
 use super::credentials::Credentials;
+use super::wire::Wire;
 use crate::metrics::{Event, count, count_handshake_failure};
 use crate::plane::Gate;
 use crate::plane::answer::Answer;
-use crate::plane::buffer::{Buffer, Want};
 use crate::plane::conn::{Conn, Tcp, without_digests};
 use crate::plane::deadline::Deadline;
 use crate::plane::serve::{Awaited, UNASKED, Worker, drain, first_byte, refuse};
@@ -150,10 +150,14 @@ fn plain_http() -> Answer {
 struct Failed {
     failure: HandshakeFailure,
     why: String,
-    wire: Option<Wire>,
+    wire: Option<Wire<Tcp>>,
 }
 
-async fn handshake(wire: Wire, tls: &Credentials, until: Instant) -> Result<TlsStream<Wire>, Failed> {
+async fn handshake(
+    wire: Wire<Tcp>,
+    tls: &Credentials,
+    until: Instant,
+) -> Result<TlsStream<Wire<Tcp>>, Failed> {
     let mut accepting = TlsAcceptor::from(tls.config()).accept(wire).into_fallible();
     let deadline = Deadline::default();
     deadline.arm(until);
@@ -186,66 +190,10 @@ fn identity(session: &ServerConnection) -> Option<Box<str>> {
     Said::read(session.peer_certificates()?.first()?).ok()?.identity()
 }
 
-/// What is under TLS: a socket, and what was read from it and is not yet decrypted. TLS reads 4 KiB at a
-/// time; the socket is read in large pieces, into memory that is only held while there is something in it.
-struct Wire {
-    io: Tcp,
-    ahead: Buffer,
-}
-
-impl std::fmt::Debug for Wire {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Wire").field("io", &self.io).field("ahead", &self.ahead.len()).finish()
-    }
-}
-
-impl AsyncRead for Wire {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        out: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let Self { io, ahead } = &mut *self;
-        if ahead.is_empty() {
-            ready!(ahead.poll_fill(io, cx, Want::Body))?;
-        }
-        let count = ahead.len().min(out.remaining());
-        out.put_slice(&ahead.filled()[..count]);
-        ahead.consume(count);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Wire {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, parts)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-}
-
 /// An encrypted connection as Pingora's [`IO`](pingora_core::protocols::IO). However it ends, the client is
 /// told that this is the end.
 #[derive(Debug)]
-pub struct Tls(Box<TlsStream<Wire>>);
+pub struct Tls(Box<TlsStream<Wire<Tcp>>>);
 
 impl Drop for Tls {
     fn drop(&mut self) {

@@ -32,6 +32,13 @@ pub struct Certificate {
     key: Arc<CertifiedKey>,
 }
 
+impl Certificate {
+    /// It, and its key.
+    pub(super) fn certified(&self) -> Arc<CertifiedKey> {
+        self.key.clone()
+    }
+}
+
 impl Pair {
     /// The bytes of both files.
     ///

@@ -16,21 +16,22 @@ use crate::clock;
 use crate::settings::{SettingsError, error};
 
 /// What was made of files. It is kept while there is nothing better in them.
-struct Kept<T> {
-    good: T,
+#[derive(Debug)]
+pub(super) struct Kept<T> {
+    pub(super) good: T,
     /// Of the bytes that it was made of.
     digest: u64,
     /// Why the files are of no use now, if so.
-    problem: Option<String>,
+    pub(super) problem: Option<String>,
 }
 
 impl<T> Kept<T> {
-    fn new<B: Hash>(bytes: &B, parse: impl FnOnce(&B) -> Parsed<T>) -> Parsed<Self> {
+    pub(super) fn new<B: Hash>(bytes: &B, parse: impl FnOnce(&B) -> Parsed<T>) -> Parsed<Self> {
         Ok(Self { good: parse(bytes)?, digest: digest(bytes), problem: None })
     }
 
     /// Takes what was read anew, and notes what is wrong with it; true where there is something new.
-    fn renew<B: Hash>(
+    pub(super) fn renew<B: Hash>(
         &mut self,
         read: Parsed<B>,
         parse: impl FnOnce(&B) -> Parsed<T>,
@@ -58,7 +59,7 @@ impl<T> Kept<T> {
     }
 }
 
-type Parsed<T> = Result<T, SettingsError>;
+pub(super) type Parsed<T> = Result<T, SettingsError>;
 
 struct State {
     /// In the order of the settings.

@@ -12,17 +12,18 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::credentials::Credentials;
+use super::upstreams::Upstreams;
 use crate::store::read::QUIET;
 use crate::store::watch::DirWatch;
 
 /// Reads the files again whenever something happened to them and is over for a moment, and every `resync`;
 /// never ends.
-pub async fn follow(credentials: Arc<Credentials>, resync: Duration) {
+pub async fn follow<F: Followed>(followed: Arc<F>, resync: Duration) {
     let bell = Arc::new(Notify::new());
-    let mut watches = watch(&credentials, &bell, resync);
+    let mut watches = watch(&*followed, &bell, resync);
     // What changed between the first reading and now is seen as well.
     loop {
-        let looker = credentials.clone();
+        let looker = followed.clone();
         // Files may be slow: not on a thread that serves the control side.
         let looked = tokio::task::spawn_blocking(move || {
             for watch in &mut watches {
@@ -46,8 +47,8 @@ pub async fn follow(credentials: Arc<Credentials>, resync: Duration) {
 
 /// Watches the directories of all files. Where the system has no watch left, that is logged, and the periodic
 /// check is all there is.
-fn watch(credentials: &Credentials, bell: &Arc<Notify>, resync: Duration) -> Vec<DirWatch> {
-    let files = files(credentials);
+fn watch(followed: &impl Followed, bell: &Arc<Notify>, resync: Duration) -> Vec<DirWatch> {
+    let files = absolute(&followed.files());
     let directories: BTreeSet<_> = files.iter().filter_map(|file| file.parent()).collect();
     let names = names(&files);
     let watch = |directory: &&Path| {
@@ -65,12 +66,39 @@ fn watch(credentials: &Credentials, bell: &Arc<Notify>, resync: Duration) -> Vec
     directories.iter().filter_map(|directory| watch(directory).ok()).collect()
 }
 
-fn files(credentials: &Credentials) -> Vec<PathBuf> {
-    let settings = credentials.settings();
-    let pairs = settings.certificates.iter().flat_map(|pair| [&pair.certificate, &pair.key]);
-    let files = pairs.chain(settings.clients.iter().map(|clients| &clients.ca));
+fn absolute(files: &[PathBuf]) -> Vec<PathBuf> {
     // An absolute path has a parent.
-    files.map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone())).collect()
+    files.iter().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone())).collect()
+}
+
+/// What is read from files that may change.
+pub trait Followed: Send + Sync + 'static {
+    /// The files.
+    fn files(&self) -> Vec<PathBuf>;
+    /// Reads them again.
+    fn look(&self);
+}
+
+impl Followed for Credentials {
+    fn files(&self) -> Vec<PathBuf> {
+        let settings = self.settings();
+        let pairs = settings.certificates.iter().flat_map(|pair| [&pair.certificate, &pair.key]);
+        pairs.chain(settings.clients.iter().map(|clients| &clients.ca)).cloned().collect()
+    }
+
+    fn look(&self) {
+        self.look();
+    }
+}
+
+impl Followed for Upstreams {
+    fn files(&self) -> Vec<PathBuf> {
+        self.files().cloned().collect()
+    }
+
+    fn look(&self) {
+        self.look();
+    }
 }
 
 /// What events are about that concern the files: they themselves, their directory when another one takes

@@ -10,9 +10,12 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use overlane::control::Trigger;
-use overlane::plane::EngineChoice;
 use overlane::plane::Limits;
 use overlane::plane::trust::Trust;
+use overlane::settings::Settings;
+use overlane::tls::TlsSettings;
+use overlane::tls::certificates::Pair;
+use overlane::tls::upstreams::UpstreamTls;
 use overlane_config::diagnostic::Source;
 use overlane_config::lineage::{Content, FileChange};
 use overlane_config::route::Role;
@@ -21,8 +24,8 @@ use overlane_tests::stage::{self, Started};
 
 use client::Speaks;
 use upstream::Seen;
+use wire::TRUSTED;
 
-const CLIENTS: [Speaks; 2] = [Speaks::Http1, Speaks::Http2];
 /// A key, who answers, and what the receipt says.
 const KEYS: [(&str, &str, &str); 3] = [
     ("alice", "alice", "env=alice;via=overlay;reason=owned"),
@@ -35,22 +38,24 @@ const LARGE: usize = 3 * 1024 * 1024;
 /// A gateway before a baseline, an overlay, and an overlay whose service is not there and that falls back.
 struct Stage {
     running: Started,
+    /// The same for clients that speak TLS.
+    encrypted: Started,
     base: Arc<Seen>,
-    http2: bool,
+    upstream: Speaks,
     /// What the overlay owns.
     alice: String,
 }
 
 impl Stage {
-    async fn new(http2: bool, limits: Limits) -> Self {
-        Self::before(upstream::start(http2, "base").await, http2, limits).await
+    async fn new(upstream: Speaks, limits: Limits) -> Self {
+        Self::before(upstream::start(upstream, "base").await, upstream, limits).await
     }
 
-    async fn before((address, base): (SocketAddr, Arc<Seen>), http2: bool, limits: Limits) -> Self {
-        let scheme = if http2 { "h2c" } else { "http" };
-        let (overlay, _) = upstream::start(http2, "alice").await;
+    async fn before((address, base): (SocketAddr, Arc<Seen>), upstream: Speaks, limits: Limits) -> Self {
+        let (overlay, _) = upstream::start(upstream, "alice").await;
         let service = |address: SocketAddr| {
-            format!("services: [{{name: web, expose: true, url: '{scheme}://{address}'}}]")
+            let (scheme, port) = (upstream.scheme(), address.port());
+            format!("services: [{{name: web, expose: true, url: '{scheme}://127.0.0.1:{port}'}}]")
         };
         let alice = service(overlay);
         let files = vec![
@@ -63,13 +68,31 @@ impl Stage {
                 &service(([127, 0, 0, 1], 1).into()),
             ),
         ];
-        let listener = stage::listener(Role::Gateway, "", None, Trust::Any);
-        let running = stage::start_within(EngineChoice::Auto, limits, vec![listener], files);
-        Self { running, base, http2, alice }
+        let gateway = stage::listener(Role::Gateway, "", None, Trust::Any);
+        let encrypted = stage::listener(Role::Gateway, "", None, Trust::Any);
+        let own = Pair { certificate: TRUSTED.certificate.clone(), key: TRUSTED.key.clone() };
+        let tls =
+            TlsSettings { certificates: vec![own], clients: None, only_13: false, roles: vec!["gateway"] };
+        let upstream_tls = UpstreamTls {
+            hosts: vec!["127.0.0.1".parse().unwrap()],
+            ca: Some(TRUSTED.certificate.clone()),
+            pair: None,
+            server_name: Some("localhost".try_into().unwrap()),
+        };
+        let settings = |listener, tls| Settings {
+            limits: limits.clone(),
+            tls,
+            upstream_tls: vec![upstream_tls.clone()],
+            ..Settings::in_process(vec![listener])
+        };
+        let running = stage::start_as(settings(gateway, None), files.clone());
+        let encrypted = stage::start_as(settings(encrypted, Some(tls)), files);
+        Self { running, encrypted, base, upstream, alice }
     }
 
-    fn address(&self) -> SocketAddr {
-        self.running.gates()[0].address
+    fn address(&self, client: Speaks) -> SocketAddr {
+        let running = if client.protocol().is_some() { &self.encrypted } else { &self.running };
+        running.gates()[0].address
     }
 }
 
@@ -84,11 +107,11 @@ fn file(name: &str, routing: &str, services: &str) -> FileChange {
 fn each<F: Future<Output = ()>>(limits: &Limits, test: impl Fn(Arc<Stage>, Speaks) -> F) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
-        for http2 in [false, true] {
-            let stage = Arc::new(Stage::new(http2, limits.clone()).await);
-            for client in CLIENTS {
+        for upstream in Speaks::ALL {
+            let stage = Arc::new(Stage::new(upstream, limits.clone()).await);
+            for client in Speaks::ALL {
                 let over = tokio::time::timeout(Duration::from_secs(30), test(stage.clone(), client)).await;
-                assert!(over.is_ok(), "{client:?}, HTTP/2 upstream: {http2}: it hangs");
+                assert!(over.is_ok(), "{client:?}, upstream {upstream:?}: it hangs");
             }
         }
     });
@@ -102,7 +125,7 @@ fn key(key: &str) -> String {
 fn bodies_and_trailers_pass_and_the_key_travels() {
     each(&Limits::default(), async |stage, client| {
         for (id, who, receipt) in KEYS {
-            let mut asked = client.ask(stage.address(), "/echo", &key(id)).await;
+            let mut asked = client.ask(stage.address(client), "/echo", &key(id)).await;
             asked.send(b"hello ").await;
             asked.send(b"world").await;
             asked.finish().await;
@@ -110,7 +133,7 @@ fn bodies_and_trailers_pass_and_the_key_travels() {
             assert_eq!((answer.status, &*answer.who, &*answer.key), (200, who, id), "{client:?}");
             assert!(answer.receipt.starts_with(&format!("web;{receipt}")), "{client:?}: {}", answer.receipt);
             let expected = (b"hello world".to_vec(), Some("11".to_owned()));
-            assert_eq!(answer.end().await, Some(expected), "{client:?}, HTTP/2: {}", stage.http2);
+            assert_eq!(answer.end().await, Some(expected), "{client:?}, upstream {:?}", stage.upstream);
         }
     });
 }
@@ -118,7 +141,7 @@ fn bodies_and_trailers_pass_and_the_key_travels() {
 #[test]
 fn large_bodies_pass_both_ways_at_once() {
     each(&Limits::default(), async |stage, client| {
-        let mut asked = client.ask(stage.address(), "/echo", &key("alice")).await;
+        let mut asked = client.ask(stage.address(client), "/echo", &key("alice")).await;
         asked.send(b"x").await;
         let mut answer = asked.answer().await;
         answer.read(1).await;
@@ -142,7 +165,7 @@ fn each_piece_of_a_stream_arrives_before_the_next_is_sent() {
         ..Limits::default()
     };
     each(&limits, async |stage, client| {
-        let mut asked = client.ask(stage.address(), "/echo", &key("alice")).await;
+        let mut asked = client.ask(stage.address(client), "/echo", &key("alice")).await;
         asked.send(b"one").await;
         let mut answer = asked.answer().await;
         assert_eq!(answer.read(3).await, b"one");
@@ -158,11 +181,16 @@ fn each_piece_of_a_stream_arrives_before_the_next_is_sent() {
 #[test]
 fn interim_responses_pass() {
     each(&Limits::default(), async |stage, client| {
-        let mut asked = client.ask(stage.address(), "/hints", &key("alice")).await;
+        let mut asked = client.ask(stage.address(client), "/hints", &key("alice")).await;
         asked.finish().await;
         let answer = asked.answer().await;
         let hints = vec![(103, "</a>; rel=preload".to_owned())];
-        assert_eq!((&answer.interim, answer.status), (&hints, 200), "{client:?}, HTTP/2: {}", stage.http2);
+        assert_eq!(
+            (&answer.interim, answer.status),
+            (&hints, 200),
+            "{client:?}, upstream {:?}",
+            stage.upstream
+        );
         assert_eq!(answer.end().await.unwrap().0, b"ok");
     });
 }
@@ -170,10 +198,10 @@ fn interim_responses_pass() {
 #[test]
 fn a_response_that_is_cut_is_seen_as_cut() {
     each(&Limits::default(), async |stage, client| {
-        let mut answer = client.ask(stage.address(), "/half", "").await.answer().await;
+        let mut answer = client.ask(stage.address(client), "/half", "").await.answer().await;
         assert_eq!(answer.read(5).await, b"hello");
         answer.finish().await;
-        assert_eq!(answer.end().await, None, "{client:?}, HTTP/2: {}", stage.http2);
+        assert_eq!(answer.end().await, None, "{client:?}, upstream {:?}", stage.upstream);
     });
 }
 
@@ -182,14 +210,14 @@ fn who_goes_away_is_gone_for_the_upstream_too() {
     each(&Limits::default(), async |stage, client| {
         // Before the answer, and in the middle of it.
         let before = stage.base.streams.load(SeqCst);
-        let mut asked = client.ask(stage.address(), "/silent", "").await;
+        let mut asked = client.ask(stage.address(client), "/silent", "").await;
         asked.send(b"x").await;
         while stage.base.streams.load(SeqCst) == before {
             tokio::task::yield_now().await;
         }
         asked.cancel();
         stage.base.cancelled.notified().await;
-        let mut asked = client.ask(stage.address(), "/hang", "").await;
+        let mut asked = client.ask(stage.address(client), "/hang", "").await;
         asked.send(b"x").await;
         let mut answer = asked.answer().await;
         assert_eq!(answer.read(1).await, b"x");
@@ -204,11 +232,11 @@ const GRPC: &str = "content-type: application/grpc\r\n";
 fn a_call_of_grpc_that_is_refused_unprocessed_is_sent_again() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     for path in ["/refuse", "/goaway"] {
-        for client in CLIENTS {
+        for client in Speaks::ALL {
             runtime.block_on(async {
-                let upstream = upstream::start_after(true, "base", path == "/goaway").await;
-                let stage = Stage::before(upstream, true, Limits::default()).await;
-                let mut asked = client.ask(stage.address(), path, GRPC).await;
+                let upstream = upstream::start_after(Speaks::Http2, "base", path == "/goaway").await;
+                let stage = Stage::before(upstream, Speaks::Http2, Limits::default()).await;
+                let mut asked = client.ask(stage.address(client), path, GRPC).await;
                 asked.send(b"hello").await;
                 asked.finish().await;
                 let answer = asked.answer().await;
@@ -227,13 +255,13 @@ fn a_call_of_grpc_that_is_refused_unprocessed_is_sent_again() {
 fn errors_of_the_proxy_are_errors_of_grpc() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
-        let stage = Stage::new(true, Limits::default()).await;
+        let stage = Stage::new(Speaks::Http2, Limits::default()).await;
         for (fields, status, message) in [
             ("x-overlay-id: no key!\r\n", "3", "invalid-key"),
             ("x-overlay-id: alice\r\nx-overlay-require: bob\r\n", "9", "unverified"),
         ] {
-            for client in CLIENTS {
-                let mut asked = client.ask(stage.address(), "/grpc", &format!("{GRPC}{fields}")).await;
+            for client in Speaks::ALL {
+                let mut asked = client.ask(stage.address(client), "/grpc", &format!("{GRPC}{fields}")).await;
                 asked.finish().await;
                 let answer = asked.answer().await;
                 assert_eq!((answer.status, answer.field("grpc-status")), (200, Some(status)), "{fields}");
@@ -249,7 +277,7 @@ fn errors_of_the_proxy_are_errors_of_grpc() {
 fn a_call_of_grpc_ends_at_its_deadline() {
     each(&Limits::default(), async |stage, client| {
         let fields = format!("{GRPC}grpc-timeout: 50m\r\n");
-        let mut asked = client.ask(stage.address(), "/silent", &fields).await;
+        let mut asked = client.ask(stage.address(client), "/silent", &fields).await;
         asked.finish().await;
         let answer = asked.answer().await;
         assert_eq!((answer.status, answer.field("grpc-status")), (200, Some("4")), "{client:?}");
@@ -261,11 +289,11 @@ fn a_call_of_grpc_ends_at_its_deadline() {
 fn a_stream_of_an_overlay_that_expires_ends_after_a_grace() {
     let limits = Limits { grace: Duration::from_millis(20), ..Limits::default() };
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    for http2 in [false, true] {
-        for client in CLIENTS {
+    for upstream in Speaks::ALL {
+        for client in [Speaks::Http1, Speaks::Http2] {
             runtime.block_on(async {
-                let stage = Stage::new(http2, limits.clone()).await;
-                let mut asked = client.ask(stage.address(), "/echo", &key("alice")).await;
+                let stage = Stage::new(upstream, limits.clone()).await;
+                let mut asked = client.ask(stage.address(client), "/echo", &key("alice")).await;
                 asked.send(b"one").await;
                 let mut answer = asked.answer().await;
                 assert_eq!(answer.read(3).await, b"one");

@@ -312,5 +312,10 @@ impl UniqueID for Stream {
     }
 }
 
-impl Ssl for Stream {}
+impl Ssl for Stream {
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        Some(ALPN::H2)
+    }
+}
+
 without_digests!(Stream);

@@ -134,8 +134,23 @@ impl Drop for Connecting<'_> {
     }
 }
 
-/// A call to `endpoint`, over a connection that is there or one that `connect` makes; and whether it was
-/// there.
+/// What a new connection speaks.
+pub enum Agreed<T> {
+    /// What is wanted here.
+    Http2(T),
+    /// What the upstream chose instead.
+    Http1(T),
+}
+
+/// What came of a call.
+pub enum Called<T> {
+    /// A stream, and whether its connection was there before.
+    Stream(Box<Call>, bool),
+    /// HTTP/1.1 was agreed on: the connection, where it was this call that made it.
+    Http1(Option<T>),
+}
+
+/// A call to `endpoint`, over a connection that is there or one that `connect` makes.
 ///
 /// # Errors
 /// Why none can be made.
@@ -143,31 +158,40 @@ pub async fn call<T, C>(
     endpoint: &Arc<Endpoint>,
     scheme: Scheme,
     connect: impl FnOnce() -> C,
-) -> Result<(Box<Call>, bool), Unready>
+) -> Result<Called<T>, Unready>
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    C: Future<Output = Result<T, Unready>>,
+    C: Future<Output = Result<Agreed<T>, Unready>>,
 {
     loop {
         match next_step(endpoint, &scheme) {
             Step::Use(mut call) => {
                 if poll_fn(|cx| call.sender.poll_ready(cx)).await.is_ok() {
-                    return Ok((call, true));
+                    return Ok(Called::Stream(call, true));
                 }
                 // It is over; there may be others.
                 forget_closed(endpoint);
             }
             Step::Connect => {
                 let connecting = Connecting(endpoint);
-                let made = async { handshake(connect().await?).await };
-                let sender = made.await.inspect_err(|why| {
+                let made = async {
+                    match connect().await? {
+                        Agreed::Http2(io) => handshake(io).await.map(Ok),
+                        Agreed::Http1(io) => Ok(Err(io)),
+                    }
+                };
+                let made = made.await.inspect_err(|why| {
                     with_shelf(endpoint, |shelf| shelf.failed = Some((shelf.begun, *why)));
                 })?;
+                let sender = match made {
+                    Ok(sender) => sender,
+                    Err(io) => return Ok(Called::Http1(Some(io))),
+                };
                 let mut shared = Shared { sender, calls: Arc::default(), used: Instant::now() };
                 let call = shared.call(scheme);
                 with_shelf(endpoint, |shelf| shelf.shared.push(shared));
                 drop(connecting);
-                return Ok((call, false));
+                return Ok(Called::Stream(call, false));
             }
             Step::Wait(number, connected) => {
                 let mut news = std::pin::pin!(connected.notified());
@@ -178,6 +202,9 @@ where
                 let failed = with_shelf(endpoint, |shelf| shelf.failed);
                 if let Some((_, why)) = failed.filter(|(failed, _)| *failed >= number) {
                     return Err(why);
+                }
+                if scheme == Scheme::HTTPS && !endpoint.may_agree_on_http2(true) {
+                    return Ok(Called::Http1(None));
                 }
             }
         }

@@ -7,20 +7,50 @@ use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, Request};
 use tokio::io::{AsyncWriteExt, BufReader};
-use tokio::net::TcpStream;
 
-use super::wire::{self, Body, Head};
+use super::wire::{self, Body, Head, Io};
 
 /// What a client may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Speaks {
     Http1,
     Http2,
+    /// HTTP/1.1 in TLS.
+    Https1,
+    /// HTTP/2 in TLS.
+    Https2,
+}
+
+impl Speaks {
+    /// All of them.
+    pub(super) const ALL: [Self; 4] = [Self::Http1, Self::Http2, Self::Https1, Self::Https2];
+
+    pub(super) fn is_http2(self) -> bool {
+        matches!(self, Self::Http2 | Self::Https2)
+    }
+
+    /// What is asked for in TLS, where that is spoken.
+    pub(super) fn protocol(self) -> Option<&'static str> {
+        match self {
+            Self::Http1 | Self::Http2 => None,
+            Self::Https1 => Some("http/1.1"),
+            Self::Https2 => Some("h2"),
+        }
+    }
+
+    /// The scheme of an upstream's url.
+    pub(super) fn scheme(self) -> &'static str {
+        match self {
+            Self::Http1 => "http",
+            Self::Http2 => "h2c",
+            Self::Https1 | Self::Https2 => "https",
+        }
+    }
 }
 
 /// A request whose head was sent.
 pub(super) enum Asked {
-    Http1(BufReader<TcpStream>),
+    Http1(BufReader<Io>),
     Http2(Box<Call>),
 }
 
@@ -41,38 +71,33 @@ pub(super) struct Answer {
 }
 
 enum Rest {
-    Http1(BufReader<TcpStream>, Body),
+    Http1(BufReader<Io>, Body),
     Http2(RecvStream, Option<SendStream<Bytes>>, HeaderMap),
 }
 
 /// How an answer ended: its body, and a trailer; `None` where it was cut.
 pub(super) type End = Option<(Vec<u8>, Option<String>)>;
 
-/// A connection of HTTP/2 to `address`.
-pub(super) async fn connect(address: SocketAddr) -> SendRequest<Bytes> {
-    let stream = TcpStream::connect(address).await.unwrap();
-    stream.set_nodelay(true).unwrap();
-    let (sender, connection) = h2::client::handshake(stream).await.unwrap();
-    tokio::spawn(connection);
-    sender
-}
-
 impl Speaks {
     /// Asks for a path of `web`, with fields as lines of HTTP/1.1.
     pub(super) async fn ask(self, address: SocketAddr, path: &str, fields: &str) -> Asked {
-        match self {
-            Self::Http1 => {
-                let mut io = BufReader::new(TcpStream::connect(address).await.unwrap());
-                io.get_ref().set_nodelay(true).unwrap();
+        let io = wire::connect(address, self.protocol()).await;
+        match self.is_http2() {
+            false => {
+                let mut io = BufReader::new(io);
                 let head = format!(
                     "POST {path} HTTP/1.1\r\nHost: web\r\nTE: trailers\r\nConnection: TE\r\nTransfer-Encoding: chunked\r\n{fields}\r\n"
                 );
                 io.write_all(head.as_bytes()).await.unwrap();
+                io.flush().await.unwrap();
                 Asked::Http1(io)
             }
-            Self::Http2 => {
-                let mut sender = connect(address).await.ready().await.unwrap();
-                let mut request = Request::post(format!("http://web{path}")).header("te", "trailers");
+            true => {
+                let (sender, connection) = h2::client::handshake(io).await.unwrap();
+                tokio::spawn(connection);
+                let mut sender = sender.ready().await.unwrap();
+                let scheme = if self.protocol().is_some() { "https" } else { "http" };
+                let mut request = Request::post(format!("{scheme}://web{path}")).header("te", "trailers");
                 for (name, value) in fields.lines().filter_map(|line| line.split_once(": ")) {
                     request = request.header(name, value);
                 }
@@ -87,7 +112,7 @@ impl Asked {
     /// Sends a piece of the body.
     pub(super) async fn send(&mut self, piece: &[u8]) {
         match self {
-            Self::Http1(io) => io.write_all(&wire::chunk(piece)).await.unwrap(),
+            Self::Http1(io) => say(io, &wire::chunk(piece)).await,
             Self::Http2(call) => {
                 wire::send(call.sending.as_mut().unwrap(), Bytes::copy_from_slice(piece)).await;
             }
@@ -97,7 +122,7 @@ impl Asked {
     /// Ends the body.
     pub(super) async fn finish(&mut self) {
         match self {
-            Self::Http1(io) => io.write_all(b"0\r\n\r\n").await.unwrap(),
+            Self::Http1(io) => say(io, b"0\r\n\r\n").await,
             Self::Http2(call) => {
                 // The upstream may have refused it already.
                 let _ = call.sending.as_mut().unwrap().send_data(Bytes::new(), true);
@@ -121,7 +146,12 @@ impl Asked {
     }
 }
 
-async fn answer_http1(mut io: BufReader<TcpStream>) -> Answer {
+async fn say(io: &mut BufReader<Io>, bytes: &[u8]) {
+    io.write_all(bytes).await.unwrap();
+    io.flush().await.unwrap();
+}
+
+async fn answer_http1(mut io: BufReader<Io>) -> Answer {
     let mut interim = Vec::new();
     let head = loop {
         let head = Head::read(&mut io).await.unwrap();
@@ -178,7 +208,7 @@ impl Answer {
     /// Sends another piece of the request's body.
     pub(super) async fn send(&mut self, piece: &[u8]) {
         match &mut self.rest {
-            Rest::Http1(io, _) => io.write_all(&wire::chunk(piece)).await.unwrap(),
+            Rest::Http1(io, _) => say(io, &wire::chunk(piece)).await,
             Rest::Http2(_, sending, _) => {
                 wire::send(sending.as_mut().unwrap(), Bytes::copy_from_slice(piece)).await;
             }
@@ -188,7 +218,7 @@ impl Answer {
     /// Ends the request's body.
     pub(super) async fn finish(&mut self) {
         match &mut self.rest {
-            Rest::Http1(io, _) => io.write_all(b"0\r\n\r\n").await.unwrap(),
+            Rest::Http1(io, _) => say(io, b"0\r\n\r\n").await,
             Rest::Http2(_, sending, _) => sending.as_mut().unwrap().send_data(Bytes::new(), true).unwrap(),
         }
     }

@@ -12,7 +12,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
-use super::wire::{self, Head};
+use super::client::Speaks;
+use super::wire::{self, Head, Io};
 
 /// What an upstream saw.
 #[derive(Default)]
@@ -24,13 +25,13 @@ pub(super) struct Seen {
 }
 
 /// An upstream that says that it is `name`.
-pub(super) async fn start(http2: bool, name: &'static str) -> (SocketAddr, Arc<Seen>) {
-    start_after(http2, name, false).await
+pub(super) async fn start(speaks: Speaks, name: &'static str) -> (SocketAddr, Arc<Seen>) {
+    start_after(speaks, name, false).await
 }
 
 /// The same, whose first connection goes away unused.
 pub(super) async fn start_after(
-    http2: bool,
+    speaks: Speaks,
     name: &'static str,
     mut goes_away: bool,
 ) -> (SocketAddr, Arc<Seen>) {
@@ -42,11 +43,25 @@ pub(super) async fn start_after(
             let (stream, _) = listener.accept().await.unwrap();
             stream.set_nodelay(true).unwrap();
             let seen = shared.clone();
-            match http2 {
-                _ if std::mem::take(&mut goes_away) => drop(tokio::spawn(go_away(stream))),
-                true => drop(tokio::spawn(serve_http2(stream, name, seen))),
-                false => drop(tokio::spawn(serve_http1(stream, name, seen))),
+            if std::mem::take(&mut goes_away) {
+                tokio::spawn(go_away(stream));
+                continue;
             }
+            tokio::spawn(async move {
+                let io: Io = match speaks.protocol() {
+                    // Who does not trust it goes away.
+                    Some(protocol) => match wire::acceptor(protocol).accept(stream).await {
+                        Ok(stream) => Box::new(stream),
+                        Err(_) => return,
+                    },
+                    None => Box::new(stream),
+                };
+                if speaks.is_http2() {
+                    serve_http2(io, name, seen).await;
+                } else {
+                    serve_http1(io, name, seen).await;
+                }
+            });
         }
     });
     (address, seen)
@@ -73,7 +88,7 @@ pub(super) async fn go_away(mut stream: TcpStream) {
     while matches!(stream.read(&mut [0; 4096]).await, Ok(1..)) {}
 }
 
-async fn serve_http2(stream: TcpStream, name: &'static str, seen: Arc<Seen>) {
+async fn serve_http2(stream: Io, name: &'static str, seen: Arc<Seen>) {
     let Ok(mut connection) = h2::server::handshake(stream).await else { return };
     while let Some(Ok((request, respond))) = connection.accept().await {
         let number = seen.streams.fetch_add(1, SeqCst);
@@ -151,17 +166,19 @@ async fn echo(body: &mut RecvStream, mut stream: SendStream<Bytes>) {
     let _ = stream.send_trailers(trailers(length));
 }
 
-async fn serve_http1(stream: TcpStream, name: &'static str, seen: Arc<Seen>) {
+async fn serve_http1(stream: Io, name: &'static str, seen: Arc<Seen>) {
     let mut io = BufReader::new(stream);
     while let Some(head) = Head::read(&mut io).await {
         seen.streams.fetch_add(1, SeqCst);
         if answer_http1(&mut io, &head, name, &seen).await.is_none() {
+            let _ = io.shutdown().await;
             return;
         }
+        let _ = io.flush().await;
     }
 }
 
-async fn answer_http1(io: &mut BufReader<TcpStream>, head: &Head, name: &str, seen: &Seen) -> Option<()> {
+async fn answer_http1(io: &mut BufReader<Io>, head: &Head, name: &str, seen: &Seen) -> Option<()> {
     let key = head.field("x-overlay-id").unwrap_or("none");
     let ok = format!("HTTP/1.1 200 OK\r\nx-who: {name}\r\nx-key: {key}\r\n");
     match head.path() {
@@ -171,12 +188,14 @@ async fn answer_http1(io: &mut BufReader<TcpStream>, head: &Head, name: &str, se
         }
         "/half" => {
             io.write_all(format!("{ok}content-length: 100\r\n\r\nhello").as_bytes()).await.ok()?;
+            io.flush().await.ok()?;
             while head.body().next(io).await.ok()?.is_some() {}
             None
         }
         "/hang" | "/silent" => {
             if head.path() == "/hang" {
                 io.write_all(format!("{ok}content-length: 100\r\n\r\nx").as_bytes()).await.ok()?;
+                io.flush().await.ok()?;
             }
             while matches!(io.read(&mut [0; 64]).await, Ok(1..)) {}
             seen.cancelled.notify_one();
@@ -185,10 +204,12 @@ async fn answer_http1(io: &mut BufReader<TcpStream>, head: &Head, name: &str, se
         _ => {
             let head_end = "transfer-encoding: chunked\r\ntrailer: x-length\r\n\r\n";
             io.write_all(format!("{ok}{head_end}").as_bytes()).await.ok()?;
+            io.flush().await.ok()?;
             let (mut body, mut length) = (head.body(), 0);
             while let Some(piece) = body.next(io).await.ok()? {
                 length += piece.len();
                 io.write_all(&wire::chunk(&piece)).await.ok()?;
+                io.flush().await.ok()?;
             }
             io.write_all(format!("0\r\nx-length: {length}\r\n\r\n").as_bytes()).await.ok()
         }

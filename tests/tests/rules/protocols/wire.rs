@@ -1,10 +1,72 @@
 //! The least of both protocols that a test's peers need.
 
 use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
 use h2::SendStream;
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
+use rcgen::{CertifiedKey, generate_simple_self_signed};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, BufReader};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+/// A connection, encrypted or not.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+pub(super) type Io = Box<dyn Stream>;
+
+/// A certificate for `localhost` that is its own authority, as files and as what peers are made with.
+pub(super) struct Trusted {
+    pub(super) certificate: PathBuf,
+    pub(super) key: PathBuf,
+    chain: CertificateDer<'static>,
+    secret: Vec<u8>,
+    _folder: tempfile::TempDir,
+}
+
+pub(super) static TRUSTED: LazyLock<Trusted> = LazyLock::new(|| {
+    let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (certificate, key) = (folder.path().join("tls.crt"), folder.path().join("tls.key"));
+    std::fs::write(&certificate, cert.pem()).unwrap();
+    std::fs::write(&key, signing_key.serialize_pem()).unwrap();
+    let (chain, secret) = (cert.der().clone(), signing_key.serialize_der());
+    Trusted { certificate, key, chain, secret, _folder: folder }
+});
+
+fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    rustls::crypto::ring::default_provider().into()
+}
+
+/// What a server of one protocol makes handshakes with.
+pub(super) fn acceptor(protocol: &str) -> TlsAcceptor {
+    let key = PrivateKeyDer::try_from(TRUSTED.secret.clone()).unwrap();
+    let config =
+        ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().unwrap();
+    let mut config = config.with_no_client_auth().with_single_cert(vec![TRUSTED.chain.clone()], key).unwrap();
+    config.alpn_protocols = vec![protocol.into()];
+    Arc::new(config).into()
+}
+
+/// Connects, in TLS where a protocol is asked for.
+pub(super) async fn connect(address: std::net::SocketAddr, protocol: Option<&str>) -> Io {
+    let stream = TcpStream::connect(address).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    let Some(protocol) = protocol else { return Box::new(stream) };
+    let mut roots = RootCertStore::empty();
+    roots.add(TRUSTED.chain.clone()).unwrap();
+    let config =
+        ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().unwrap();
+    let mut config = config.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![protocol.into()];
+    let connector = TlsConnector::from(Arc::new(config));
+    Box::new(connector.connect("localhost".try_into().unwrap(), stream).await.unwrap())
+}
 
 /// A head of HTTP/1.1: its lines, without their ends.
 pub(super) struct Head(pub(super) Vec<String>);
