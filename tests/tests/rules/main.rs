@@ -17,5 +17,7 @@ mod tls;
 mod tls_listeners;
 /// What reading and embedding Pingora taught, each as a rule that holds here.
 mod traps;
+/// Upstreams in TLS as the settings have it.
+mod upstream_tls;
 /// The schemes of upstream urls, each spoken by a real peer.
 mod upstreams;

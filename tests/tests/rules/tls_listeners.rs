@@ -26,7 +26,7 @@ const ENGINES: [EngineChoice; 2] = [EngineChoice::Auto, EngineChoice::Pingora];
 const LARGE: usize = 4 << 20;
 
 /// Somebody who issues certificates into a folder.
-struct Authority {
+pub(super) struct Authority {
     folder: PathBuf,
     name: &'static str,
     issuer: Issuer<'static, KeyPair>,
@@ -34,7 +34,7 @@ struct Authority {
 }
 
 impl Authority {
-    fn new(folder: &Path, name: &'static str) -> Self {
+    pub(super) fn new(folder: &Path, name: &'static str) -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(rcgen::DnType::CommonName, name);
@@ -45,12 +45,12 @@ impl Authority {
         Self { folder: folder.to_owned(), name, issuer: Issuer::new(params, key), certificate }
     }
 
-    fn pem(&self) -> PathBuf {
+    pub(super) fn pem(&self) -> PathBuf {
         self.folder.join(self.name).with_extension("pem")
     }
 
     /// Writes a certificate for these names: hosts, or URIs.
-    fn issue(&self, file: &str, names: &[&str]) -> Pair {
+    pub(super) fn issue(&self, file: &str, names: &[&str]) -> Pair {
         self.issue_until(file, names, 4000)
     }
 
@@ -76,27 +76,27 @@ fn name_of(name: &str) -> SanType {
 }
 
 /// A gateway that speaks TLS, and what its certificates are issued by.
-struct Stage {
-    folder: tempfile::TempDir,
-    authority: Authority,
+pub(super) struct Stage {
+    pub(super) folder: tempfile::TempDir,
+    pub(super) authority: Authority,
     /// Who issues the certificates that clients are asked for.
-    clients: Authority,
+    pub(super) clients: Authority,
     started: Started,
 }
 
 /// What a gateway is started with.
 #[derive(Default)]
-struct With {
-    engine: EngineChoice,
-    hosts: Vec<&'static [&'static str]>,
-    clients: Option<bool>,
-    only_13: bool,
-    trust: Option<&'static str>,
-    limits: Limits,
+pub(super) struct With {
+    pub(super) engine: EngineChoice,
+    pub(super) hosts: Vec<&'static [&'static str]>,
+    pub(super) clients: Option<bool>,
+    pub(super) only_13: bool,
+    pub(super) trust: Option<&'static str>,
+    pub(super) limits: Limits,
 }
 
 impl Stage {
-    fn new(with: With) -> Self {
+    pub(super) fn new(with: With) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let authority = Authority::new(folder.path(), "ours");
         let hosts = if with.hosts.is_empty() { vec![&["localhost"][..]] } else { with.hosts };
@@ -125,7 +125,7 @@ impl Stage {
         Self::new(With { engine, ..With::default() })
     }
 
-    fn address(&self) -> SocketAddr {
+    pub(super) fn address(&self) -> SocketAddr {
         self.started.gates()[0].address
     }
 
@@ -140,7 +140,7 @@ impl Stage {
     }
 
     /// The value of a metric, by the beginning of its line.
-    fn metric(&self, line: &str) -> f64 {
+    pub(super) fn metric(&self, line: &str) -> f64 {
         let mut stream = TcpStream::connect(self.started.admin()).unwrap();
         write!(stream, "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
         let mut text = String::new();
@@ -150,7 +150,7 @@ impl Stage {
     }
 
     /// Waits until a metric has a value.
-    fn until(&self, line: &str, value: f64) {
+    pub(super) fn until(&self, line: &str, value: f64) {
         let until = Instant::now() + PATIENCE;
         while self.metric(line) != value {
             assert!(Instant::now() < until, "{line} is {}", self.metric(line));
