@@ -208,6 +208,8 @@ pub struct Fields<'b> {
     seen: u16,
     /// Whether `Connection` says `close`.
     close: bool,
+    /// Whether `Connection` says `upgrade`.
+    upgrade: bool,
     /// Whether `Connection` says more than `keep-alive` or `close`.
     nominates: bool,
 }
@@ -227,8 +229,15 @@ impl<'b> Fields<'b> {
             *known = Known::of(field.name);
             seen |= known.bit();
         }
-        let mut fields =
-            Self { head, list, known: &known[..list.len()], seen, close: false, nominates: false };
+        let mut fields = Self {
+            head,
+            list,
+            known: &known[..list.len()],
+            seen,
+            close: false,
+            upgrade: false,
+            nominates: false,
+        };
         let starts = list.iter().map(|field| fields.offset(field.name)).chain([head.len() - 2]);
         // The empty line is the last line.
         if !head.ends_with(b"\r\n\r\n") || !starts.into_iter().all(|start| head[..start].ends_with(b"\r\n")) {
@@ -238,6 +247,7 @@ impl<'b> Fields<'b> {
             if option.eq_ignore_ascii_case(b"close") {
                 fields.close = true;
             } else if !option.eq_ignore_ascii_case(b"keep-alive") {
+                fields.upgrade |= option.eq_ignore_ascii_case(b"upgrade");
                 fields.nominates = true;
             }
         }

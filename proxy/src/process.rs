@@ -137,7 +137,7 @@ impl Prepared {
             draining: told,
             token,
             tls: tls.clone(),
-            upstreams,
+            upstreams: upstreams.clone(),
         };
         let probes_at = probes.as_ref().map(|probes| probes.0);
         if let Some((_, socket)) = probes {
@@ -155,6 +155,7 @@ impl Prepared {
             stopped,
             runtime,
             tls,
+            upstreams,
         })
     }
 }
@@ -177,9 +178,19 @@ pub struct Running {
     stopped: watch::Sender<bool>,
     runtime: tokio::runtime::Runtime,
     tls: Option<Arc<Credentials>>,
+    upstreams: Arc<Upstreams>,
 }
 
 impl Running {
+    /// Begins to read all certificates again, and all authorities.
+    pub fn read_certificates(&self) {
+        let (tls, upstreams) = (self.tls.clone(), self.upstreams.clone());
+        self.runtime.spawn_blocking(move || {
+            tls.iter().for_each(|tls| tls.look());
+            upstreams.look();
+        });
+    }
+
     /// What listeners show that speak TLS.
     #[must_use]
     pub fn tls(&self) -> Option<&Arc<Credentials>> {

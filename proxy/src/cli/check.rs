@@ -74,6 +74,12 @@ pub fn run(check: Check, store: Option<StoreAddress>, out: &mut Output<'_>) -> R
     if let Some(tls) = &settings.tls {
         check_tls(tls, &mut checks)?;
     }
+    for own in &settings.upstream_tls {
+        let hosts: Vec<_> = own.hosts.iter().map(ToString::to_string).collect();
+        let good = own.check().map(|()| String::new());
+        let with_hint = |SettingsError { message, hint }| (message, hint.unwrap_or_default());
+        checks.note(&format!("TLS to {}", hosts.join(", ")), good.map_err(with_hint))?;
+    }
     let apps = settings.listeners.iter().filter_map(|listener| listener.app.clone());
     let mut urls: Vec<(String, Url)> = apps.map(|url| ("the application".to_owned(), url)).collect();
     if let Some(store) = &settings.store {

@@ -95,9 +95,7 @@ impl Signals {
                     _ = self.terminate.recv() => return,
                     _ = self.interrupt.recv() => return,
                     _ = self.hangup.recv() => {
-                        if let Some(tls) = running.tls().cloned() {
-                            tokio::task::spawn_blocking(move || tls.look());
-                        }
+                        running.read_certificates();
                         let (reply, _) = tokio::sync::oneshot::channel();
                         // Without a store there is nothing to read again.
                         let _ = reload.send((Trigger::Signal, reply)).await;

@@ -216,13 +216,10 @@ impl<'b> Framing<'b> {
 /// never switched to: what came through such a tunnel would be requests that nobody has decided.
 fn asks_for_another(fields: &Fields<'_>) -> bool {
     let is_http = |protocol: &[u8]| {
-        let name = protocol.split(|byte| *byte == b'/').next().unwrap_or_default();
+        let name = protocol.split(|byte| *byte == b'/').next().unwrap_or_default().trim_ascii();
         [&b"h2c"[..], b"h2", b"http", b"tls"].iter().any(|http| name.eq_ignore_ascii_case(http))
     };
-    let mut protocols = fields.values(UPGRADE).flat_map(members).peekable();
-    protocols.peek().is_some()
-        && !protocols.any(is_http)
-        && fields.connection_options().any(|option| option.eq_ignore_ascii_case(b"upgrade"))
+    fields.upgrade && !fields.values(UPGRADE).any(|value| value.split(|byte| *byte == b',').any(is_http))
 }
 
 fn read_host(host: Option<&[u8]>, minor: u8) -> Result<&str, Malformed> {

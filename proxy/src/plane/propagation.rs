@@ -256,11 +256,7 @@ impl Propagation {
     /// OpenTelemetry has everywhere, since a tracer that cannot read it begins another.
     pub fn add_lines(&self, out: &mut Vec<u8>) {
         if let Some(parent) = &self.edit.parent {
-            line(out, "traceparent", parent);
-            let (trace, span) = (&parent[3..35], &parent[36..52]);
-            let b3: [&[u8]; 5] = [b"b3: ", trace, b"-", span, b"-1\r\n"];
-            let jaeger: [&[u8]; 5] = [b"uber-trace-id: ", trace, b":", span, b":0:1\r\n"];
-            b3.iter().chain(&jaeger).for_each(|part| out.extend_from_slice(part));
+            out.extend_from_slice(&trace_lines(parent));
         }
         if let Some(id) = &self.edit.request {
             line(out, REQUEST_ID, id);
@@ -321,6 +317,22 @@ impl TraceEdit {
     }
 }
 
+/// The lines that name a trace, each `t` a digit of its id, each `s` one of its span.
+const TRACE_LINES: [u8; 197] = *b"traceparent: 00-tttttttttttttttttttttttttttttttt-ssssssssssssssss-01\r\n\
+b3: tttttttttttttttttttttttttttttttt-ssssssssssssssss-1\r\n\
+uber-trace-id: tttttttttttttttttttttttttttttttt:ssssssssssssssss:0:1\r\n";
+/// Where the digits of its id begin in them; those of the span stand one further.
+const TRACES: [usize; 3] = [16, 74, 142];
+
+fn trace_lines(parent: &Traceparent) -> [u8; 197] {
+    let mut lines = TRACE_LINES;
+    for at in TRACES {
+        lines[at..at + 32].copy_from_slice(&parent[3..35]);
+        lines[at + 33..at + 49].copy_from_slice(&parent[36..52]);
+    }
+    lines
+}
+
 /// A trace that begins here, sampled: what tests with a key did is worth seeing.
 fn begin_trace() -> Traceparent {
     let mut text = *b"00-................................-................-01";
@@ -335,4 +347,20 @@ fn request_id() -> RequestId {
     text[..16].copy_from_slice(&digits(fastrand::u64(..)));
     text[16..].copy_from_slice(&digits(fastrand::u64(..)));
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trace_that_begins_here_is_named_in_each_dialect() {
+        let parent = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let lines = trace_lines(parent);
+        let (trace, span) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
+        let expected = format!(
+            "traceparent: 00-{trace}-{span}-01\r\nb3: {trace}-{span}-1\r\nuber-trace-id: {trace}:{span}:0:1\r\n"
+        );
+        assert_eq!(std::str::from_utf8(&lines), Ok(&*expected));
+    }
 }

@@ -41,6 +41,14 @@ impl UpstreamTls {
         Ok([ca.unwrap_or_default(), certificate, key])
     }
 
+    /// Whether its files are of use now.
+    ///
+    /// # Errors
+    /// Which is not, and what to do.
+    pub fn check(&self) -> Result<(), SettingsError> {
+        self.parse(&self.read()?).map(|_| ())
+    }
+
     fn parse(&self, [ca, certificate, key]: &[Vec<u8>; 3]) -> Parsed<Arc<Handshakes>> {
         let roots = match &self.ca {
             None => system_roots().map_err(|why| error(why, "give the authorities' certificates as `ca`"))?,
