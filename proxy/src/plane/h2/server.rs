@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::body::{Incoming, Outgoing};
+use super::cork::Cork;
 use super::{CLIENT_WINDOW, SEND_BUFFER, STREAM_WINDOW, broken, malformed, text};
 use crate::h1::has_end;
 use crate::metrics::{Event, count};
@@ -73,7 +74,8 @@ pub async fn serve<S: IO + 'static>(conn: Conn<S>, gate: Arc<Gate>, peer: Arc<Pe
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
         .max_send_buffer_size(SEND_BUFFER);
-    let Ok(Ok(mut connection)) = timeout(limits.head, builder.handshake::<_, Bytes>(conn)).await else {
+    let Ok(Ok(mut connection)) = timeout(limits.head, builder.handshake::<_, Bytes>(Cork::new(conn))).await
+    else {
         return count(Event::HeadRefused);
     };
     let mut streams = JoinSet::new();
@@ -105,7 +107,7 @@ type Arrived = (Request<RecvStream>, SendResponse<Bytes>);
 
 /// The next request; `None` where no more will come. The connection lives by being asked.
 fn poll_request<S: IO + 'static>(
-    connection: &mut Connection<Conn<S>, Bytes>,
+    connection: &mut Connection<Cork<Conn<S>>, Bytes>,
     streams: &mut JoinSet<()>,
     idle: &mut Idle,
     cx: &mut Context<'_>,

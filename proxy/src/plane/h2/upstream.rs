@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
 use super::body::{Incoming, Outgoing};
+use super::cork::Cork;
 use super::{
     SEND_BUFFER, STREAM_WINDOW, UPSTREAM_WINDOW, Unprocessed, broken, is_unprocessed, malformed, text,
 };
@@ -220,8 +221,10 @@ async fn handshake<T: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         .initial_connection_window_size(UPSTREAM_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
         .enable_push(false);
-    let (mut sender, connection) =
-        builder.handshake(io).await.map_err(|_| (Unavailable::Unhealthy, "it does not speak HTTP/2"))?;
+    let (mut sender, connection) = builder
+        .handshake(Cork::new(io))
+        .await
+        .map_err(|_| (Unavailable::Unhealthy, "it does not speak HTTP/2"))?;
     tokio::spawn(async move {
         if let Err(error) = connection.await {
             tracing::debug!(%error, "an upstream's connection of HTTP/2 ended");
