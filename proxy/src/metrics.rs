@@ -33,6 +33,8 @@ pub enum Event {
     ConnectionAccepted,
     /// A connection ended.
     ConnectionClosed,
+    /// A request of HTTP/2 was refused, since this worker has too many.
+    StreamRefused,
     /// A connection became a tunnel.
     TunnelOpened,
     /// A tunnel ended.
@@ -468,6 +470,11 @@ fn event_families(meter: &Meter) -> Vec<MetricFamily> {
             "Tunnels that are open: WebSockets and other upgrades.",
             Event::TunnelOpened,
             Event::TunnelClosed,
+        ),
+        total(
+            "overlane_streams_refused_total",
+            "Requests of HTTP/2 that were refused unprocessed: a worker has `maxConnections` of them already.",
+            Event::StreamRefused,
         ),
         total(
             "overlane_connections_accepted_total",

@@ -67,7 +67,7 @@ pub struct Limits {
     pub drain: Duration,
     /// The largest request head, in bytes.
     pub head_bytes: usize,
-    /// The most connections that a worker serves at once.
+    /// The most connections that a worker serves at once, on each listener; and the most requests of HTTP/2.
     pub connections: usize,
 }
 

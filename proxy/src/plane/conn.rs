@@ -26,6 +26,15 @@ use super::tunnel::Side;
 /// How much of a pipelined next request is read while the current one is running.
 pub const READ_AHEAD: usize = 16 * 1024;
 
+/// A client's transport: one that Pingora could carry.
+pub trait Client: IO + 'static {
+    /// Ready where it takes something: who cannot take anything is read nothing for, and so holds no
+    /// memory. A socket only tells when it is written to.
+    fn poll_room(&mut self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+}
+
 /// A connection over any transport that Pingora could carry.
 pub struct Conn<S> {
     io: S,
@@ -56,7 +65,7 @@ impl<S> std::fmt::Debug for Conn<S> {
     }
 }
 
-impl<S: IO + 'static> Conn<S> {
+impl<S: Client> Conn<S> {
     /// A connection on which a borrower's write that makes no progress for `write_timeout` fails.
     pub fn new(io: S, write_timeout: Duration) -> Self {
         Self {
@@ -136,6 +145,11 @@ impl<S: IO + 'static> Conn<S> {
         poll_gathered(&mut self.io, cx, parts)
     }
 
+    /// Ready where the client takes something ([`Client::poll_room`]).
+    pub fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.io.poll_room(cx)
+    }
+
     /// Hands on what was sent, where the transport holds it back (TLS).
     ///
     /// # Errors
@@ -204,7 +218,7 @@ fn not_zero(sent: io::Result<usize>) -> io::Result<usize> {
     sent.and_then(|sent| if sent == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(sent) })
 }
 
-impl<S: IO + 'static> AsyncRead for Conn<S> {
+impl<S: Client> AsyncRead for Conn<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -252,7 +266,7 @@ impl<S: IO + 'static> AsyncRead for Conn<S> {
     }
 }
 
-impl<S: IO + 'static> AsyncWrite for Conn<S> {
+impl<S: Client> AsyncWrite for Conn<S> {
     /// The first write after a flush is a head and waits for what follows; everything else goes out
     /// at once, so that a slowly produced body is never held back.
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
@@ -287,19 +301,19 @@ impl<S: IO + 'static> AsyncWrite for Conn<S> {
 }
 
 #[async_trait]
-impl<S: IO + 'static> Shutdown for Conn<S> {
+impl<S: Client> Shutdown for Conn<S> {
     async fn shutdown(&mut self) {
         self.io.shutdown().await;
     }
 }
 
-impl<S: IO + 'static> UniqueID for Conn<S> {
+impl<S: Client> UniqueID for Conn<S> {
     fn id(&self) -> UniqueIDType {
         self.io.id()
     }
 }
 
-impl<S: IO + 'static> Ssl for Conn<S> {
+impl<S: Client> Ssl for Conn<S> {
     fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
         self.io.get_ssl_digest()
     }
@@ -309,25 +323,25 @@ impl<S: IO + 'static> Ssl for Conn<S> {
     }
 }
 
-impl<S: IO + 'static> GetTimingDigest for Conn<S> {
+impl<S: Client> GetTimingDigest for Conn<S> {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
         self.io.get_timing_digest()
     }
 }
 
-impl<S: IO + 'static> GetProxyDigest for Conn<S> {
+impl<S: Client> GetProxyDigest for Conn<S> {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
         self.io.get_proxy_digest()
     }
 }
 
-impl<S: IO + 'static> GetSocketDigest for Conn<S> {
+impl<S: Client> GetSocketDigest for Conn<S> {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
         self.io.get_socket_digest()
     }
 }
 
-impl<S: IO + 'static> Peek for Conn<S> {}
+impl<S: Client> Peek for Conn<S> {}
 
 /// What Pingora asks of a transport that has none of it.
 macro_rules! without_digests {
@@ -422,6 +436,8 @@ impl UniqueID for Tcp {
     }
 }
 
+impl Client for Tcp {}
+
 impl Ssl for Tcp {}
 without_digests!(Tcp);
 
@@ -464,6 +480,8 @@ mod tests {
             0
         }
     }
+
+    impl Client for Stuck {}
 
     impl Ssl for Stuck {}
     without_digests!(Stuck);

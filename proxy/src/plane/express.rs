@@ -10,11 +10,11 @@ use std::future::poll_fn;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use pingora_core::protocols::{ALPN, IO};
+use pingora_core::protocols::ALPN;
 
 use super::answer::{Answer, Failure, Form, Manner};
 use super::buffer::Text;
-use super::conn::Conn;
+use super::conn::{Client, Conn};
 use super::exchange::{Exchange, Refused};
 use super::link::Link;
 use super::tunnel::pump;
@@ -119,7 +119,7 @@ pub enum Carried {
 /// upstream, as [`write_head`] made it.
 ///
 /// What is rare is boxed: a connection's memory is that of the largest thing that it may do.
-pub async fn carry<S: IO + 'static>(
+pub async fn carry<S: Client>(
     conn: &mut Conn<S>,
     exchange: &mut Exchange,
     shape: Shape,
@@ -213,7 +213,7 @@ pub fn write_head(out: &mut Text, head: &Head<'_>, exchange: &Exchange, shape: S
 }
 
 /// Carries what both sides say in their other protocol.
-async fn tunnel<S: IO + 'static>(conn: &mut Conn<S>, mut link: Link, exchange: &mut Exchange) -> Carried {
+async fn tunnel<S: Client>(conn: &mut Conn<S>, mut link: Link, exchange: &mut Exchange) -> Carried {
     let over = async {
         match exchange.lasts() {
             Some(leave) => leave.await,
@@ -227,7 +227,7 @@ async fn tunnel<S: IO + 'static>(conn: &mut Conn<S>, mut link: Link, exchange: &
 }
 
 /// Ends an exchange that failed after `status` was sent (0: nothing was).
-async fn failed<S: IO + 'static>(
+async fn failed<S: Client>(
     conn: &mut Conn<S>,
     exchange: &mut Exchange,
     failure: Failure,
@@ -251,7 +251,7 @@ async fn failed<S: IO + 'static>(
 }
 
 /// Answers a request that goes nowhere. The connection lives on where all of the request is here.
-async fn answer<S: IO + 'static>(
+async fn answer<S: Client>(
     conn: &mut Conn<S>,
     exchange: &Exchange,
     answer: &Answer,
@@ -276,7 +276,7 @@ async fn answer<S: IO + 'static>(
 }
 
 /// Forgets a request that was not sent, if all of it is here.
-fn skip<S: IO + 'static>(conn: &mut Conn<S>, shape: Shape) -> bool {
+fn skip<S: Client>(conn: &mut Conn<S>, shape: Shape) -> bool {
     let Body::Length(body) = shape.body else {
         return false;
     };
@@ -289,7 +289,7 @@ fn skip<S: IO + 'static>(conn: &mut Conn<S>, shape: Shape) -> bool {
 }
 
 /// Writes all of `bytes`; false where the client is gone, or makes no progress within `limit`.
-pub async fn send<S: IO + 'static>(conn: &mut Conn<S>, mut bytes: &[u8], limit: Duration) -> bool {
+pub async fn send<S: Client>(conn: &mut Conn<S>, mut bytes: &[u8], limit: Duration) -> bool {
     conn.deadline().arm(Instant::now() + limit);
     poll_fn(|cx| {
         while !bytes.is_empty() {

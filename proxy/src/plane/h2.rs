@@ -19,15 +19,16 @@ use h2::Reason;
 pub use server::{is_spoken, serve};
 pub use upstream::{Agreed, Call, Called, Unready, call, sweep};
 
-/// How much of a request's or response's body a peer may send ahead, per stream, in bytes.
-const STREAM_WINDOW: u32 = 128 * 1024;
+/// How much of a request's or response's body a peer may send ahead, per stream, in bytes: so much is held
+/// for each that does not read.
+const STREAM_WINDOW: u32 = 32 * 1024;
 /// How much of all bodies a client may send ahead on one connection.
 const CLIENT_WINDOW: u32 = 1024 * 1024;
 /// The same for an upstream, whose connection many clients share: one that does not read must not stop
 /// the others.
 const UPSTREAM_WINDOW: u32 = 16 * 1024 * 1024;
 /// How much of a stream's body waits for its connection to be written, in bytes.
-const SEND_BUFFER: usize = 32 * 1024;
+const SEND_BUFFER: usize = 16 * 1024;
 
 /// The peer says that it did nothing about a request: it may be sent again, whatever it asks for
 /// (RFC 9113, section 8.7).

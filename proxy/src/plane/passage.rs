@@ -7,12 +7,11 @@ use std::net::SocketAddr;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use pingora_core::protocols::IO;
 use rustls::server::Acceptor;
 use socket2::SockRef;
 
 use super::buffer::Want;
-use super::conn::Conn;
+use super::conn::{Client, Conn};
 use super::link::Link;
 
 /// For how long the client of an intercepted connection may think before the server is asked, too: it
@@ -84,7 +83,7 @@ fn told(read: &[u8]) -> Option<Said> {
 
 /// Waits for the first words of a connection: the client's, or those of the server where `link` leads to
 /// it. Nothing is consumed. At most until `until`.
-pub async fn first_words<S: IO + 'static>(
+pub async fn first_words<S: Client>(
     conn: &mut Conn<S>,
     mut link: Option<&mut Link>,
     until: Option<Instant>,

@@ -7,7 +7,6 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use pingora_core::apps::HttpServerApp;
-use pingora_core::protocols::IO;
 use pingora_core::protocols::http::ServerSession;
 use pingora_proxy::HttpProxy;
 use tokio::io::AsyncWriteExt;
@@ -15,7 +14,7 @@ use tokio::sync::watch;
 
 use super::answer::{Answer, Manner};
 use super::buffer::{Text, Want};
-use super::conn::Conn;
+use super::conn::{Client, Conn};
 use super::engine::{Engine, Lent, engine};
 use super::exchange::Exchange;
 use super::express::{self, Carried, Shape};
@@ -87,7 +86,7 @@ pub(crate) enum Awaited {
 }
 
 /// Serves a connection of `peer` that was intercepted, until it ends.
-pub async fn serve_intercepted<S: IO + 'static>(
+pub async fn serve_intercepted<S: Client>(
     mut conn: Conn<S>,
     gate: Arc<Gate>,
     peer: Arc<Peer>,
@@ -113,12 +112,7 @@ pub async fn serve_intercepted<S: IO + 'static>(
 }
 
 /// Serves a connection of `peer` until it ends.
-pub async fn serve<S: IO + 'static>(
-    mut conn: Conn<S>,
-    gate: Arc<Gate>,
-    peer: Arc<Peer>,
-    worker: Arc<Worker>,
-) {
+pub async fn serve<S: Client>(mut conn: Conn<S>, gate: Arc<Gate>, peer: Arc<Peer>, worker: Arc<Worker>) {
     let limits = &worker.plane.limits;
     let (mut first, mut limit) = (true, limits.head);
     while let Awaited::Begun = first_byte(&mut conn, first, Instant::now() + limit).await {
@@ -141,7 +135,7 @@ pub async fn serve<S: IO + 'static>(
 }
 
 /// Waits for the first byte of a request, at most until `until`. Holds no buffer.
-pub(crate) async fn first_byte<S: IO + 'static>(conn: &mut Conn<S>, first: bool, until: Instant) -> Awaited {
+pub(crate) async fn first_byte<S: Client>(conn: &mut Conn<S>, first: bool, until: Instant) -> Awaited {
     if !conn.ahead().is_empty() {
         return Awaited::Begun;
     }
@@ -174,7 +168,7 @@ pub(super) enum Served<S> {
 }
 
 /// Serves what was read, and what follows soon.
-pub(super) async fn serve_requests<S: IO + 'static>(
+pub(super) async fn serve_requests<S: Client>(
     mut conn: Conn<S>,
     gate: &Arc<Gate>,
     peer: &Arc<Peer>,
@@ -234,7 +228,7 @@ pub(super) async fn serve_requests<S: IO + 'static>(
 ///
 /// # Errors
 /// The answer with which it is refused.
-async fn next_request<S: IO + 'static>(
+async fn next_request<S: Client>(
     conn: &mut Conn<S>,
     gate: &Arc<Gate>,
     peer: &Arc<Peer>,
@@ -258,7 +252,7 @@ async fn next_request<S: IO + 'static>(
 }
 
 /// Reads more of a head; false where the client closed the connection.
-async fn await_more<S: IO + 'static>(conn: &mut Conn<S>) -> Result<bool, Answer> {
+async fn await_more<S: Client>(conn: &mut Conn<S>) -> Result<bool, Answer> {
     let late = || {
         let what = "the request's head did not arrive in time";
         Err(Answer::plain(408, "http_request_error", "timeout", what))
@@ -271,7 +265,7 @@ async fn await_more<S: IO + 'static>(conn: &mut Conn<S>) -> Result<bool, Answer>
 }
 
 /// Parses and decides what was read, if it is a whole head. So much of it was `searched` for its end.
-fn read_request<S: IO + 'static>(
+fn read_request<S: Client>(
     conn: &mut Conn<S>,
     gate: &Arc<Gate>,
     peer: &Arc<Peer>,
@@ -329,14 +323,14 @@ fn decide(
 }
 
 /// Empty lines before a request line are skipped (RFC 9112, section 2.2).
-fn skip_empty_lines<S: IO + 'static>(conn: &mut Conn<S>) {
+fn skip_empty_lines<S: Client>(conn: &mut Conn<S>) {
     while conn.ahead().filled().starts_with(b"\r\n") {
         conn.ahead().consume(2);
     }
 }
 
 /// Lends the connection to Pingora for one request; `None` where it does not come back.
-async fn lend<S: IO + 'static>(
+async fn lend<S: Client>(
     mut conn: Conn<S>,
     exchange: Box<Exchange>,
     length: usize,
@@ -368,7 +362,7 @@ fn too_large(limit: usize) -> Answer {
 }
 
 /// Answers a request that no engine may see, and closes.
-pub(crate) async fn refuse<S: IO + 'static>(
+pub(crate) async fn refuse<S: Client>(
     mut conn: Conn<S>,
     answer: &Answer,
     gate: &Gate,
@@ -387,14 +381,14 @@ pub(crate) async fn refuse<S: IO + 'static>(
 }
 
 /// Whether the client has sent more than was asked of it, as far as is known without waiting.
-async fn has_more<S: IO + 'static>(conn: &mut Conn<S>) -> bool {
+async fn has_more<S: Client>(conn: &mut Conn<S>) -> bool {
     !conn.ahead().is_empty()
         || poll_fn(|cx| Poll::Ready(matches!(conn.poll_fill(cx, Want::Head), Poll::Ready(Ok(1..))))).await
 }
 
 /// Closes after an answer, with a grace in which the client can finish sending: a reset would take
 /// the answer from it.
-pub(crate) async fn drain<S: IO + 'static>(conn: &mut Conn<S>, worker: &Worker) {
+pub(crate) async fn drain<S: Client>(conn: &mut Conn<S>, worker: &Worker) {
     if conn.shutdown().await.is_err() {
         return;
     }

@@ -22,7 +22,7 @@ use super::wire::Wire;
 use crate::metrics::{Event, count, count_handshake_failure};
 use crate::plane::Gate;
 use crate::plane::answer::Answer;
-use crate::plane::conn::{Conn, Tcp, without_digests};
+use crate::plane::conn::{Client, Conn, Tcp, without_digests};
 use crate::plane::deadline::Deadline;
 use crate::plane::serve::{Awaited, UNASKED, Worker, drain, first_byte, refuse};
 use crate::plane::trust::Peer;
@@ -253,6 +253,8 @@ impl UniqueID for Tls {
         self.0.get_ref().0.io.id()
     }
 }
+
+impl Client for Tls {}
 
 impl Ssl for Tls {
     fn selected_alpn_proto(&self) -> Option<ALPN> {

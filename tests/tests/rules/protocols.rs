@@ -306,3 +306,31 @@ fn a_stream_of_an_overlay_that_expires_ends_after_a_grace() {
         }
     }
 }
+
+#[test]
+fn no_more_requests_of_http_2_are_served_at_once_than_there_may_be() {
+    let limits = Limits { connections: 4, ..Limits::default() };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let stage = Stage::new(Speaks::Http1, limits).await;
+        let io = wire::connect(stage.address(Speaks::Http2), None).await;
+        let (mut sender, connection) = h2::client::handshake(io).await.unwrap();
+        tokio::spawn(connection);
+        let ask = |sender: &mut h2::client::SendRequest<bytes::Bytes>| {
+            let request = http::Request::post("http://web/hang").body(()).unwrap();
+            sender.send_request(request, true).unwrap().0
+        };
+        let mut served = Vec::new();
+        for _ in 0..4 {
+            served.push(ask(&mut sender).await.unwrap());
+        }
+        let refused = ask(&mut sender).await.unwrap_err();
+        assert_eq!(refused.reason(), Some(h2::Reason::REFUSED_STREAM));
+        // And when one is over, there is room for another.
+        served.pop();
+        let until = std::time::Instant::now() + Duration::from_secs(10);
+        while ask(&mut sender).await.is_err() {
+            assert!(std::time::Instant::now() < until);
+        }
+    });
+}

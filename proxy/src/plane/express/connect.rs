@@ -8,22 +8,17 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use overlane_config::route::ROUTE_HEADER;
-use pingora_core::protocols::IO;
 
 use super::{Carried, Request, Shape, answer, send, tunnel};
 use crate::plane::answer::Answer;
-use crate::plane::conn::Conn;
+use crate::plane::conn::{Client, Conn};
 use crate::plane::exchange::{Exchange, Refused};
 use crate::plane::link::Link;
 use crate::plane::passage::{SILENCE, Said, first_words};
 use crate::upstream::Endpoint;
 
 /// Answers CONNECT, and carries what follows.
-pub(super) async fn connect<S: IO + 'static>(
-    conn: &mut Conn<S>,
-    exchange: &mut Exchange,
-    shape: Shape,
-) -> Carried {
+pub(super) async fn connect<S: Client>(conn: &mut Conn<S>, exchange: &mut Exchange, shape: Shape) -> Carried {
     if let Some(refusal) = exchange.refusal().cloned() {
         return answer(conn, exchange, &refusal, shape, Request::Unsent).await;
     }
@@ -51,7 +46,7 @@ pub(super) async fn connect<S: IO + 'static>(
 
 /// Carries an intercepted connection of which the client has said nothing yet, or no HTTP. `head` is that
 /// of a CONNECT that would have led there.
-pub(in crate::plane) async fn pass<S: IO + 'static>(
+pub(in crate::plane) async fn pass<S: Client>(
     conn: &mut Conn<S>,
     exchange: &mut Exchange,
     head: &[u8],
@@ -65,7 +60,7 @@ pub(in crate::plane) async fn pass<S: IO + 'static>(
 
 type Reached = (Arc<Endpoint>, Link);
 
-async fn carry<S: IO + 'static>(
+async fn carry<S: Client>(
     conn: &mut Conn<S>,
     exchange: &mut Exchange,
     reached: Option<Reached>,

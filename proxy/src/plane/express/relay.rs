@@ -5,15 +5,13 @@ use std::io::Write;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use pingora_core::protocols::IO;
-
 use super::Shape;
 use crate::h1::body::{Body, Progress};
 use crate::h1::{has_end, response};
 use crate::plane::Limits;
 use crate::plane::answer::{Answer, Failure, Form};
 use crate::plane::buffer::{Text, Want};
-use crate::plane::conn::{Conn, READ_AHEAD};
+use crate::plane::conn::{Client, Conn, READ_AHEAD};
 use crate::plane::deadline::Deadline;
 use crate::plane::exchange::{Exchange, ROUTE};
 use crate::plane::h2;
@@ -193,7 +191,7 @@ pub(super) struct Relay<'r, S> {
     pub(super) unmet: Option<Box<Answer>>,
 }
 
-impl<'r, S: IO + 'static> Relay<'r, S> {
+impl<'r, S: Client> Relay<'r, S> {
     /// An exchange in which `head` goes to `link`, and then the body that `conn` brings.
     pub(super) fn new(
         conn: &'r mut Conn<S>,
@@ -374,6 +372,9 @@ impl<'r, S: IO + 'static> Relay<'r, S> {
                 Some(true) => return self.poll_flushed(cx),
                 None if self.take_head()? => continue,
                 _ => {}
+            }
+            if self.conn.poll_room(cx).is_pending() {
+                return Ok(Some(On::Client));
             }
             match self.link.poll_fill(cx) {
                 Poll::Ready(Ok(0)) if self.response.as_ref().is_some_and(Progress::until_close) => {

@@ -183,6 +183,14 @@ impl Outgoing {
         Ok(count)
     }
 
+    /// Ready where flow control lets something go, or nothing ever will.
+    pub(super) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.ended {
+            return Poll::Ready(());
+        }
+        self.poll_capacity(cx, 1).map(drop)
+    }
+
     /// How much of `wanted` bytes flow control lets go now.
     fn poll_capacity(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>> {
         self.stream.reserve_capacity(wanted);

@@ -1,5 +1,6 @@
 //! Clients that speak HTTP/2.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -12,7 +13,7 @@ use bytes::Bytes;
 use h2::server::{Builder, Connection, SendResponse};
 use h2::{Reason, RecvStream};
 use http::{Method, Request, Response};
-use pingora_core::protocols::{ALPN, IO, Shutdown, Ssl, UniqueID, UniqueIDType};
+use pingora_core::protocols::{ALPN, Shutdown, Ssl, UniqueID, UniqueIDType};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -24,7 +25,7 @@ use crate::h1::has_end;
 use crate::metrics::{Event, count};
 use crate::plane::Gate;
 use crate::plane::buffer::Want;
-use crate::plane::conn::{Conn, without_digests};
+use crate::plane::conn::{Client, Conn, without_digests};
 use crate::plane::deadline::Deadline;
 use crate::plane::serve::{Worker, serve_requests};
 use crate::plane::trust::Peer;
@@ -43,7 +44,7 @@ const GOING: Duration = Duration::from_secs(1);
 
 /// Whether a client of which the first bytes are here speaks HTTP/2: by what TLS agreed on, or by
 /// prior knowledge (RFC 9113, section 3.3). Reads at most the preface, until the connection's deadline.
-pub async fn is_spoken<S: IO + 'static>(conn: &mut Conn<S>) -> bool {
+pub async fn is_spoken<S: Client>(conn: &mut Conn<S>) -> bool {
     if matches!(conn.agreed(), Some(ALPN::H2)) {
         return true;
     }
@@ -65,7 +66,7 @@ pub async fn is_spoken<S: IO + 'static>(conn: &mut Conn<S>) -> bool {
 }
 
 /// Serves a connection of HTTP/2 until it ends.
-pub async fn serve<S: IO + 'static>(conn: Conn<S>, gate: Arc<Gate>, peer: Arc<Peer>, worker: Arc<Worker>) {
+pub async fn serve<S: Client>(conn: Conn<S>, gate: Arc<Gate>, peer: Arc<Peer>, worker: Arc<Worker>) {
     let limits = &worker.plane.limits;
     let mut builder = Builder::new();
     builder
@@ -83,8 +84,13 @@ pub async fn serve<S: IO + 'static>(conn: Conn<S>, gate: Arc<Gate>, peer: Arc<Pe
     while let Some((request, respond)) =
         poll_fn(|cx| poll_request(&mut connection, &mut streams, &mut idle, cx)).await
     {
+        let Some(counted) = Counted::new(limits.connections) else {
+            refuse(respond);
+            continue;
+        };
         let (gate, peer, worker) = (gate.clone(), peer.clone(), worker.clone());
         streams.spawn(async move {
+            let _counted = counted;
             let write = worker.plane.limits.write;
             match Stream::new(request, respond) {
                 Ok(stream) => {
@@ -102,11 +108,42 @@ pub async fn serve<S: IO + 'static>(conn: Conn<S>, gate: Arc<Gate>, peer: Arc<Pe
     streams.join_all().await;
 }
 
+thread_local! {
+    /// Requests of all connections of HTTP/2 of this worker.
+    static REQUESTS: Cell<usize> = const { Cell::new(0) };
+}
+
+/// One of them. Each may hold memory for a client that does not read.
+struct Counted;
+
+impl Counted {
+    /// `None` where there are as many as there may be.
+    fn new(most: usize) -> Option<Self> {
+        let others = REQUESTS.get();
+        (others < most).then(|| {
+            REQUESTS.set(others + 1);
+            Self
+        })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        REQUESTS.set(REQUESTS.get() - 1);
+    }
+}
+
+/// Says that nothing was done about a request: its client may send it again.
+fn refuse(mut respond: SendResponse<Bytes>) {
+    count(Event::StreamRefused);
+    respond.send_reset(Reason::REFUSED_STREAM);
+}
+
 /// A request that arrived, and how it is answered.
 type Arrived = (Request<RecvStream>, SendResponse<Bytes>);
 
 /// The next request; `None` where no more will come. The connection lives by being asked.
-fn poll_request<S: IO + 'static>(
+fn poll_request<S: Client>(
     connection: &mut Connection<Cork<Conn<S>>, Bytes>,
     streams: &mut JoinSet<()>,
     idle: &mut Idle,
@@ -311,6 +348,12 @@ impl Shutdown for Stream {
 impl UniqueID for Stream {
     fn id(&self) -> UniqueIDType {
         0
+    }
+}
+
+impl Client for Stream {
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.response.as_mut().map_or(Poll::Ready(()), |response| response.poll_room(cx))
     }
 }
 
