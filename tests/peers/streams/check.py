@@ -53,14 +53,14 @@ class Ports:
 
 
 @contextlib.contextmanager
-def overlane(binary, folder, gateway, outbound, admin, services):
-    """A gateway and an outbound listener before services: each a name, the urls by environment, and its scheme."""
+def overlane(binary, folder, gateway, outbound, admin, services, hosts=()):
+    """A gateway and an outbound listener before services: each a name, and its urls by environment."""
     store = folder / "store"
     store.mkdir()
     routing = {"base": "mode: baseline, holdFor: 0s", "alice": "mode: overlay, baselineId: base",
                "bob": "mode: overlay, baselineId: base, holdFor: 0s, onUnavailable: fallback"}
     for environment, how in routing.items():
-        lines = [f"  - {{name: {name}, hosts: [{name}], url: '{urls[environment]}'}}"
+        lines = [f"  - {{name: {name}, hosts: [{', '.join([name, *hosts])}], url: '{urls[environment]}'}}"
                  if environment == "base" else f"  - {{name: {name}, url: '{urls[environment]}'}}"
                  for name, urls in services.items()]
         (store / f"{environment}.yaml").write_text(
@@ -291,15 +291,20 @@ async def check(binary, folder):
         server.close()
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("binary", type=pathlib.Path)
-    options = parser.parse_args()
+def with_packages():
+    """Goes on in the environment with the packages."""
     cache = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", "target")).resolve() / "peers/streams"
     cache.mkdir(parents=True, exist_ok=True)
     python = packages(cache)
     if pathlib.Path(sys.prefix) != cache / "python":
-        os.execv(python, [str(python), __file__, *sys.argv[1:]])
+        os.execv(python, [str(python), *sys.argv])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("binary", type=pathlib.Path)
+    options = parser.parse_args()
+    with_packages()
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(asyncio.wait_for(check(options.binary.resolve(), pathlib.Path(folder)), 180))
 

@@ -1,0 +1,69 @@
+#!/usr/bin/env python3
+"""The Autobahn fuzzing suite with and without the gateway between: not one case may be worse.
+
+    python3 tests/peers/streams/autobahn.py BINARY WSTEST [CASE…]
+
+WSTEST is the program of `autobahntestsuite` 25.10.1 from PyPI, which wants Python 2.7. The server is `websockets`. Cases of
+performance and compression (9, 12, 13) are left out where none are named.
+"""
+
+import asyncio
+import contextlib
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import check
+
+
+async def echo(port):
+    from websockets import ConnectionClosed
+    from websockets.asyncio.server import serve
+
+    async def answer(socket):
+        # What is sent to it is mostly wrong, as it should be.
+        with contextlib.suppress(ConnectionClosed):
+            async for message in socket:
+                await socket.send(message)
+
+    return await serve(answer, "127.0.0.1", port, max_size=None)
+
+
+def worse(reports):
+    """The cases that end otherwise through the gateway."""
+    told = json.loads((reports / "index.json").read_text())
+    ends = {agent: {case: (own["behavior"], own["behaviorClose"]) for case, own in cases.items()}
+            for agent, cases in told.items()}
+    return len(ends["direct"]), [case for case, end in ends["direct"].items() if ends["overlane"].get(case) != end]
+
+
+async def run(binary, wstest, cases, folder):
+    ports = check.Ports()
+    gateway, outbound, admin, server = (ports.take() for _ in range(4))
+    running = await echo(server)
+    services = {"chat": dict.fromkeys(["base", "alice", "bob"], f"http://127.0.0.1:{server}")}
+    servers = [{"agent": "direct", "url": f"ws://127.0.0.1:{server}"},
+               {"agent": "overlane", "url": f"ws://localhost:{gateway}"}]
+    (folder / "fuzz.json").write_text(json.dumps({
+        "outdir": str(folder / "reports"), "servers": servers, "cases": cases or ["*"],
+        "exclude-cases": [] if cases else ["9.*", "12.*", "13.*"], "exclude-agent-cases": {}}))
+    with check.overlane(binary, folder, gateway, outbound, admin, services, hosts=["localhost"]):
+        fuzzing = await asyncio.create_subprocess_exec(wstest, "-m", "fuzzingclient", "-s", str(folder / "fuzz.json"),
+                                                       cwd=folder, stdout=subprocess.DEVNULL)
+        try:
+            await asyncio.wait_for(fuzzing.wait(), 1800)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                fuzzing.kill()
+    running.close()
+    count, others = worse(folder / "reports")
+    print(f"Autobahn: {count} cases, {len(others)} end otherwise through the gateway", *others)
+    sys.exit(1 if others or not count else 0)
+
+
+if __name__ == "__main__":
+    check.with_packages()
+    with tempfile.TemporaryDirectory() as temporary:
+        asyncio.run(run(pathlib.Path(sys.argv[1]).resolve(), sys.argv[2], sys.argv[3:], pathlib.Path(temporary)))
