@@ -35,6 +35,8 @@ pub enum Event {
     ConnectionClosed,
     /// A request of HTTP/2 was refused, since this worker has too many.
     StreamRefused,
+    /// A connection did not begin with the header of the PROXY protocol that it has to begin with.
+    ProxyHeaderRefused,
     /// A connection became a tunnel.
     TunnelOpened,
     /// A tunnel ended.
@@ -470,6 +472,11 @@ fn event_families(meter: &Meter) -> Vec<MetricFamily> {
             "Tunnels that are open: WebSockets and other upgrades.",
             Event::TunnelOpened,
             Event::TunnelClosed,
+        ),
+        total(
+            "overlane_proxy_headers_refused_total",
+            "Connections that were closed since they began with no header of the PROXY protocol.",
+            Event::ProxyHeaderRefused,
         ),
         total(
             "overlane_streams_refused_total",

@@ -4,6 +4,7 @@
 //! own accept loop and its own Pingora `HttpProxy`; on the request path nothing crosses threads.
 
 pub mod admit;
+pub mod announced;
 pub mod answer;
 pub mod buffer;
 pub mod conn;
@@ -27,6 +28,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use overlane_config::carrier::Carriers;
 use overlane_config::route::{Listener, Role};
 use overlane_config::url::Url;
@@ -166,6 +168,8 @@ pub struct Plane {
     pub carriers: Arc<Carriers>,
     /// What outbound lets through that is no request.
     pub passage: PassageSettings,
+    /// From which networks connections to gateway and inbound begin with a header of the PROXY protocol.
+    pub proxy_protocol: Vec<IpNet>,
     /// How upstreams are spoken to in TLS.
     pub tls: Arc<Upstreams>,
     /// The resolver.

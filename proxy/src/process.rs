@@ -107,6 +107,7 @@ impl Prepared {
             engine: settings.engine,
             carriers: settings.carriers.clone(),
             passage: settings.passage,
+            proxy_protocol: settings.proxy_protocol,
             tls: upstreams.clone(),
             names,
             access,

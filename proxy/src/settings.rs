@@ -1,11 +1,12 @@
 //! Settings: flags over `OVERLANE_*` over a file over defaults, and what is refused at start.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use ipnet::IpNet;
 use overlane_config::carrier::{CarrierError, Carriers, HostPattern};
 use overlane_config::name::{EnvironmentId, ServiceName};
 use overlane_config::route::{Listener, Role};
@@ -86,6 +87,9 @@ pub struct RunArgs {
     /// Demand certificates of clients that these authorities issued (PEM)
     #[arg(long, value_name = "FILE", env = "OVERLANE_TLS_CLIENT_CA")]
     pub tls_client_ca: Option<PathBuf>,
+    /// Connections from these networks begin with a header of the PROXY protocol (v1 or v2) at gateway and inbound
+    #[arg(long, value_name = "CIDR,…", value_delimiter = ',', env = "OVERLANE_PROXY_PROTOCOL")]
+    pub proxy_protocol: Vec<String>,
     /// The admin listener
     #[arg(long, value_name = "ADDR", env = "OVERLANE_ADMIN")]
     pub admin: Option<SocketAddr>,
@@ -141,6 +145,7 @@ struct File {
     correlation: CorrelationFile,
     carriers: CarriersFile,
     keep_for: Vec<String>,
+    proxy_protocol: Vec<String>,
     connect_ports: Option<Vec<u16>>,
     intercept: Option<bool>,
     mark: Option<u32>,
@@ -278,6 +283,8 @@ pub struct Settings {
     pub correlation: CorrelationSettings,
     /// Where keys are read and written.
     pub carriers: Arc<Carriers>,
+    /// From which networks connections to gateway and inbound begin with a header of the PROXY protocol.
+    pub proxy_protocol: Vec<IpNet>,
     /// What outbound lets through that is no request.
     pub passage: PassageSettings,
     /// How listeners speak TLS, if any does.
@@ -359,6 +366,8 @@ impl Settings {
                 "name a directory from `/`",
             )),
         };
+        let told = if flags.proxy_protocol.is_empty() { file.proxy_protocol } else { flags.proxy_protocol };
+        let proxy_protocol = told.iter().map(|network| announcer(network)).collect::<Result<_, _>>()?;
         let engine = flags.engine.or(file.engine).unwrap_or_default();
         let upstream_tls = upstream_tls(file.upstream_tls, engine)?;
         let mut listeners = asked.listeners()?;
@@ -387,6 +396,7 @@ impl Settings {
             engine,
             correlation,
             carriers,
+            proxy_protocol,
             passage,
             tls,
             upstream_tls,
@@ -410,6 +420,7 @@ impl Settings {
             engine: EngineChoice::default(),
             correlation: CorrelationSettings::default(),
             carriers: Arc::default(),
+            proxy_protocol: Vec::new(),
             passage: PassageSettings::default(),
             tls: None,
             upstream_tls: Vec::new(),
@@ -423,6 +434,17 @@ fn beside_ipv4(listeners: &[ListenerSettings]) -> Option<ListenerSettings> {
     let (own, loopback) = (outbound.address, Ipv6Addr::LOCALHOST);
     let there = own.ip() == Ipv4Addr::LOCALHOST && std::net::TcpListener::bind((loopback, 0)).is_ok();
     there.then(|| ListenerSettings { address: (loopback, own.port()).into(), ..outbound.clone() })
+}
+
+fn announcer(text: &str) -> Result<IpNet, SettingsError> {
+    let text = text.trim();
+    let address = || text.parse::<IpAddr>().map(IpNet::from);
+    text.parse::<IpNet>().or_else(|_| address()).map_err(|_| {
+        error(
+            format!("`proxyProtocol: {text}` is no network"),
+            "name the networks of the load balancers: `10.0.0.0/8`, `192.0.2.7`",
+        )
+    })
 }
 
 fn upstream_tls(file: Vec<UpstreamTlsFile>, engine: EngineChoice) -> Result<Vec<UpstreamTls>, SettingsError> {

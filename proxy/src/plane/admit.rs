@@ -2,10 +2,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use overlane_config::route::Role;
 
 use super::Gate;
+use super::announced::{Announced, announced};
 use super::conn::{Conn, Tcp};
 use super::passage::original_destination;
 use super::serve::{Worker, serve, serve_intercepted};
@@ -45,19 +47,37 @@ pub fn admit(
             _ => None,
         };
         let Ok(tcp) = Tcp::new(stream) else { return };
-        let conn = Conn::new(tcp, worker.plane.limits.write);
+        let mut conn = Conn::new(tcp, worker.plane.limits.write);
+        let Some(address) = client_of(&mut conn, peer.ip(), &gate, &worker).await else {
+            return count(Event::ProxyHeaderRefused);
+        };
         match (gate.tls.clone(), meant) {
             (_, Some(meant)) => {
-                let peer = Peer::intercepted(peer.ip(), &gate.trust, meant);
+                let peer = Peer::intercepted(address, &gate.trust, meant);
                 Box::pin(serve_intercepted(conn, gate, peer, worker, meant)).await;
             }
             (None, None) => {
-                let peer = Peer::new(peer.ip(), &gate.trust);
+                let peer = Peer::new(address, &gate.trust);
                 serve(conn, gate, peer, worker).await;
             }
             // Boxed, so that others do not pay for its size.
-            (Some(tls), None) => Box::pin(admit_tls(conn, peer.ip(), tls, gate, worker)).await,
+            (Some(tls), None) => Box::pin(admit_tls(conn, address, tls, gate, worker)).await,
         }
+    }
+}
+
+/// Who the client of a connection from `peer` is; `None` where it is to be said, and is not.
+async fn client_of(conn: &mut Conn<Tcp>, peer: IpAddr, gate: &Gate, worker: &Worker) -> Option<IpAddr> {
+    let announces =
+        || worker.plane.proxy_protocol.iter().any(|network| network.contains(&peer.to_canonical()));
+    if matches!(gate.listener.role, Role::Outbound { .. }) || !announces() {
+        return Some(peer);
+    }
+    let until = Instant::now() + worker.plane.limits.head;
+    // Boxed, so that others do not pay for its size.
+    match Box::pin(announced(conn, until)).await? {
+        Announced::Client(client) => Some(client),
+        Announced::Itself => Some(peer),
     }
 }
 

@@ -11,6 +11,8 @@ mod mesh;
 mod passage;
 /// Every protocol of clients with every protocol of upstreams.
 mod protocols;
+/// A load balancer says whose connection it is.
+mod proxy_protocol;
 /// Upstreams that speak TLS.
 mod tls;
 /// Listeners that speak TLS.

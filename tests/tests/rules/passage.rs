@@ -37,7 +37,7 @@ fn outbound() -> Role {
 }
 
 /// Each connection is given to `with`, on a thread of its own.
-fn listen(with: impl Fn(TcpStream) + Send + Clone + 'static) -> SocketAddr {
+pub(super) fn listen(with: impl Fn(TcpStream) + Send + Clone + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
@@ -60,7 +60,7 @@ fn head(reader: &mut impl BufRead) -> Option<String> {
 }
 
 /// Answers each request with its head.
-fn tells(stream: TcpStream) {
+pub(super) fn tells(stream: TcpStream) {
     let mut out = stream.try_clone().unwrap();
     let mut reader = BufReader::new(stream);
     while let Some(head) = head(&mut reader) {
