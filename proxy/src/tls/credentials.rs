@@ -137,21 +137,28 @@ impl Credentials {
         let read_clients = clients.as_ref().map(|clients| (clients, clients.read()));
         let mut state = self.state();
         let State { certificates: kept, clients: kept_clients, failures, .. } = &mut *state;
-        let mut renewed = false;
+        let mut renewed = Vec::new();
         for ((pair, kept), read) in certificates.iter().zip(kept).zip(read) {
-            renewed |= renew_pair(pair, kept, read, failures);
-        }
-        if let Some(((settings, read), kept)) = read_clients.zip(kept_clients.as_mut())
-            && kept.renew(read, |file| settings.parse(file), failures)
-        {
-            tracing::info!(path = %settings.ca.display(), "new authorities for clients are in force");
-            renewed = true;
-        }
-        if renewed {
-            match config(&self.settings, &state) {
-                Ok(config) => self.config.store(config),
-                Err(why) => tracing::error!(%why, "what was last good stays in force"),
+            if renew_pair(pair, kept, read, failures) {
+                renewed.push((pair.certificate.display(), kept.good.said.clone()));
             }
+        }
+        let authorities = read_clients.zip(kept_clients.as_mut()).and_then(|((settings, read), kept)| {
+            kept.renew(read, |file| settings.parse(file), failures).then_some(settings.ca.display())
+        });
+        if renewed.is_empty() && authorities.is_none() {
+            return;
+        }
+        match config(&self.settings, &state) {
+            Ok(config) => self.config.store(config),
+            Err(why) => return tracing::error!(%why, "what was last good stays in force"),
+        }
+        // Said once it is true.
+        for (path, said) in renewed {
+            tracing::info!(%path, names = said.names().join(" "), until = %said.until, "a new certificate is in force");
+        }
+        if let Some(path) = authorities {
+            tracing::info!(%path, "new authorities for clients are in force");
         }
     }
 
@@ -196,11 +203,9 @@ fn renew_pair(
 ) -> bool {
     let (before, path) = (kept.problem.clone(), pair.certificate.display());
     let renewed = kept.renew(read, |files| pair.parse(files), failures);
-    let said = &kept.good.said;
-    if renewed {
-        tracing::info!(%path, names = said.names().join(" "), until = %said.until, "a new certificate is in force");
-    } else if kept.problem.is_none()
-        && let Some(untimely) = said.untimely(clock::now())
+    if !renewed
+        && kept.problem.is_none()
+        && let Some(untimely) = kept.good.said.untimely(clock::now())
     {
         let problem = format!("the certificate {path} {untimely}");
         if before.as_ref() != Some(&problem) {
