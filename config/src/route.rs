@@ -33,9 +33,11 @@ pub const MAX_HOPS: u8 = 32;
 /// As many as there may be.
 pub fn hops<'l>(mut lines: impl Iterator<Item = &'l [u8]>) -> Result<u8, Refusal> {
     let text = lines.next().and_then(|line| std::str::from_utf8(line).ok());
-    match text.and_then(|text| text.parse::<u32>().ok()).map(u8::try_from) {
+    let number = text.filter(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()));
+    match number.map(str::parse) {
         None => Ok(0),
         Some(Ok(hops)) if hops < MAX_HOPS => Ok(hops),
+        // Also what is too large for any number here.
         Some(_) => Err(Refusal::new(Problem::Loop, format!("the request has passed {MAX_HOPS} proxies or more: they form a loop"))
             .hint("a url of a blueprint leads to a gateway or sidecar instead of the service; `overlane explain` shows where requests go")),
     }
