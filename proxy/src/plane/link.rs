@@ -248,6 +248,7 @@ async fn connect_tls(endpoint: &Endpoint, plane: &Plane, http2: bool) -> Result<
             if !http2 && is_no_common_protocol(&error) {
                 endpoint.speaks(Speaks::OnlyHttp2);
             }
+            tracing::debug!(%error, upstream = %endpoint.address, "the TLS handshake failed");
             failure(&error)
         })?,
         Err(_) => return Err((Reason::Unhealthy, "no TLS handshake in time")),

@@ -273,6 +273,10 @@ fn certificate_failure(why: &CertificateError) -> &'static str {
             "its certificate is of an authority that is not trusted"
         }
         CertificateError::Revoked => "its certificate was revoked",
+        // As many make them for themselves; rustls has no variant for it.
+        CertificateError::Other(other) if format!("{other:?}").contains("CaUsedAsEndEntity") => {
+            "its certificate is an authority's own (CA:TRUE), not a server's"
+        }
         _ => "its certificate is not valid",
     }
 }
