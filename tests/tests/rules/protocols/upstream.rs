@@ -184,12 +184,16 @@ async fn answer_http1(io: &mut BufReader<Io>, head: &Head, name: &str, seen: &Se
     match head.path() {
         "/hints" => {
             let hints = "HTTP/1.1 103 Early Hints\r\nlink: </a>; rel=preload\r\n\r\n";
+            // What is left of it would be the next request.
+            let mut body = head.body();
+            while body.next(io).await.ok()?.is_some() {}
             io.write_all(format!("{hints}{ok}content-length: 2\r\n\r\nok").as_bytes()).await.ok()
         }
         "/half" => {
             io.write_all(format!("{ok}content-length: 100\r\n\r\nhello").as_bytes()).await.ok()?;
             io.flush().await.ok()?;
-            while head.body().next(io).await.ok()?.is_some() {}
+            let mut body = head.body();
+            while body.next(io).await.ok()?.is_some() {}
             None
         }
         "/hang" | "/silent" => {
