@@ -15,6 +15,7 @@ use overlane::plane::trust::Trust;
 use overlane::process::Prepared;
 use overlane::settings::Settings;
 use overlane::store::StoreAddress;
+use overlane::upstream::Address;
 use overlane_config::route::{Listener, Role};
 
 const CONNECTIONS: usize = 32;
@@ -98,14 +99,14 @@ fn main() -> io::Result<ExitCode> {
     };
     write(one)?;
     let gateway = ListenerSettings {
-        address: SocketAddr::from(([127, 0, 0, 1], 0)),
+        address: Address::Tcp(([127, 0, 0, 1], 0).into()),
         listener: Listener { role: Role::Gateway, baseline: None },
         app: None,
         trust: Trust::Any,
     };
     let prepared = Prepared::bind(Settings { workers: 2, ..Settings::in_process(vec![gateway]) })?;
     let running = prepared.with_store(StoreAddress::directory(folder.path())).start(Vec::new())?;
-    let address = running.gates()[0].address;
+    let address = running.addresses()[0];
     let published = running.control().published().clone();
     let (stop, counts) = (Arc::new(AtomicBool::new(false)), Arc::new([const { AtomicU64::new(0) }; 3]));
     let clients: Vec<_> = (0..CONNECTIONS)

@@ -284,7 +284,7 @@ async fn config_dump(State(admin): State<Admin>, Query(only): Query<Only>) -> Re
 fn listener_value(gate: &Gate, snapshot: &Snapshot) -> Value {
     json!({
         "role": gate.role(),
-        "address": gate.address,
+        "address": gate.address.to_string(),
         "baseline": snapshot.table.baseline(gate.listener.baseline.as_ref()).map(|baseline| baseline.id.to_string()),
         "application": gate.app.as_ref().map(|app| app.urls().iter().map(ToString::to_string).collect::<Vec<_>>()),
         "trust": gate.trust.to_string(),

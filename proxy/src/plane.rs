@@ -39,7 +39,7 @@ use crate::names::Names;
 use crate::snapshot::Published;
 use crate::tls::credentials::Credentials;
 use crate::tls::upstreams::Upstreams;
-use crate::upstream::Upstream;
+use crate::upstream::{Address, Upstream};
 use passage::PassageSettings;
 use trust::Trust;
 
@@ -107,7 +107,7 @@ pub enum EngineChoice {
 #[derive(Debug, Clone)]
 pub struct ListenerSettings {
     /// Where it listens; port 0 takes a free one.
-    pub address: SocketAddr,
+    pub address: Address,
     /// What it stands for.
     pub listener: Listener,
     /// The application behind an inbound listener.
@@ -120,7 +120,7 @@ pub struct ListenerSettings {
 #[derive(Debug)]
 pub struct Gate {
     /// Where it listens.
-    pub address: SocketAddr,
+    pub address: Address,
     /// What it stands for.
     pub listener: Listener,
     /// The application behind an inbound listener.
@@ -159,7 +159,7 @@ pub struct Plane {
     /// The listeners.
     pub gates: Vec<Arc<Gate>>,
     /// Addresses that no request may be sent to: our own gateway, outbound and admin listeners.
-    pub own: Vec<SocketAddr>,
+    pub own: Vec<Address>,
     /// Deadlines and limits.
     pub limits: Limits,
     /// Which engine carries exchanges.
@@ -181,10 +181,13 @@ pub struct Plane {
 impl Plane {
     /// Whether a connection to `address` would come back to us (loops, the admin listener).
     #[must_use]
-    pub fn is_own(&self, address: SocketAddr) -> bool {
-        let same_host = |own: &SocketAddr| {
-            own.ip() == address.ip() || (own.ip().is_unspecified() && address.ip().is_loopback())
+    pub fn is_own(&self, address: &Address) -> bool {
+        let same_host = |own: SocketAddr, other: SocketAddr| {
+            own.ip() == other.ip() || (own.ip().is_unspecified() && other.ip().is_loopback())
         };
-        self.own.iter().any(|own| own.port() == address.port() && same_host(own))
+        self.own.iter().any(|own| match (own.tcp(), address.tcp()) {
+            (Some(own), Some(other)) => own.port() == other.port() && same_host(own, other),
+            _ => own == address,
+        })
     }
 }

@@ -20,6 +20,7 @@ use crate::snapshot::Published;
 use crate::store::StoreAddress;
 use crate::store::follow::{Follower, follow};
 use crate::tls::{self, credentials::Credentials, upstreams::Upstreams};
+use crate::upstream::Address;
 
 /// A process whose sockets are bound and that serves nobody yet.
 pub struct Prepared {
@@ -51,8 +52,8 @@ impl Prepared {
         let tls = settings.tls.as_ref().map(Credentials::load).transpose().map_err(io::Error::other)?;
         let tls = tls.map(Arc::new);
         let upstreams = Arc::new(Upstreams::load(&settings.upstream_tls).map_err(io::Error::other)?);
-        let Settings { listeners, workers, correlation, .. } = &settings;
-        let bound = Bound::new(listeners, *workers, &names, correlation, tls.as_ref())?;
+        let Settings { listeners, workers, socket_mode, correlation, .. } = &settings;
+        let bound = Bound::new(listeners, *workers, *socket_mode, &names, correlation, tls.as_ref())?;
         let admin = bind(settings.admin)?;
         let probes = settings.probes.map(bind).transpose()?;
         Ok(Self { settings, bound, admin, probes, runtime, names, tls, upstreams })
@@ -62,6 +63,12 @@ impl Prepared {
     #[must_use]
     pub fn gates(&self) -> &[Arc<Gate>] {
         self.bound.gates()
+    }
+
+    /// Where its listeners are, with the ports that they got; those on unix sockets are left out.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        addresses(self.gates())
     }
 
     /// The control runtime, for what must be in place before anybody is served.
@@ -95,8 +102,10 @@ impl Prepared {
         }
         control.apply(&changes, Trigger::Start);
         // Sidecars call each other's inbound listeners; nobody calls the others from here.
-        let edges = bound.gates().iter().filter(|gate| gate.role() != "inbound").map(|gate| gate.address);
-        let own = edges.chain([admin.0]).chain(probes.as_ref().map(|probes| probes.0)).collect();
+        let edges =
+            bound.gates().iter().filter(|gate| gate.role() != "inbound").map(|gate| gate.address.clone());
+        let others = [admin.0].into_iter().chain(probes.as_ref().map(|probes| probes.0));
+        let own = edges.chain(others.map(Address::Tcp)).collect();
         let access = if settings.access_log { AccessLog::to(io::stdout()) } else { AccessLog::off() };
         let gates = bound.gates().to_vec();
         let plane = Arc::new(Plane {
@@ -161,6 +170,10 @@ impl Prepared {
     }
 }
 
+fn addresses(gates: &[Arc<Gate>]) -> Vec<SocketAddr> {
+    gates.iter().filter_map(|gate| gate.address.tcp()).collect()
+}
+
 fn bind(address: SocketAddr) -> io::Result<(SocketAddr, TcpListener)> {
     let (address, mut sockets) = crate::plane::listen::bind(address, 1)?;
     let socket = sockets.pop().ok_or_else(|| io::Error::other("no socket"))?;
@@ -208,6 +221,12 @@ impl Running {
     #[must_use]
     pub fn gates(&self) -> &[Arc<Gate>] {
         &self.gates
+    }
+
+    /// Where its listeners are; those on unix sockets are left out.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        addresses(&self.gates)
     }
 
     /// Where the admin listener is.

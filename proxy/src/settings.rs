@@ -23,6 +23,7 @@ use crate::store::StoreAddress;
 use crate::tls::certificates::Pair;
 use crate::tls::upstreams::UpstreamTls;
 use crate::tls::{ClientSettings, TlsSettings};
+use crate::upstream::Address;
 
 /// Where a store is looked for when nobody says.
 pub const DEFAULT_STORE: &str = "./environments";
@@ -30,6 +31,8 @@ pub const DEFAULT_STORE: &str = "./environments";
 pub const DEFAULT_GATEWAY: &str = "127.0.0.1:7480";
 /// Where the admin listener is when nobody says.
 pub const DEFAULT_ADMIN: &str = "127.0.0.1:7481";
+/// Whoever may write to a socket's file can send requests: its user and its group, as those of a sidecar's pod.
+const DEFAULT_SOCKET_MODE: u32 = 0o660;
 /// How often the store is checked even if no event came.
 const DEFAULT_RESYNC: Duration = Duration::from_secs(5);
 /// Ages of traces are counted in 32 bits of milliseconds.
@@ -46,13 +49,13 @@ pub struct RunArgs {
     pub baseline: Option<EnvironmentId>,
     /// Listen as ingress gateway; 127.0.0.1:7480 where no listener is asked for
     #[arg(long, value_name = "ADDR", env = "OVERLANE_GATEWAY")]
-    pub gateway: Option<SocketAddr>,
+    pub gateway: Option<Address>,
     /// Listen for a service's own calls, as its HTTP proxy
     #[arg(long, value_name = "ADDR", env = "OVERLANE_OUTBOUND")]
-    pub outbound: Option<SocketAddr>,
+    pub outbound: Option<Address>,
     /// Listen before a service; needs --app and --service
     #[arg(long, value_name = "ADDR", env = "OVERLANE_INBOUND")]
-    pub inbound: Option<SocketAddr>,
+    pub inbound: Option<Address>,
     /// Connections come to --outbound that were meant for others (nftables, iptables)
     #[arg(
         long,
@@ -115,6 +118,9 @@ pub struct RunArgs {
         value_parser = clap::builder::FalseyValueParser::new()
     )]
     pub access_log: Option<bool>,
+    /// Who may connect where a listener is a unix socket, as chmod has it; 0660 by default
+    #[arg(long, value_name = "MODE", env = "OVERLANE_SOCKET_MODE")]
+    pub socket_mode: Option<String>,
     /// Allow unix: urls below this directory in blueprints (repeatable)
     #[arg(long, value_name = "DIR", env = "OVERLANE_ALLOW_UNIX")]
     pub allow_unix: Vec<PathBuf>,
@@ -126,9 +132,9 @@ pub struct RunArgs {
 struct File {
     store: Option<String>,
     baseline: Option<String>,
-    gateway: Option<SocketAddr>,
-    outbound: Option<SocketAddr>,
-    inbound: Option<SocketAddr>,
+    gateway: Option<Address>,
+    outbound: Option<Address>,
+    inbound: Option<Address>,
     app: Option<String>,
     service: Option<String>,
     environment: Option<String>,
@@ -140,6 +146,7 @@ struct File {
     engine: Option<EngineChoice>,
     access_log: Option<bool>,
     allow_unix: Vec<PathBuf>,
+    socket_mode: Option<String>,
     resync: Option<String>,
     timeouts: Timeouts,
     correlation: CorrelationFile,
@@ -273,6 +280,8 @@ pub struct Settings {
     pub access_log: bool,
     /// Directories below which `unix:` urls may be.
     pub allow_unix: Vec<String>,
+    /// The permissions of listeners' unix sockets.
+    pub socket_mode: u32,
     /// How often the store is checked even if no event came.
     pub resync: Duration,
     /// Deadlines and limits of the data plane.
@@ -391,6 +400,7 @@ impl Settings {
             workers,
             access_log: flags.access_log.or(file.access_log).unwrap_or(false),
             allow_unix: allow_unix.into_iter().map(absolute).collect::<Result<_, _>>()?,
+            socket_mode: socket_mode(flags.socket_mode.or(file.socket_mode))?,
             resync,
             limits,
             engine,
@@ -415,6 +425,7 @@ impl Settings {
             workers: 1,
             access_log: false,
             allow_unix: Vec::new(),
+            socket_mode: DEFAULT_SOCKET_MODE,
             resync: DEFAULT_RESYNC,
             limits: Limits::default(),
             engine: EngineChoice::default(),
@@ -431,9 +442,10 @@ impl Settings {
 /// What is intercepted of IPv6 comes to the loopback address of IPv6, where there is one.
 fn beside_ipv4(listeners: &[ListenerSettings]) -> Option<ListenerSettings> {
     let outbound = listeners.iter().find(|one| matches!(one.listener.role, Role::Outbound { .. }))?;
-    let (own, loopback) = (outbound.address, Ipv6Addr::LOCALHOST);
+    let (own, loopback) = (outbound.address.tcp()?, Ipv6Addr::LOCALHOST);
     let there = own.ip() == Ipv4Addr::LOCALHOST && std::net::TcpListener::bind((loopback, 0)).is_ok();
-    there.then(|| ListenerSettings { address: (loopback, own.port()).into(), ..outbound.clone() })
+    let beside = SocketAddr::from((loopback, own.port()));
+    there.then(|| ListenerSettings { address: beside.into(), ..outbound.clone() })
 }
 
 fn announcer(text: &str) -> Result<IpNet, SettingsError> {
@@ -490,10 +502,10 @@ impl UpstreamTlsFile {
 }
 
 fn check_passage(passage: &PassageSettings, listeners: &[ListenerSettings]) -> Result<(), SettingsError> {
-    let outbound = listeners.iter().any(|one| matches!(one.listener.role, Role::Outbound { .. }));
-    if passage.intercept && !outbound {
+    let outbound = |one: &ListenerSettings| matches!(one.listener.role, Role::Outbound { .. });
+    if passage.intercept && !listeners.iter().any(|one| outbound(one) && one.address.tcp().is_some()) {
         return Err(error(
-            "`--intercept` without `--outbound`",
+            "`--intercept` without `--outbound` at an address of TCP",
             "intercepted connections come to the outbound listener: say where it listens",
         ));
     }
@@ -508,6 +520,12 @@ fn check_passage(passage: &PassageSettings, listeners: &[ListenerSettings]) -> R
     })
 }
 
+fn socket_mode(text: Option<String>) -> Result<u32, SettingsError> {
+    let Some(text) = text else { return Ok(DEFAULT_SOCKET_MODE) };
+    let read = u32::from_str_radix(&text, 8).ok().filter(|mode| *mode <= 0o777);
+    read.ok_or_else(|| error(format!("`socketMode` is `{text}`"), "three octal digits, like \"0660\""))
+}
+
 fn default_workers() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
@@ -518,26 +536,28 @@ struct Asked {
     environment: Option<EnvironmentId>,
     service: Option<ServiceName>,
     app: Option<Url>,
-    gateway: Option<SocketAddr>,
-    outbound: Option<SocketAddr>,
-    inbound: Option<SocketAddr>,
+    gateway: Option<Address>,
+    outbound: Option<Address>,
+    inbound: Option<Address>,
     trust: Option<Trust>,
 }
 
 impl Asked {
     fn listeners(self) -> Result<Vec<ListenerSettings>, SettingsError> {
         let none = self.gateway.is_none() && self.outbound.is_none() && self.inbound.is_none();
-        let gateway = if none { Some(parse("gateway", DEFAULT_GATEWAY)?) } else { self.gateway };
+        let gateway = if none { Some(parse("gateway", DEFAULT_GATEWAY)?) } else { self.gateway.clone() };
         let mut listeners = Vec::new();
         if let Some(address) = gateway {
-            listeners.push(self.listener(address, Role::Gateway, None, self.edge_trust("gateway", address)?));
+            let trust = self.edge_trust("gateway", &address)?;
+            listeners.push(self.listener(address, Role::Gateway, None, trust));
         }
-        if let Some(address) = self.outbound {
+        if let Some(address) = self.outbound.clone() {
             let role =
                 Role::Outbound { service: self.service.clone(), environment: self.environment.clone() };
-            listeners.push(self.listener(address, role, None, self.edge_trust("outbound", address)?));
+            let trust = self.edge_trust("outbound", &address)?;
+            listeners.push(self.listener(address, role, None, trust));
         }
-        match (self.inbound, &self.app, &self.service) {
+        match (self.inbound.clone(), &self.app, &self.service) {
             (Some(address), Some(app), Some(service)) => {
                 let role = Role::Inbound { service: service.clone(), environment: self.environment.clone() };
                 // Sidecars trust their peers unless told otherwise.
@@ -571,15 +591,15 @@ impl Asked {
         Ok(listeners)
     }
 
-    fn listener(&self, address: SocketAddr, role: Role, app: Option<Url>, trust: Trust) -> ListenerSettings {
+    fn listener(&self, address: Address, role: Role, app: Option<Url>, trust: Trust) -> ListenerSettings {
         ListenerSettings { address, listener: Listener { role, baseline: self.baseline.clone() }, app, trust }
     }
 
     /// On loopback everybody is trusted; elsewhere somebody has to say who is.
-    fn edge_trust(&self, name: &str, address: SocketAddr) -> Result<Trust, SettingsError> {
+    fn edge_trust(&self, name: &str, address: &Address) -> Result<Trust, SettingsError> {
         match &self.trust {
             Some(trust) => Ok(trust.clone()),
-            None if address.ip().is_loopback() => Ok(Trust::Any),
+            None if address.is_local() => Ok(Trust::Any),
             None => Err(error(
                 format!(
                     "the {name} listener at {address} can be reached from other machines, and nobody said whose overlay headers to trust"

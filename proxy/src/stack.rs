@@ -3,16 +3,16 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use overlane_config::name::{EnvironmentId, ServiceName};
 use overlane_config::route::{Listener, Role};
 use overlane_config::url::Url;
 
+use crate::plane::ListenerSettings;
 use crate::plane::trust::Trust;
-use crate::plane::{Gate, ListenerSettings};
 use crate::process::Prepared;
 use crate::settings::Settings;
+use crate::upstream::Address;
 
 /// One process that listens already: a service in an environment.
 #[derive(Debug, Clone)]
@@ -30,6 +30,8 @@ pub struct Stack {
     baseline: EnvironmentId,
     instances: Vec<Instance>,
     prepared: Prepared,
+    /// Where its listeners are: they are all of TCP.
+    addresses: Vec<SocketAddr>,
 }
 
 impl Stack {
@@ -46,7 +48,7 @@ impl Stack {
         let free = SocketAddr::from(([127, 0, 0, 1], 0));
         let listener = |address, role, app| {
             let listener = Listener { role, baseline: Some(baseline.clone()) };
-            ListenerSettings { address, listener, app, trust: Trust::Any }
+            ListenerSettings { address: Address::Tcp(address), listener, app, trust: Trust::Any }
         };
         let mut listeners = vec![listener(gateway, Role::Gateway, None)];
         for Instance { service, environment, app } in &instances {
@@ -56,7 +58,9 @@ impl Stack {
             listeners.push(listener(free, Role::Outbound { service, environment }, None));
         }
         let settings = Settings { admin, ..Settings::in_process(listeners) };
-        Ok(Self { prepared: Prepared::bind(settings)?, baseline, instances })
+        let prepared = Prepared::bind(settings)?;
+        let addresses = prepared.addresses();
+        Ok(Self { prepared, addresses, baseline, instances })
     }
 
     /// The instances.
@@ -68,23 +72,19 @@ impl Stack {
     /// Where the gateway listens.
     #[must_use]
     pub fn gateway(&self) -> SocketAddr {
-        self.prepared.gates()[0].address
+        self.addresses[0]
     }
 
     /// Where requests for an instance arrive.
     #[must_use]
     pub fn inbound(&self, instance: usize) -> SocketAddr {
-        self.gate(1 + 2 * instance).address
+        self.addresses[1 + 2 * instance]
     }
 
     /// Where an instance sends its calls.
     #[must_use]
     pub fn outbound(&self, instance: usize) -> SocketAddr {
-        self.gate(2 + 2 * instance).address
-    }
-
-    fn gate(&self, at: usize) -> &Arc<Gate> {
-        &self.prepared.gates()[at]
+        self.addresses[2 + 2 * instance]
     }
 
     /// The blueprint of an environment of this stack, with the sidecars' addresses as urls.

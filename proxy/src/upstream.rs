@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
@@ -17,13 +18,58 @@ use crate::names::Names;
 /// How long an endpoint that failed to connect is passed over, in milliseconds.
 const PASSED_OVER: u64 = 200;
 
-/// Where to connect.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+/// Where to connect, or to listen.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize)]
+#[serde(try_from = "String")]
 pub enum Address {
     /// TCP.
     Tcp(SocketAddr),
     /// A unix socket's path.
     Unix(Box<str>),
+}
+
+impl Address {
+    /// The address of TCP, where it is one.
+    #[must_use]
+    pub fn tcp(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(address) => Some(*address),
+            Self::Unix(_) => None,
+        }
+    }
+
+    /// Whether only this machine can reach it.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.tcp().is_none_or(|address| address.ip().is_loopback())
+    }
+}
+
+impl From<SocketAddr> for Address {
+    fn from(address: SocketAddr) -> Self {
+        Self::Tcp(address)
+    }
+}
+
+impl FromStr for Address {
+    type Err = String;
+
+    /// Reads `127.0.0.1:80`, `[::1]:80` or `unix:/path`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.starts_with("unix:") {
+            return text.parse::<Url>().map(|url| Self::Unix(url.host));
+        }
+        let tcp = text.parse().map(Self::Tcp);
+        tcp.map_err(|why| format!("{why}; write 127.0.0.1:7480 or unix:/run/overlane.sock"))
+    }
+}
+
+impl TryFrom<String> for Address {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
 }
 
 impl fmt::Display for Address {

@@ -111,7 +111,7 @@ impl Proxy {
     fn addresses(&self) -> Vec<SocketAddr> {
         match self {
             Self::Shared(slot) => vec![slot.address()],
-            Self::Own(running) => running.gates().iter().map(|gate| gate.address).collect(),
+            Self::Own(running) => running.addresses(),
         }
     }
 

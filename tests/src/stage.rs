@@ -10,6 +10,7 @@ use overlane::plane::trust::Trust;
 use overlane::plane::{EngineChoice, Limits, ListenerSettings};
 use overlane::process::{Prepared, Running};
 use overlane::settings::Settings;
+use overlane::upstream::Address;
 use overlane_config::diagnostic::Source;
 use overlane_config::lineage::{Content, FileChange};
 use overlane_config::route::{Listener, Role};
@@ -60,7 +61,7 @@ impl Slot {
     /// Where the gateway listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.shared.running.gates()[self.number].address
+        self.shared.running.addresses()[self.number]
     }
 
     /// Where the proxy's admin listener is.
@@ -134,7 +135,7 @@ fn file(path: String, text: String) -> FileChange {
 #[must_use]
 pub fn listener(role: Role, suffix: &str, app: Option<SocketAddr>, trust: Trust) -> ListenerSettings {
     ListenerSettings {
-        address: ([127, 0, 0, 1], 0).into(),
+        address: Address::Tcp(([127, 0, 0, 1], 0).into()),
         listener: Listener { role, baseline: Some(format!("base{suffix}").parse().unwrap()) },
         app: app.map(|app| format!("http://{app}").parse().unwrap()),
         trust,

@@ -226,10 +226,10 @@ impl Mesh {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let baseline = Some(BASELINE.parse().map_err(io::Error::other)?);
         let listener = Listener { role: Role::Gateway, baseline };
-        let gateway = ListenerSettings { address, listener, app: None, trust: Trust::Any };
+        let gateway = ListenerSettings { address: address.into(), listener, app: None, trust: Trust::Any };
         let settings = Settings { engine, ..Settings::in_process(vec![gateway]) };
         let prepared = Prepared::bind(settings)?;
-        let gateway = prepared.gates()[0].address;
+        let gateway = prepared.addresses()[0];
         let addresses = [upstreams.baseline, upstreams.overlay, upstreams.refusing.0];
         let documents = Blueprints { size, addresses };
         let running = prepared.start(documents.all(Path::Overlay))?;

@@ -59,13 +59,13 @@ pub fn run(check: Check, store: Option<StoreAddress>, out: &mut Output<'_>) -> R
     let addresses = settings
         .listeners
         .iter()
-        .map(|listener| listener.address)
-        .chain([settings.admin])
-        .chain(settings.probes);
+        .map(|listener| listener.address.clone())
+        .chain([settings.admin].into_iter().chain(settings.probes).map(Address::Tcp));
     for address in addresses {
-        let free = listen::bind(address, 1).map(|_| String::new());
+        let free = listen::listen(&address, 1, settings.socket_mode).map(|_| String::new());
+        let what = if address.tcp().is_some() { "port" } else { "socket" };
         checks.note(
-            &format!("port {address} is free"),
+            &format!("{what} {address} is free"),
             free.map_err(|error| {
                 (error.to_string(), "end what listens there, or choose another address".to_owned())
             }),

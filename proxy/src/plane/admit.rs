@@ -1,6 +1,6 @@
 //! What happens to an accepted connection before requests are read from it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,13 +8,17 @@ use overlane_config::route::Role;
 
 use super::Gate;
 use super::announced::{Announced, announced};
-use super::conn::{Conn, Tcp};
+use super::conn::{Conn, Socket};
+use super::listen::Accepted;
 use super::passage::original_destination;
 use super::serve::{Worker, serve, serve_intercepted};
 use super::trust::Peer;
 use crate::metrics::{Event, count};
 use crate::tls::accept::accept;
 use crate::tls::credentials::Credentials;
+
+/// Where the peers of unix sockets are: on this machine, as those of loopback are.
+const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// Closes the count also when the connection's task is dropped or panics.
 struct Counted;
@@ -33,22 +37,23 @@ impl Drop for Counted {
 }
 
 /// Serves an accepted connection until it ends.
-pub fn admit(
-    stream: tokio::net::TcpStream,
-    peer: SocketAddr,
-    gate: Arc<Gate>,
-    worker: Arc<Worker>,
-) -> impl Future<Output = ()> + Send {
+pub fn admit(accepted: Accepted, gate: Arc<Gate>, worker: Arc<Worker>) -> impl Future<Output = ()> + Send {
     let counted = Counted::new();
     async move {
         let _counted = counted;
-        let meant = match gate.listener.role {
-            Role::Outbound { .. } if worker.plane.passage.intercept => original_destination(&stream),
-            _ => None,
+        let (socket, peer, meant) = match accepted {
+            Accepted::Tcp(stream, peer) => {
+                let meant = match gate.listener.role {
+                    Role::Outbound { .. } if worker.plane.passage.intercept => original_destination(&stream),
+                    _ => None,
+                };
+                let Ok(socket) = Socket::tcp(stream) else { return };
+                (socket, peer.ip(), meant)
+            }
+            Accepted::Unix(stream) => (Socket::Unix(stream), LOCAL, None),
         };
-        let Ok(tcp) = Tcp::new(stream) else { return };
-        let mut conn = Conn::new(tcp, worker.plane.limits.write);
-        let Some(address) = client_of(&mut conn, peer.ip(), &gate, &worker).await else {
+        let mut conn = Conn::new(socket, worker.plane.limits.write);
+        let Some(address) = client_of(&mut conn, peer, &gate, &worker).await else {
             return count(Event::ProxyHeaderRefused);
         };
         match (gate.tls.clone(), meant) {
@@ -67,7 +72,7 @@ pub fn admit(
 }
 
 /// Who the client of a connection from `peer` is; `None` where it is to be said, and is not.
-async fn client_of(conn: &mut Conn<Tcp>, peer: IpAddr, gate: &Gate, worker: &Worker) -> Option<IpAddr> {
+async fn client_of(conn: &mut Conn<Socket>, peer: IpAddr, gate: &Gate, worker: &Worker) -> Option<IpAddr> {
     let announces =
         || worker.plane.proxy_protocol.iter().any(|network| network.contains(&peer.to_canonical()));
     if matches!(gate.listener.role, Role::Outbound { .. }) || !announces() {
@@ -83,7 +88,7 @@ async fn client_of(conn: &mut Conn<Tcp>, peer: IpAddr, gate: &Gate, worker: &Wor
 
 /// Serves an accepted connection that is to speak TLS.
 async fn admit_tls(
-    conn: Conn<Tcp>,
+    conn: Conn<Socket>,
     address: IpAddr,
     tls: Arc<Credentials>,
     gate: Arc<Gate>,

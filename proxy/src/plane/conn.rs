@@ -5,6 +5,7 @@
 //! stays here.
 
 use std::io::{self, IoSlice};
+use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -17,6 +18,7 @@ use pingora_core::protocols::{
     TimingDigest, UniqueID, UniqueIDType, raw_connect::ProxyDigest, tls::SslDigest,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Sleep, sleep};
 
 use super::buffer::{Buffer, Want};
@@ -371,75 +373,86 @@ macro_rules! without_digests {
 }
 pub(crate) use without_digests;
 
-/// A plain TCP stream as Pingora's [`IO`], without the buffers of its own stream type.
+/// A plain socket as Pingora's [`IO`], without the buffers of its own stream type.
 #[derive(Debug)]
-pub struct Tcp(tokio::net::TcpStream);
+pub enum Socket {
+    /// Of TCP.
+    Tcp(TcpStream),
+    /// A unix socket.
+    Unix(UnixStream),
+}
 
-impl Tcp {
-    /// Takes an accepted stream. Small answers must not wait for an acknowledgement (embedding traps, 1).
+impl Socket {
+    /// Takes a stream of TCP. Small answers must not wait for an acknowledgement (embedding traps, 1).
     ///
     /// # Errors
     /// What the socket says.
-    pub fn new(stream: tokio::net::TcpStream) -> io::Result<Self> {
+    pub fn tcp(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
-        Ok(Self(stream))
+        Ok(Self::Tcp(stream))
     }
 }
 
-impl AsyncRead for Tcp {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        out: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, out)
+/// Hands a call to whichever socket it is.
+macro_rules! with {
+    ($socket:expr, $stream:ident => $call:expr) => {
+        match $socket {
+            Socket::Tcp($stream) => $call,
+            Socket::Unix($stream) => $call,
+        }
+    };
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        with!(self.get_mut(), stream => Pin::new(stream).poll_read(cx, out))
     }
 }
 
-impl AsyncWrite for Tcp {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        with!(self.get_mut(), stream => Pin::new(stream).poll_write(cx, bytes))
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, parts)
+        with!(self.get_mut(), stream => Pin::new(stream).poll_write_vectored(cx, parts))
     }
 
     fn is_write_vectored(&self) -> bool {
         true
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        with!(self.get_mut(), stream => Pin::new(stream).poll_flush(cx))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        with!(self.get_mut(), stream => Pin::new(stream).poll_shutdown(cx))
     }
 }
 
 #[async_trait]
-impl Shutdown for Tcp {
+impl Shutdown for Socket {
     async fn shutdown(&mut self) {
         // The peer may be gone already; then there is nothing left to say.
-        let _ = tokio::io::AsyncWriteExt::shutdown(&mut self.0).await;
+        let _ = tokio::io::AsyncWriteExt::shutdown(self).await;
     }
 }
 
-impl UniqueID for Tcp {
+impl UniqueID for Socket {
     fn id(&self) -> UniqueIDType {
-        std::os::fd::AsRawFd::as_raw_fd(&self.0)
+        with!(self, stream => stream.as_raw_fd())
     }
 }
 
-impl Client for Tcp {}
+impl Client for Socket {}
 
-impl Ssl for Tcp {}
-without_digests!(Tcp);
+impl Ssl for Socket {}
+without_digests!(Socket);
 
 #[cfg(test)]
 mod tests {

@@ -615,13 +615,9 @@ impl Exchange {
     }
 
     fn chosen(&mut self, endpoint: Arc<Endpoint>) -> Result<Arc<Endpoint>, Refused> {
-        let itself = |address| {
-            let application = self.target.as_ref().is_ok_and(|target| target.application);
-            self.plane.is_own(address) || (application && address == self.gate.address)
-        };
-        if let Address::Tcp(address) = endpoint.address
-            && itself(address)
-        {
+        let address = &endpoint.address;
+        let application = self.target.as_ref().is_ok_and(|target| target.application);
+        if self.plane.is_own(address) || (application && *address == self.gate.address) {
             let message = format!("`{address}` is a listener of this proxy itself");
             let hint = "an upstream must lead to the service, not back to its proxy".to_owned();
             let answer =

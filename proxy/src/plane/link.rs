@@ -25,7 +25,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::Plane;
 use super::buffer::{Buffer, Want};
-use super::conn::{Tcp, poll_gathered};
+use super::conn::{Socket, poll_gathered};
 use super::h2::{self, Agreed, Call, Called, Unready};
 use super::listen::keepalive;
 use super::tunnel::Side;
@@ -41,9 +41,8 @@ const SWEEP: Duration = Duration::from_millis(500);
 /// What carries a connection. Plain sockets are opened here: Pingora's own stream would hold 64 KiB of
 /// buffer for each (docs/decisions/0012-the-express-engine.md).
 pub(super) enum Transport {
-    Tcp(Tcp),
-    Unix(UnixStream),
-    Tls(Box<TlsStream<Wire<Tcp>>>),
+    Plain(Socket),
+    Tls(Box<TlsStream<Wire<Socket>>>),
     /// A stream of HTTP/2.
     Call(Box<Call>),
 }
@@ -52,8 +51,7 @@ pub(super) enum Transport {
 macro_rules! with {
     ($transport:expr, $io:ident => $call:expr) => {
         match $transport {
-            Transport::Tcp($io) => $call,
-            Transport::Unix($io) => $call,
+            Transport::Plain($io) => $call,
             Transport::Tls($io) => $call,
             Transport::Call($io) => $call,
         }
@@ -118,7 +116,7 @@ impl Link {
     pub async fn new(endpoint: &Arc<Endpoint>, plane: &Plane, http2: bool) -> Result<Self, Unready> {
         let (transport, reused) = match endpoint.url.scheme {
             Scheme::H2c => {
-                let connect = || async { connect(endpoint, plane).await.map(Agreed::Http2) };
+                let connect = || async { plain(endpoint, plane).await.map(Agreed::Http2) };
                 match h2::call(endpoint, http::uri::Scheme::HTTP, connect).await? {
                     Called::Stream(call, reused) => (Transport::Call(call), reused),
                     Called::Http1(_) => return Err((Reason::Unhealthy, "it does not speak HTTP/2")),
@@ -130,7 +128,7 @@ impl Link {
                 Err(_) if endpoint.may_agree_on_http2(false) => call_in_tls(endpoint, plane).await?,
                 made => (made?.0, false),
             },
-            _ => (connect(endpoint, plane).await?, false),
+            _ => (plain(endpoint, plane).await?, false),
         };
         Ok(Self { transport, ahead: Buffer::default(), reused, heard: false })
     }
@@ -140,7 +138,7 @@ impl Link {
     /// # Errors
     /// As [`Link::new`].
     pub async fn raw(endpoint: &Arc<Endpoint>, plane: &Plane) -> Result<Self, Unready> {
-        let transport = connect(endpoint, plane).await?;
+        let transport = plain(endpoint, plane).await?;
         Ok(Self { transport, ahead: Buffer::default(), reused: false, heard: false })
     }
 
@@ -196,14 +194,18 @@ impl Link {
     }
 }
 
+async fn plain(endpoint: &Endpoint, plane: &Plane) -> Result<Transport, Unready> {
+    connect(endpoint, plane).await.map(Transport::Plain)
+}
+
 /// Connects to an endpoint, whatever is spoken there.
-async fn connect(endpoint: &Endpoint, plane: &Plane) -> Result<Transport, Unready> {
+async fn connect(endpoint: &Endpoint, plane: &Plane) -> Result<Socket, Unready> {
     let opened = async {
         match &endpoint.address {
             Address::Tcp(address) => {
-                Ok(Transport::Tcp(Tcp::new(open(*address, plane.passage.mark)?.connect(*address).await?)?))
+                Socket::tcp(open(*address, plane.passage.mark)?.connect(*address).await?)
             }
-            Address::Unix(path) => Ok(Transport::Unix(UnixStream::connect(&**path).await?)),
+            Address::Unix(path) => UnixStream::connect(&**path).await.map(Socket::Unix),
         }
     };
     match timeout(plane.limits.connect, opened).await {
@@ -238,11 +240,9 @@ fn reason_of(error: &io::Error) -> (Reason, &'static str) {
 /// Connects in TLS, offering HTTP/2 where `http2`; says whether that was agreed on.
 async fn connect_tls(endpoint: &Endpoint, plane: &Plane, http2: bool) -> Result<(Transport, bool), Unready> {
     let (handshakes, name) = plane.tls.handshakes(&endpoint.url.host).await?;
-    let Transport::Tcp(tcp) = connect(endpoint, plane).await? else {
-        return Err((Reason::Unhealthy, "TLS is spoken over TCP only"));
-    };
+    let socket = connect(endpoint, plane).await?;
     let config = if http2 { &handshakes.http2 } else { &handshakes.http1 };
-    let connecting = TlsConnector::from(config.clone()).connect(name, Wire::new(tcp));
+    let connecting = TlsConnector::from(config.clone()).connect(name, Wire::new(socket));
     let stream = match timeout(plane.limits.connect, connecting).await {
         Ok(made) => made.map_err(|error| {
             if !http2 && is_no_common_protocol(&error) {

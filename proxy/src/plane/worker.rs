@@ -2,7 +2,6 @@
 
 use std::cell::Cell;
 use std::io;
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -14,8 +13,9 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::admit::admit;
+use super::listen::{Listening, Place, SocketFile, listen};
 use super::serve::Worker;
-use super::{Gate, ListenerSettings, Plane, deadline, h2, link, listen, role_name};
+use super::{Gate, ListenerSettings, Plane, deadline, h2, link, role_name};
 use crate::correlation::{Correlation, CorrelationSettings};
 use crate::metrics::{MeterDoor, answer_scrapes};
 use crate::tls::credentials::Credentials;
@@ -44,27 +44,30 @@ const PAUSE: Duration = Duration::from_millis(20);
 pub struct Bound {
     gates: Vec<Arc<Gate>>,
     /// Per worker, its socket on each gate.
-    sockets: Vec<Vec<TcpListener>>,
+    sockets: Vec<Vec<Listening>>,
+    files: Vec<SocketFile>,
 }
 
 impl Bound {
-    /// Binds `workers` sockets on each listener.
+    /// Binds `workers` sockets on each listener; the files of unix sockets get `mode`.
     ///
     /// # Errors
     /// An address that is taken or not ours.
     pub fn new(
         listeners: &[ListenerSettings],
         workers: usize,
+        mode: u32,
         names: &crate::names::Names,
         correlation: &CorrelationSettings,
         tls: Option<&Arc<Credentials>>,
     ) -> io::Result<Self> {
         let speaks = |role| tls.filter(|tls| tls.settings().roles.contains(&role_name(role))).cloned();
         let mut sidecars = Sidecars { settings: correlation, known: Vec::new() };
-        let mut sockets: Vec<Vec<TcpListener>> = (0..workers).map(|_| Vec::new()).collect();
-        let mut gates = Vec::new();
+        let mut sockets: Vec<Vec<Listening>> = (0..workers).map(|_| Vec::new()).collect();
+        let (mut gates, mut files) = (Vec::new(), Vec::new());
         for settings in listeners {
-            let (address, shared) = listen::bind(settings.address, workers)?;
+            let Place { address, sockets: shared, file } = listen(&settings.address, workers, mode)?;
+            files.extend(file);
             for (own, socket) in sockets.iter_mut().zip(shared) {
                 own.push(socket);
             }
@@ -77,7 +80,7 @@ impl Bound {
                 correlation: sidecars.correlation(&settings.listener.role),
             }));
         }
-        Ok(Self { gates, sockets })
+        Ok(Self { gates, sockets, files })
     }
 
     /// The listeners, with the ports that they got.
@@ -92,7 +95,7 @@ impl Bound {
     /// No thread or no runtime can be had.
     pub fn start(self, plane: &Arc<Plane>) -> io::Result<Workers> {
         let (stop, draining) = watch::channel(false);
-        let mut workers = Workers { stop, threads: Vec::new(), doors: Vec::new() };
+        let mut workers = Workers { stop, files: self.files, threads: Vec::new(), doors: Vec::new() };
         for (number, sockets) in self.sockets.into_iter().enumerate() {
             let (door, scrapes) = mpsc::channel(4);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -138,6 +141,7 @@ impl Sidecars<'_> {
 /// Running workers.
 pub struct Workers {
     stop: watch::Sender<bool>,
+    files: Vec<SocketFile>,
     threads: Vec<JoinHandle<()>>,
     doors: Vec<MeterDoor>,
 }
@@ -152,6 +156,8 @@ impl Workers {
     /// Tells all workers to stop: they accept what waits already, tell their clients, and finish what
     /// is in flight within the drain limit. Returns when all have.
     pub fn stop(self) {
+        // While they still accept: nobody finds a file on which nobody listens, and a successor can begin.
+        drop(self.files);
         self.stop.send_replace(true);
         drop(self.doors);
         for thread in self.threads {
@@ -163,7 +169,7 @@ impl Workers {
 
 async fn work(
     plane: Arc<Plane>,
-    sockets: Vec<TcpListener>,
+    sockets: Vec<Listening>,
     draining: watch::Receiver<bool>,
     scrapes: mpsc::Receiver<tokio::sync::oneshot::Sender<crate::metrics::Meter>>,
 ) {
@@ -195,8 +201,8 @@ async fn announce(mut draining: watch::Receiver<bool>) {
 }
 
 /// Accepts on one socket until told to stop, then sees its connections to their end.
-async fn accept(socket: TcpListener, gate: Arc<Gate>, worker: Arc<Worker>) {
-    let socket = match tokio::net::TcpListener::from_std(socket) {
+async fn accept(socket: Listening, gate: Arc<Gate>, worker: Arc<Worker>) {
+    let socket = match socket.accepting() {
         Ok(socket) => socket,
         Err(error) => {
             tracing::error!(address = %gate.address, %error, "cannot accept");
@@ -213,8 +219,8 @@ async fn accept(socket: TcpListener, gate: Arc<Gate>, worker: Arc<Worker>) {
             () = told(&mut draining) => break,
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             accepted = socket.accept(), if !full => match accepted {
-                Ok((stream, peer)) => {
-                    connections.spawn(admit(stream, peer, gate.clone(), worker.clone()));
+                Ok(accepted) => {
+                    connections.spawn(admit(accepted, gate.clone(), worker.clone()));
                 }
                 Err(error) => {
                     tracing::warn!(address = %gate.address, %error, "cannot accept a connection");
@@ -224,8 +230,8 @@ async fn accept(socket: TcpListener, gate: Arc<Gate>, worker: Arc<Worker>) {
         }
     }
     // What is in the queue was accepted by the kernel already: closing now would reset it.
-    while let Ok(Ok((stream, peer))) = timeout(Duration::ZERO, socket.accept()).await {
-        connections.spawn(admit(stream, peer, gate.clone(), worker.clone()));
+    while let Ok(Ok(accepted)) = timeout(Duration::ZERO, socket.accept()).await {
+        connections.spawn(admit(accepted, gate.clone(), worker.clone()));
     }
     drop(socket);
     let finished = timeout(limits.drain, async { while connections.join_next().await.is_some() {} }).await;

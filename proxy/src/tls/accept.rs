@@ -22,7 +22,7 @@ use super::wire::Wire;
 use crate::metrics::{Event, count, count_handshake_failure};
 use crate::plane::Gate;
 use crate::plane::answer::Answer;
-use crate::plane::conn::{Client, Conn, Tcp, without_digests};
+use crate::plane::conn::{Client, Conn, Socket, without_digests};
 use crate::plane::deadline::Deadline;
 use crate::plane::serve::{Awaited, UNASKED, Worker, drain, first_byte, refuse};
 use crate::plane::trust::Peer;
@@ -96,7 +96,7 @@ impl HandshakeFailure {
 /// Makes the handshake on an accepted connection, within the deadline for a head. Says who the client is;
 /// `None` where it failed, and the connection is over.
 pub async fn accept(
-    mut conn: Conn<Tcp>,
+    mut conn: Conn<Socket>,
     address: IpAddr,
     tls: &Credentials,
     gate: &Gate,
@@ -150,14 +150,14 @@ fn plain_http() -> Answer {
 struct Failed {
     failure: HandshakeFailure,
     why: String,
-    wire: Option<Wire<Tcp>>,
+    wire: Option<Wire<Socket>>,
 }
 
 async fn handshake(
-    wire: Wire<Tcp>,
+    wire: Wire<Socket>,
     tls: &Credentials,
     until: Instant,
-) -> Result<TlsStream<Wire<Tcp>>, Failed> {
+) -> Result<TlsStream<Wire<Socket>>, Failed> {
     let mut accepting = TlsAcceptor::from(tls.config()).accept(wire).into_fallible();
     let deadline = Deadline::default();
     deadline.arm(until);
@@ -193,7 +193,7 @@ fn identity(session: &ServerConnection) -> Option<Box<str>> {
 /// An encrypted connection as Pingora's [`IO`](pingora_core::protocols::IO). However it ends, the client is
 /// told that this is the end.
 #[derive(Debug)]
-pub struct Tls(Box<TlsStream<Wire<Tcp>>>);
+pub struct Tls(Box<TlsStream<Wire<Socket>>>);
 
 impl Drop for Tls {
     fn drop(&mut self) {

@@ -135,7 +135,7 @@ fn sidecar(forwards: bool, correlation: CorrelationSettings) -> Started {
     let settings =
         Settings { engine: EngineChoice::Auto, workers: 2, correlation, ..Settings::in_process(listeners) };
     let running = stage::start_as(settings, files(ledger.local_addr().unwrap()));
-    let calls = running.gates()[1].address;
+    let calls = running.addresses()[1];
     serve(ledger, || (), |(), head| field(head, "x-overlay-id").unwrap_or("none").to_owned());
     serve(
         application,
@@ -159,7 +159,7 @@ struct Arrived {
 }
 
 fn load(running: &Started, count: usize) -> Arrived {
-    let inbound = running.gates()[0].address;
+    let inbound = running.addresses()[0];
     let (next, right, none, wrong) =
         (AtomicUsize::new(1), AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
     std::thread::scope(|scope| {

@@ -19,6 +19,8 @@ mod tls;
 mod tls_listeners;
 /// What reading and embedding Pingora taught, each as a rule that holds here.
 mod traps;
+/// Listeners on unix sockets.
+mod unix_listeners;
 /// Upstreams in TLS as the settings have it.
 mod upstream_tls;
 /// The schemes of upstream urls, each spoken by a real peer.

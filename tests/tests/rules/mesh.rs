@@ -170,7 +170,7 @@ fn start(forwards: &dyn Fn(&str) -> Forwards) -> (Running, SocketAddr) {
     }
     let correlation = CorrelationSettings { by_request_id: true, ..CorrelationSettings::default() };
     let prepared = Prepared::bind(Settings { correlation, ..Settings::in_process(listeners) }).unwrap();
-    let addresses: Vec<_> = prepared.gates().iter().map(|gate| gate.address).collect();
+    let addresses = prepared.addresses();
     let urls = |wanted: &str| {
         let own = instances.iter().enumerate().filter(|(_, (_, environment, _))| *environment == wanted);
         let service = |(at, (service, ..)): (usize, &(&str, &str, _))| {

@@ -28,7 +28,7 @@ fn start_on(
     let listener: ListenerSettings = stage::listener(role, "", None, Trust::Any);
     let settings = Settings { engine, passage, ..Settings::in_process(vec![listener]) };
     let running = stage::start_as(settings, stage::files("", upstream));
-    let address = running.gates()[0].address;
+    let address = running.addresses()[0];
     (running, address)
 }
 

@@ -92,7 +92,7 @@ impl Stage {
 
     fn address(&self, client: Speaks) -> SocketAddr {
         let running = if client.protocol().is_some() { &self.encrypted } else { &self.running };
-        running.gates()[0].address
+        running.addresses()[0]
     }
 }
 

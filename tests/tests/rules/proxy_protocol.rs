@@ -27,7 +27,7 @@ fn gateway(engine: EngineChoice, announcers: &str, tls: Option<TlsSettings>) -> 
         ..Settings::in_process(vec![stage::listener(Role::Gateway, "", None, trust)])
     };
     let started = stage::start_as(settings, stage::files("", listen(tells)));
-    let address = started.gates()[0].address;
+    let address = started.addresses()[0];
     (started, address)
 }
 

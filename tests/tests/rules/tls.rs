@@ -120,7 +120,7 @@ fn post(gateway: SocketAddr, path: &str, body: &str) -> String {
 fn gateway(engine: EngineChoice, url: &str) -> (stage::Started, SocketAddr) {
     let listener = stage::listener(Role::Gateway, "", None, Trust::Any);
     let started = stage::start(engine, vec![listener], stage::files_at("", url));
-    let address = started.gates()[0].address;
+    let address = started.addresses()[0];
     (started, address)
 }
 

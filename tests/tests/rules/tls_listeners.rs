@@ -126,7 +126,7 @@ impl Stage {
     }
 
     pub(super) fn address(&self) -> SocketAddr {
-        self.started.gates()[0].address
+        self.started.addresses()[0]
     }
 
     /// A client that trusts our certificates.
@@ -461,7 +461,7 @@ fn a_client_that_does_not_read_does_not_stay_for_ever() {
 #[test]
 fn a_stop_does_not_wait_for_handshakes_that_do_not_go_on() {
     let Stage { started, .. } = Stage::of(EngineChoice::Auto);
-    let address = started.gates()[0].address;
+    let address = started.addresses()[0];
     let mut silent = TcpStream::connect(address).unwrap();
     silent.write_all(&[0x16]).unwrap();
     let began = Instant::now();
@@ -530,7 +530,7 @@ fn only_the_listeners_that_are_named_speak_tls() {
     ];
     let settings = Settings { tls: Some(tls), ..Settings::in_process(listeners) };
     let started = stage::start_as(settings, stage::files("", upstream));
-    let [inbound, outbound] = [0, 1].map(|at| started.gates()[at].address);
+    let [inbound, outbound] = [0, 1].map(|at| started.addresses()[at]);
     let client = Client::new(inbound, &authority, None, &[&version::TLS13]);
     let (_, answer) = client.ask("localhost", "").unwrap();
     assert!(answer.starts_with("HTTP/1.1 200") && !answer.contains("orwarded"), "{answer}");

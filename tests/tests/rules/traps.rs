@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use overlane::plane::trust::Trust;
 use overlane::plane::{EngineChoice, Limits, ListenerSettings};
+use overlane::upstream::Address;
 use overlane_config::diagnostic::Source;
 use overlane_config::lineage::{Content, FileChange};
 use overlane_config::route::{Listener, Role};
@@ -176,7 +177,7 @@ fn overlay(id: &str, routing: &str, service: &str) -> FileChange {
 fn at(role: Role, app: Option<SocketAddr>, trust: Trust) -> ListenerSettings {
     let app = app.map(|app| format!("http://{app}").parse().unwrap());
     ListenerSettings {
-        address: ([127, 0, 0, 1], 0).into(),
+        address: Address::Tcp(([127, 0, 0, 1], 0).into()),
         listener: Listener { role, baseline: None },
         app,
         trust,
@@ -189,7 +190,7 @@ fn start(
     files: Vec<FileChange>,
 ) -> (Started, Vec<SocketAddr>) {
     let running = stage::start_within(EngineChoice::default(), limits, listeners, files);
-    let addresses = running.gates().iter().map(|gate| gate.address).collect();
+    let addresses = running.addresses();
     (running, addresses)
 }
 

@@ -42,7 +42,7 @@ fn send(address: SocketAddr, request: &str) -> String {
 
 fn get(started: &Started) -> String {
     let request = "GET / HTTP/1.1\r\nHost: web\r\nx-overlay-id: alice\r\nConnection: close\r\n\r\n";
-    send(started.gates()[0].address, request)
+    send(started.addresses()[0], request)
 }
 
 #[test]

@@ -17,6 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use overlane::plane::ListenerSettings;
 use overlane::plane::trust::Trust;
 use overlane::settings::Settings;
+use overlane::upstream::Address;
 use overlane_config::diagnostic::Source;
 use overlane_config::lineage::{Content, FileChange};
 use overlane_config::route::{Listener, Role};
@@ -33,14 +34,14 @@ fn gateway_of(text: String, allow_unix: Vec<String>) -> (Started, SocketAddr) {
     let source = Source::new("base.yaml".into(), text, None);
     let file = FileChange { path: "base.yaml".into(), content: Content::Text(Arc::new(source)) };
     let listener = ListenerSettings {
-        address: ([127, 0, 0, 1], 0).into(),
+        address: Address::Tcp(([127, 0, 0, 1], 0).into()),
         listener: Listener { role: Role::Gateway, baseline: None },
         app: None,
         trust: Trust::Any,
     };
     let settings = Settings { allow_unix, ..Settings::in_process(vec![listener]) };
     let running = stage::start_as(settings, vec![file]);
-    let address = running.gates()[0].address;
+    let address = running.addresses()[0];
     (running, address)
 }
 

@@ -82,7 +82,7 @@ fn after_all_kinds_of_exchanges(engine: EngineChoice) -> Vec<String> {
     let upstream = upstream();
     let listener = stage::listener(Role::Gateway, "", None, Trust::Any);
     let running = stage::start(engine, vec![listener], stage::files("", upstream));
-    let (gateway, admin) = (running.gates()[0].address, running.admin());
+    let (gateway, admin) = (running.addresses()[0], running.admin());
     let exchanges = [
         "GET / HTTP/1.1\r\n",
         "HEAD / HTTP/1.1\r\nx-overlay-id: alice\r\n",
