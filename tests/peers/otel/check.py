@@ -21,9 +21,12 @@ import signal
 import sys
 import tempfile
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
 import installed
 from mesh import BASELINE, OVERLAYS, SERVICES, Failed, Mesh
 
+HERE = pathlib.Path(__file__).resolve().parent
 REQUESTS, AT_ONCE = 200, 16
 MINUTES = 10
 ENDINGS = (signal.SIGALRM, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
@@ -168,7 +171,7 @@ def main():
         parser.error(f"there is no {options.binary}: cargo build -p overlane")
     cache = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", "target")).resolve() / "peers/otel"
     cache.mkdir(parents=True, exist_ok=True)
-    packages = installed.python(cache), installed.node(cache)
+    packages = installed.python(cache, HERE / "python/requirements.txt"), installed.node(cache, HERE / "node/api.js").parent
     # However it ends, what was started here ends before.
     for number in ENDINGS:
         signal.signal(number, give_up)

@@ -10,6 +10,7 @@ performance and compression (9, 12, 13) are left out where none are named.
 import asyncio
 import contextlib
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -64,6 +65,8 @@ async def run(binary, wstest, cases, folder):
 
 
 if __name__ == "__main__":
-    check.with_packages()
+    python = check.python()
+    if pathlib.Path(sys.prefix) != python.parent.parent:
+        os.execv(python, [str(python), *sys.argv])
     with tempfile.TemporaryDirectory() as temporary:
         asyncio.run(run(pathlib.Path(sys.argv[1]).resolve(), sys.argv[2], sys.argv[3:], pathlib.Path(temporary)))

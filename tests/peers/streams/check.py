@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
 """gRPC, WebSockets and server-sent events of others through the gateway, with keys.
 
-    python3 tests/peers/streams/check.py BINARY
+    python3 check.py BINARY
 
-grpcio and websockets are clients and servers, installed beside the build (CARGO_TARGET_DIR). The baseline, an overlay that owns
-the service, and one whose service is not there and that falls back; over a gateway, and gRPC also through an outbound listener
-as its HTTP proxy. Each server says who it is.
+grpcio and websockets (Python), @grpc/grpc-js and ws (Node), tonic and tokio-tungstenite (Rust): each is client and server, and
+each client talks with each server; they are installed and built beside the build (CARGO_TARGET_DIR). There is the baseline, an
+overlay that owns the services, and one whose services are not there and that falls back. Calls go through a gateway, and those of
+gRPC also through an outbound listener as the client's HTTP proxy, where it knows proxies. Each server says who it is.
 """
 
 import argparse
 import asyncio
 import contextlib
-import hashlib
 import os
 import pathlib
 import signal
@@ -21,20 +21,13 @@ import sys
 import tempfile
 import time
 
-HERE = pathlib.Path(__file__).parent
-# A key, and who serves it.
-KEYS = {"alice": "alice", "nobody": "base", "bob": "base"}
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
 
+import installed
 
-def packages(cache):
-    """The interpreter of an environment with the packages, made anew where what is pinned has changed."""
-    folder, pinned = cache / "python", HERE / "requirements.txt"
-    mark, wanted = folder / "installed", hashlib.sha256(sys.version.encode() + pinned.read_bytes()).hexdigest()
-    if not mark.exists() or mark.read_text() != wanted:
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        subprocess.run([folder / "bin/python", "-m", "pip", "install", "-q", "--no-deps", "-r", pinned], check=True)
-        mark.write_text(wanted)
-    return folder / "bin/python"
+# What a check of one client and one server may take; they wait on purpose.
+SECONDS = 90
 
 
 class Ports:
@@ -50,6 +43,13 @@ class Ports:
         held.bind(("127.0.0.1", 0))
         self.held.append(held)
         return held.getsockname()[1]
+
+    @staticmethod
+    def free():
+        """One that can be bound by who does not share."""
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            return found.getsockname()[1]
 
 
 @contextlib.contextmanager
@@ -85,152 +85,25 @@ def overlane(binary, folder, gateway, outbound, admin, services, hosts=()):
         process.wait(timeout=40)
 
 
-# -- gRPC, without generated code: messages are bytes.
-
-async def grpc_server(name, port, seen):
-    import grpc
-
-    async def unary(request, context):
-        metadata = dict(context.invocation_metadata())
-        await context.send_initial_metadata([("who", name), ("key", metadata.get("x-overlay-id", "none"))])
-        context.set_trailing_metadata([("length", str(len(request)))])
-        if request == b"fail":
-            await context.abort(grpc.StatusCode.DATA_LOSS, "as asked: ä", (("detail", "kept"),))
-        if request == b"sleep":
-            try:
-                await asyncio.sleep(60)
-            except asyncio.CancelledError:
-                seen["cancelled"].set()
-                raise
-        return request
-
-    async def stream_out(request, context):
-        await context.send_initial_metadata([("who", name)])
-        for number in range(int(request)):
-            yield b"%d" % number
-
-    async def stream_in(requests, context):
-        await context.send_initial_metadata([("who", name)])
-        return b"%d" % sum([len(message) async for message in requests])
-
-    async def both(requests, context):
-        await context.send_initial_metadata([("who", name)])
-        async for message in requests:
-            yield message
-
-    handlers = {"Unary": grpc.unary_unary_rpc_method_handler(unary), "Out": grpc.unary_stream_rpc_method_handler(stream_out),
-                "In": grpc.stream_unary_rpc_method_handler(stream_in), "Both": grpc.stream_stream_rpc_method_handler(both)}
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 1)])
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Echo", handlers)])
-    server.add_insecure_port(f"127.0.0.1:{port}")
-    await server.start()
-    return server
-
-
-async def check_grpc(channel, seen, way):
-    import grpc
-    unary, out = channel.unary_unary("/test.Echo/Unary"), channel.unary_stream("/test.Echo/Out")
-    into, both = channel.stream_unary("/test.Echo/In"), channel.stream_stream("/test.Echo/Both")
-    for key, who in KEYS.items():
-        metadata = [("x-overlay-id", key)]
-        call = unary(b"hello", metadata=metadata)
-        assert await call == b"hello"
-        initial = dict(await call.initial_metadata())
-        assert (initial["who"], initial["key"]) == (who, key), initial
-        assert f"env={who}" in initial["x-overlay-route"], initial
-        assert dict(await call.trailing_metadata())["length"] == "5"
-        large = b"x" * 3_000_000
-        assert await unary(large, metadata=metadata) == large
-        assert [message async for message in out(b"500", metadata=metadata)] == [b"%d" % n for n in range(500)]
-        assert await into(iter([b"ab"] * 300), metadata=metadata) == b"600"
-        stream = both(metadata=metadata)
-        for number in range(50):
-            # Each is answered before the next one is sent, after silence longer than deadlines, once.
-            await asyncio.sleep(1 if number == 1 else 0)
-            await stream.write(b"%d" % number)
-            assert await stream.read() == b"%d" % number
-        await stream.done_writing()
-        assert await stream.read() == grpc.aio.EOF
+@contextlib.contextmanager
+def server(peer, name):
+    """A peer's servers, and their ports."""
+    ports = Ports.free(), Ports.free()
+    process = subprocess.Popen(list(map(str, [*peer, "serve", name, *ports])), stdout=subprocess.PIPE, text=True)
     try:
-        await unary(b"fail")
-        raise AssertionError("it is to fail")
-    except grpc.aio.AioRpcError as error:
-        told = (error.code(), error.details(), dict(error.trailing_metadata()).get("detail"))
-        assert told == (grpc.StatusCode.DATA_LOSS, "as asked: ä", "kept"), told
-    for metadata, code in [([("x-overlay-id", "no key!")], grpc.StatusCode.INVALID_ARGUMENT),
-                           ([("x-overlay-id", "alice"), ("x-overlay-require", "other")], grpc.StatusCode.FAILED_PRECONDITION)]:
-        try:
-            await unary(b"hello", metadata=metadata)
-            raise AssertionError(f"{metadata} is to be refused")
-        except grpc.aio.AioRpcError as error:
-            assert error.code() == code and "overlane" in error.details(), error
-    # The deadline, and a client that goes away.
-    seen["cancelled"].clear()
-    try:
-        await unary(b"sleep", timeout=0.3)
-        raise AssertionError("it is to be late")
-    except grpc.aio.AioRpcError as error:
-        assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED, error
-    await asyncio.wait_for(seen["cancelled"].wait(), 10)
-    seen["cancelled"].clear()
-    call = unary(b"sleep")
-    await asyncio.sleep(0.3)
-    call.cancel()
-    await asyncio.wait_for(seen["cancelled"].wait(), 10)
-    print(f"gRPC {way}: unary, streams of all kinds, metadata, errors, deadlines and cancellation as they should be")
+        if process.stdout.readline() != "ready\n":
+            raise SystemExit(f"{peer[-1]} does not serve")
+        yield ports
+    finally:
+        process.kill()
+        process.wait()
 
 
-# -- WebSockets.
-
-async def websocket_server(name, port):
-    from websockets.asyncio.server import serve
-
-    async def answer(socket):
-        # It speaks at once.
-        await socket.send(f"{name} {socket.request.headers.get('x-overlay-id', 'none')}")
-        async for message in socket:
-            if message == "close":
-                return await socket.close(4321, "as asked")
-            await socket.send(message)
-
-    return await serve(answer, "127.0.0.1", port, max_size=None, compression=None)
-
-
-async def check_websockets(gateway):
-    import websockets
-    from websockets.asyncio.client import connect
-
-    def dial(key):
-        # The host of the url is the service, and the connection goes to the gateway.
-        return connect("ws://chat/", host="127.0.0.1", port=gateway, additional_headers={"x-overlay-id": key}, max_size=None)
-
-    for key, who in KEYS.items():
-        async with dial(key) as socket:
-            assert await socket.recv() == f"{who} {key}"
-            assert f"env={who}" in socket.response.headers["x-overlay-route"]
-            for message in ["text", b"\0\1", "ä" * 500_000, b"x" * 1_000_000]:
-                await socket.send(message)
-                assert await socket.recv() == message
-            await socket.send(["in ", "frag", "ments"])
-            assert await socket.recv() == "in fragments"
-            # Longer than deadlines.
-            await asyncio.sleep(1)
-            await asyncio.wait_for(await socket.ping(), 10)
-            await socket.send("close")
-            try:
-                await socket.recv()
-                raise AssertionError("it is to be closed")
-            except websockets.ConnectionClosed as closed:
-                assert (closed.rcvd.code, closed.rcvd.reason) == (4321, "as asked"), closed
-
-    async def greet(number):
-        key = list(KEYS)[number % len(KEYS)]
-        async with dial(key) as socket:
-            assert await socket.recv() == f"{KEYS[key]} {key}"
-
-    for start in range(0, 1000, 50):
-        await asyncio.gather(*(greet(number) for number in range(start, start + 50)))
-    print("WebSockets: greetings, fragments, large messages, pings, silence, close codes; 1,000 handshakes, none lost")
+def converse(peer, *words, **environment):
+    done = subprocess.run(list(map(str, [*peer, *words])), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          env={**os.environ, **environment}, timeout=SECONDS)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(map(str, [peer[-1], *words]))} ended with {done.returncode}:\n{done.stdout[-4000:]}")
 
 
 # -- Server-sent events.
@@ -247,7 +120,9 @@ async def events_server(port, asked):
     return await asyncio.start_server(answer, "127.0.0.1", port)
 
 
-async def check_events(gateway, asked):
+async def check_events(gateway, port):
+    asked = asyncio.Queue()
+    kept = await events_server(port, asked)
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway)
     writer.write(b"GET / HTTP/1.1\r\nHost: events\r\nx-overlay-id: nobody\r\nAccept: text/event-stream\r\n\r\n")
     head = (await reader.readuntil(b"\r\n\r\n")).decode()
@@ -259,54 +134,64 @@ async def check_events(gateway, asked):
         await asyncio.wait_for(reader.readuntil(b"data: %d\n\n" % number), 10)
     asked.put_nowait(None)
     writer.close()
+    kept.close()
     print("server-sent events: each arrived before the next was sent, and silence cut nothing")
 
 
-async def check(binary, folder):
-    import grpc
-    ports, seen, asked = Ports(), {"cancelled": asyncio.Event()}, asyncio.Queue()
-    gateway, outbound, admin, nowhere = (ports.take() for _ in range(4))
-    echo, chat, events = ({name: ports.take() for name in ["base", "alice"]} for _ in range(3))
+def check(binary, folder, peers):
+    ports = Ports()
+    gateway, outbound, admin, nowhere, events = (ports.take() for _ in range(5))
 
     def urls(scheme, own):
         return {name: f"{scheme}://127.0.0.1:{own.get(name, nowhere)}" for name in ["base", "alice", "bob"]}
 
-    servers = [await grpc_server(name, port, seen) for name, port in echo.items()]
-    kept = [await websocket_server(name, port) for name, port in chat.items()]
-    kept += [await events_server(port, asked) for port in events.values()]
-    services = {"echo": urls("h2c", echo), "chat": urls("http", chat), "events": urls("http", events)}
-    with overlane(binary, folder, gateway, outbound, admin, services):
-        authority = [("grpc.default_authority", "echo")]
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway}", options=authority) as channel:
-            await check_grpc(channel, seen, "through the gateway")
-        os.environ["grpc_proxy"] = f"http://127.0.0.1:{outbound}"
-        async with grpc.aio.insecure_channel("dns:///echo:50051") as channel:
-            await check_grpc(channel, seen, "through the outbound listener as its proxy")
-        del os.environ["grpc_proxy"]
-        await check_websockets(gateway)
-        await check_events(gateway, asked)
-    for server in servers:
-        await server.stop(None)
-    for server in kept:
-        server.close()
+    with contextlib.ExitStack() as stack:
+        services = {"events": urls("http", {"base": events})}
+        for language, peer in peers.items():
+            own = {name: stack.enter_context(server(peer, name)) for name in ["base", "alice"]}
+            services[f"echo-{language}"] = urls("h2c", {name: ports[0] for name, ports in own.items()})
+            services[f"chat-{language}"] = urls("http", {name: ports[1] for name, ports in own.items()})
+        stack.enter_context(overlane(binary, folder, gateway, outbound, admin, services))
+        for client, peer in peers.items():
+            for other in peers:
+                converse(peer, "grpc", f"127.0.0.1:{gateway}", f"echo-{other}")
+                print(f"gRPC, {client} to {other}: all kinds of calls, metadata, errors, deadlines, cancellation")
+                converse(peer, "websockets", f"127.0.0.1:{gateway}", f"chat-{other}")
+                print(f"WebSockets, {client} to {other}: greetings, fragments, large messages, pings, silence, close codes, 300 at 50 a time")
+        # tonic knows no proxies.
+        for client in ["python", "node"]:
+            proxy = f"http://127.0.0.1:{outbound}"
+            converse(peers[client], "grpc", "dns:///echo-python:50051", "echo-python", grpc_proxy=proxy)
+            print(f"gRPC, {client} to python through the outbound listener as its proxy: the same")
+        asyncio.run(check_events(gateway, events))
 
 
-def with_packages():
-    """Goes on in the environment with the packages."""
-    cache = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", "target")).resolve() / "peers/streams"
-    cache.mkdir(parents=True, exist_ok=True)
-    python = packages(cache)
-    if pathlib.Path(sys.prefix) != cache / "python":
-        os.execv(python, [str(python), *sys.argv])
+def cache():
+    """Where packages are installed and programs built."""
+    folder = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", "target")).resolve() / "peers/streams"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def python():
+    """The interpreter with the packages."""
+    return installed.python(cache(), HERE / "python/requirements.txt") / "python"
+
+
+def peers():
+    """How each peer is called."""
+    rust = cache() / "rust"
+    installed.run(["cargo", "build", "--locked", "--quiet", "--target-dir", rust], HERE / "rust")
+    return {"python": [python(), HERE / "python/peer.py"], "node": ["node", installed.node(cache(), HERE / "node/peer.js")],
+            "rust": [rust / "debug/overlane-streams-peer"]}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("binary", type=pathlib.Path)
     options = parser.parse_args()
-    with_packages()
     with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(asyncio.wait_for(check(options.binary.resolve(), pathlib.Path(folder)), 180))
+        check(options.binary.resolve(), pathlib.Path(folder), peers())
 
 
 if __name__ == "__main__":

@@ -1,12 +1,10 @@
-"""The packages of the applications: installed once, as long as what is pinned stays the same."""
+"""The packages of the peers: installed once, as long as what is pinned stays the same."""
 
 import hashlib
 import pathlib
 import shutil
 import subprocess
 import sys
-
-HERE = pathlib.Path(__file__).parent
 
 
 def fingerprint(*files):
@@ -16,9 +14,9 @@ def fingerprint(*files):
     return digest.hexdigest()
 
 
-def run(command, folder):
+def run(command, folder, seconds=900):
     done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True, errors="replace", timeout=900)
+                          stderr=subprocess.STDOUT, text=True, errors="replace", timeout=seconds)
     if done.returncode:
         sys.exit(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout[-4000:]}")
 
@@ -33,24 +31,23 @@ def fresh(folder, pinned):
     return True
 
 
-def python(cache):
-    """The folder of the programs of an environment with `requirements.txt`."""
-    folder, pinned = cache / "python", HERE / "python/requirements.txt"
-    if fresh(folder, [pinned]):
+def python(cache, requirements):
+    """The folder of the programs of an environment with these requirements."""
+    folder = cache / "python"
+    if fresh(folder, [requirements]):
         run([sys.executable, "-m", "venv", folder], cache)
-        run([folder / "bin/python", "-m", "pip", "install", "--quiet", "--no-deps", "-r", pinned], cache)
+        run([folder / "bin/python", "-m", "pip", "install", "--quiet", "--no-deps", "-r", requirements], cache)
         run([folder / "bin/python", "-m", "pip", "check"], cache)
-        (folder / "installed").write_text(fingerprint(pinned))
+        (folder / "installed").write_text(fingerprint(requirements))
     return folder / "bin"
 
 
-def node(cache):
-    """A copy of `node/` with its modules: they are looked for beside the file that wants them."""
-    folder, pinned = cache / "node", [HERE / "node" / name for name in ("package.json", "package-lock.json")]
+def node(cache, program):
+    """A copy of the program, with its modules: they are looked for beside the file that wants them."""
+    folder, pinned = cache / "node", [program.parent / name for name in ("package.json", "package-lock.json")]
     if fresh(folder, pinned):
         for file in pinned:
             shutil.copy(file, folder)
         run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], folder)
         (folder / "installed").write_text(fingerprint(*pinned))
-    shutil.copy(HERE / "node/api.js", folder)
-    return folder
+    return pathlib.Path(shutil.copy(program, folder))
