@@ -18,6 +18,9 @@ import tempfile
 
 import check
 
+# How often a case that ended otherwise is tried without the gateway.
+TRIES = 20
+
 
 async def echo(port):
     from websockets import ConnectionClosed
@@ -32,12 +35,21 @@ async def echo(port):
     return await serve(answer, "127.0.0.1", port, max_size=None)
 
 
-def worse(reports):
-    """The cases that end otherwise through the gateway."""
-    told = json.loads((reports / "index.json").read_text())
-    ends = {agent: {case: (own["behavior"], own["behaviorClose"]) for case, own in cases.items()}
+async def fuzz(wstest, servers, cases, folder):
+    """How each case ended with each server."""
+    (folder / "fuzz.json").write_text(json.dumps({
+        "outdir": str(folder / "reports"), "servers": servers, "cases": cases or ["*"],
+        "exclude-cases": [] if cases else ["9.*", "12.*", "13.*"], "exclude-agent-cases": {}}))
+    fuzzing = await asyncio.create_subprocess_exec(wstest, "-m", "fuzzingclient", "-s", str(folder / "fuzz.json"),
+                                                   cwd=folder, stdout=subprocess.DEVNULL)
+    try:
+        await asyncio.wait_for(fuzzing.wait(), 1800)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            fuzzing.kill()
+    told = json.loads((folder / "reports/index.json").read_text())
+    return {agent: {case: (own["behavior"], own["behaviorClose"]) for case, own in cases.items()}
             for agent, cases in told.items()}
-    return len(ends["direct"]), [case for case, end in ends["direct"].items() if ends["overlane"].get(case) != end]
 
 
 async def run(binary, wstest, cases, folder):
@@ -47,21 +59,22 @@ async def run(binary, wstest, cases, folder):
     services = {"chat": dict.fromkeys(["base", "alice", "bob"], f"http://127.0.0.1:{server}")}
     servers = [{"agent": "direct", "url": f"ws://127.0.0.1:{server}"},
                {"agent": "overlane", "url": f"ws://localhost:{gateway}"}]
-    (folder / "fuzz.json").write_text(json.dumps({
-        "outdir": str(folder / "reports"), "servers": servers, "cases": cases or ["*"],
-        "exclude-cases": [] if cases else ["9.*", "12.*", "13.*"], "exclude-agent-cases": {}}))
     with check.overlane(binary, folder, gateway, outbound, admin, services, hosts=["localhost"]):
-        fuzzing = await asyncio.create_subprocess_exec(wstest, "-m", "fuzzingclient", "-s", str(folder / "fuzz.json"),
-                                                       cwd=folder, stdout=subprocess.DEVNULL)
-        try:
-            await asyncio.wait_for(fuzzing.wait(), 1800)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                fuzzing.kill()
+        ends = await fuzz(wstest, servers, cases, folder)
+        direct = {case: {end} for case, end in ends["direct"].items()}
+        others = {case: ends["overlane"].get(case) for case in direct}
+        # Some end by chance: a server that reads a message and a bad frame in one go answers neither. So what
+        # ended otherwise is tried again, until it was seen to end so without the gateway as well.
+        for _ in range(TRIES):
+            others = {case: end for case, end in others.items() if end not in direct[case]}
+            if not others:
+                break
+            for case, end in (await fuzz(wstest, servers[:1], list(others), folder))["direct"].items():
+                direct[case].add(end)
+        others = {case: end for case, end in others.items() if end not in direct[case]}
     running.close()
-    count, others = worse(folder / "reports")
-    print(f"Autobahn: {count} cases, {len(others)} end otherwise through the gateway", *others)
-    sys.exit(1 if others or not count else 0)
+    print(f"Autobahn: {len(direct)} cases, {len(others)} end otherwise through the gateway", *others)
+    sys.exit(1 if others or not direct else 0)
 
 
 if __name__ == "__main__":
