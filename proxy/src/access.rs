@@ -9,6 +9,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use serde::Serialize;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use crate::clock;
 use crate::metrics::{Event, count};
@@ -92,6 +94,21 @@ impl Line {
     }
 }
 
+/// For how long the end of the process waits for lines to be written: whoever reads them may have stopped.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+/// Tells when a log is written.
+#[derive(Debug)]
+pub struct Written(oneshot::Receiver<()>);
+
+impl Written {
+    /// Completes when the last door is gone and all lines are written, or after a second.
+    pub async fn done(self) {
+        // Nothing is ever sent: it ends when the writer does.
+        let _ = timeout(LAST_LINES, self.0).await;
+    }
+}
+
 /// Where workers hand in lines; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct AccessLog(Option<SyncSender<Line>>);
@@ -99,18 +116,22 @@ pub struct AccessLog(Option<SyncSender<Line>>);
 impl AccessLog {
     /// No access log.
     #[must_use]
-    pub fn off() -> Self {
-        Self(None)
+    pub fn off() -> (Self, Written) {
+        (Self(None), Written(oneshot::channel().1))
     }
 
     /// A log that a thread writes to `out` until the last door is gone.
     #[must_use]
-    pub fn to(out: impl Write + Send + 'static) -> Self {
+    pub fn to(out: impl Write + Send + 'static) -> (Self, Written) {
         let (sender, receiver) = sync_channel(QUEUE);
+        let (writing, written) = oneshot::channel::<()>();
+        let body = move || {
+            let _writing = writing;
+            write(&receiver, out);
+        };
         // Without a thread the log is off; the process has worse problems then.
-        let writer =
-            std::thread::Builder::new().name("access-log".to_owned()).spawn(move || write(&receiver, out));
-        Self(writer.is_ok().then_some(sender))
+        let writer = std::thread::Builder::new().name("access-log".to_owned()).spawn(body);
+        (Self(writer.is_ok().then_some(sender)), Written(written))
     }
 
     /// Whether lines are wanted at all.

@@ -30,6 +30,7 @@ use crate::explain::{Question, explain};
 use crate::messages::{self, Message, Place, Verdict};
 use crate::metrics::{self, ControlFigures, MeterDoor};
 use crate::plane::Gate;
+use crate::plane::drain::{Drain, Stage};
 use crate::snapshot::Snapshot;
 use crate::tls::credentials::Credentials;
 use crate::tls::upstreams::Upstreams;
@@ -50,8 +51,8 @@ pub struct Admin {
     pub carriers: Arc<Carriers>,
     /// Where a reload is asked for.
     pub reload: mpsc::Sender<ReloadRequest>,
-    /// True once the process is told to stop.
-    pub draining: tokio::sync::watch::Receiver<bool>,
+    /// The end of the process.
+    pub drain: Drain,
     /// The token for what changes state.
     pub token: Option<Arc<str>>,
     /// What listeners show that speak TLS.
@@ -97,7 +98,7 @@ impl Admin {
 
     /// Why this process should get no new requests, if so.
     fn unready(&self) -> Option<&'static str> {
-        if *self.draining.borrow() {
+        if self.drain.stage() > Stage::Serving {
             return Some("draining");
         }
         let snapshot = self.control.published().load();

@@ -9,6 +9,7 @@ pub mod answer;
 pub mod buffer;
 pub mod conn;
 pub mod deadline;
+pub mod drain;
 pub mod engine;
 pub mod exchange;
 pub mod express;
@@ -65,7 +66,9 @@ pub struct Limits {
     pub upstream_idle: Duration,
     /// For a stream or a tunnel whose environment is gone.
     pub grace: Duration,
-    /// For everything that is in flight when the process is told to stop.
+    /// For how long new connections are served once the process is told to stop: others have to learn of it.
+    pub lame_duck: Duration,
+    /// For everything that is in flight when nothing is accepted any more.
     pub drain: Duration,
     /// The largest request head, in bytes.
     pub head_bytes: usize,
@@ -85,7 +88,8 @@ impl Default for Limits {
             upstream_write: Duration::from_secs(30),
             upstream_idle: Duration::from_secs(4),
             grace: Duration::from_secs(30),
-            drain: Duration::from_secs(30),
+            lame_duck: Duration::ZERO,
+            drain: Duration::from_secs(20),
             head_bytes: 64 * 1024,
             connections: 16 * 1024,
         }

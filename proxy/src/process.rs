@@ -4,15 +4,19 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use overlane_config::lineage::{FileChange, Rules};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
 
-use crate::access::AccessLog;
+use crate::access::{AccessLog, Written};
 use crate::admin::{self, Admin, ReloadRequest};
 use crate::control::{Control, Report, Trigger};
 use crate::metrics::MeterDoor;
 use crate::names::Names;
+use crate::plane::drain::{Drain, Stage};
 use crate::plane::worker::{Bound, Workers};
 use crate::plane::{Gate, Plane};
 use crate::settings::Settings;
@@ -32,6 +36,7 @@ pub struct Prepared {
     names: Names,
     tls: Option<Arc<Credentials>>,
     upstreams: Arc<Upstreams>,
+    drain: Drain,
 }
 
 impl Prepared {
@@ -48,7 +53,8 @@ impl Prepared {
             .enable_all()
             .build()?;
         let (names, resolver) = Names::new();
-        runtime.spawn(resolver);
+        let drain = Drain::default();
+        spawn(runtime.handle(), &drain, "name resolution", Box::pin(resolver));
         let tls = settings.tls.as_ref().map(Credentials::load).transpose().map_err(io::Error::other)?;
         let tls = tls.map(Arc::new);
         let upstreams = Arc::new(Upstreams::load(&settings.upstream_tls).map_err(io::Error::other)?);
@@ -56,7 +62,7 @@ impl Prepared {
         let bound = Bound::new(listeners, *workers, *socket_mode, &names, correlation, tls.as_ref())?;
         let admin = bind(settings.admin)?;
         let probes = settings.probes.map(bind).transpose()?;
-        Ok(Self { settings, bound, admin, probes, runtime, names, tls, upstreams })
+        Ok(Self { settings, bound, admin, probes, runtime, names, tls, upstreams, drain })
     }
 
     /// The listeners, with the ports that they got.
@@ -89,7 +95,7 @@ impl Prepared {
     /// # Errors
     /// No thread can be had.
     pub fn start(self, given: Vec<FileChange>) -> io::Result<Running> {
-        let Self { settings, bound, admin, probes, runtime, names, tls, upstreams } = self;
+        let Self { settings, bound, admin, probes, runtime, names, tls, upstreams, drain } = self;
         let published = Arc::new(Published::default());
         let rules = Rules { unix_under: settings.allow_unix.clone() };
         let control = Arc::new(Control::new(rules, published.clone(), names.clone()));
@@ -106,7 +112,8 @@ impl Prepared {
             bound.gates().iter().filter(|gate| gate.role() != "inbound").map(|gate| gate.address.clone());
         let others = [admin.0].into_iter().chain(probes.as_ref().map(|probes| probes.0));
         let own = edges.chain(others.map(Address::Tcp)).collect();
-        let access = if settings.access_log { AccessLog::to(io::stdout()) } else { AccessLog::off() };
+        let (access, written) =
+            if settings.access_log { AccessLog::to(io::stdout()) } else { AccessLog::off() };
         let gates = bound.gates().to_vec();
         let plane = Arc::new(Plane {
             published,
@@ -121,20 +128,20 @@ impl Prepared {
             names,
             access,
         });
-        let workers = bound.start(&plane)?;
+        let workers = bound.start(&plane, &drain)?;
         let retired = plane.published.clone();
-        runtime.spawn(async move { retired.collect().await });
+        let spawn = |what, task| spawn(runtime.handle(), &drain, what, task);
+        spawn("collecting old snapshots", Box::pin(async move { retired.collect().await }));
         let (reload, reloads) = mpsc::channel(8);
-        let (draining, told) = watch::channel(false);
         let (stopped, over) = watch::channel(false);
         if let Some(follower) = follower {
-            runtime.spawn(follow(follower, reloads, control.clone()));
+            spawn("following the store", Box::pin(follow(follower, reloads, control.clone())));
         }
         if let Some(tls) = &tls {
-            runtime.spawn(tls::follow::follow(tls.clone(), settings.resync));
+            spawn("following certificates", Box::pin(tls::follow::follow(tls.clone(), settings.resync)));
         }
         if !settings.upstream_tls.is_empty() {
-            runtime.spawn(tls::follow::follow(upstreams.clone(), settings.resync));
+            spawn("following authorities", Box::pin(tls::follow::follow(upstreams.clone(), settings.resync)));
         }
         let token = settings.admin_token.map(Arc::from);
         let doors = workers.doors().to_vec();
@@ -144,16 +151,19 @@ impl Prepared {
             doors,
             carriers: settings.carriers,
             reload: reload.clone(),
-            draining: told,
+            drain: drain.clone(),
             token,
             tls: tls.clone(),
             upstreams: upstreams.clone(),
         };
         let probes_at = probes.as_ref().map(|probes| probes.0);
         if let Some((_, socket)) = probes {
-            runtime.spawn(admin::serve(socket, state.clone().probes(), over.clone()));
+            spawn(
+                "the probes listener",
+                Box::pin(admin::serve(socket, state.clone().probes(), over.clone())),
+            );
         }
-        runtime.spawn(admin::serve(admin.1, state.router(), over));
+        spawn("the admin listener", Box::pin(admin::serve(admin.1, state.router(), over)));
         Ok(Running {
             control,
             workers,
@@ -161,13 +171,28 @@ impl Prepared {
             admin: admin.0,
             probes: probes_at,
             reload,
-            draining,
+            drain,
+            lame_duck: plane.limits.lame_duck,
+            written,
             stopped,
             runtime,
             tls,
             upstreams,
         })
     }
+}
+
+/// A task of the control side that never ends.
+type Task = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Runs what a process cannot do without: where it panics, the process ends (docs/decisions/0023-panics.md).
+fn spawn(runtime: &Handle, drain: &Drain, what: &'static str, task: Task) {
+    let (task, drain) = (runtime.spawn(task), drain.clone());
+    runtime.spawn(async move {
+        if task.await.is_err_and(|ended| ended.is_panic()) {
+            drain.fail(what);
+        }
+    });
 }
 
 fn addresses(gates: &[Arc<Gate>]) -> Vec<SocketAddr> {
@@ -188,7 +213,9 @@ pub struct Running {
     admin: SocketAddr,
     probes: Option<SocketAddr>,
     reload: mpsc::Sender<ReloadRequest>,
-    draining: watch::Sender<bool>,
+    drain: Drain,
+    lame_duck: Duration,
+    written: Written,
     stopped: watch::Sender<bool>,
     runtime: tokio::runtime::Runtime,
     tls: Option<Arc<Credentials>>,
@@ -196,13 +223,18 @@ pub struct Running {
 }
 
 impl Running {
-    /// Begins to read all certificates again, and all authorities.
-    pub fn read_certificates(&self) {
+    /// What reads all certificates and authorities again.
+    pub fn certificates(&self) -> impl Fn() + Clone + Send + 'static {
         let (tls, upstreams) = (self.tls.clone(), self.upstreams.clone());
-        self.runtime.spawn_blocking(move || {
+        move || {
             tls.iter().for_each(|tls| tls.look());
             upstreams.look();
-        });
+        }
+    }
+
+    /// Waits until it is told to stop.
+    pub fn until_told(&self) {
+        self.runtime.block_on(self.drain.reached(Stage::Leaving));
     }
 
     /// What listeners show that speak TLS.
@@ -267,18 +299,35 @@ impl Running {
         self.reload.clone()
     }
 
-    /// Stops: not ready any more, clients are told, what is in flight is finished, and then the
-    /// admin listener goes, which until then shows it all.
-    pub fn stop(self) {
-        self.draining.send_replace(true);
+    /// The end of the process.
+    #[must_use]
+    pub fn drain(&self) -> &Drain {
+        &self.drain
+    }
+
+    /// Stops: not ready any more, and where it was told to leave new connections are served for some time;
+    /// then what is in flight is finished, and at last the admin listener goes, which until then shows it all.
+    /// False where it ends since something failed.
+    pub fn stop(self) -> bool {
+        if self.drain.stage() == Stage::Leaving && !self.lame_duck.is_zero() {
+            let left = self.lame_duck;
+            tracing::info!("stopping: not ready any more, new connections are served for {left:?}");
+            let drained = self.drain.reached(Stage::Draining);
+            // A second signal is sooner.
+            let _ = self.runtime.block_on(async { timeout(left, drained).await });
+        }
+        tracing::info!("stopping: finishing what is in flight; another signal closes it");
         self.workers.stop();
+        self.runtime.block_on(self.written.done());
         self.stopped.send_replace(true);
-        self.runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+        // Whoever waits for a name server is not waited for.
+        self.runtime.shutdown_background();
+        !self.drain.has_failed()
     }
 
     /// [`Running::stop`] on a thread of its own, for callers on a runtime.
     #[must_use]
-    pub fn stop_in_background(self) -> JoinHandle<()> {
+    pub fn stop_in_background(self) -> JoinHandle<bool> {
         std::thread::spawn(move || self.stop())
     }
 }

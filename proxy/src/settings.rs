@@ -33,6 +33,9 @@ pub const DEFAULT_GATEWAY: &str = "127.0.0.1:7480";
 pub const DEFAULT_ADMIN: &str = "127.0.0.1:7481";
 /// Whoever may write to a socket's file can send requests: its user and its group, as those of a sidecar's pod.
 const DEFAULT_SOCKET_MODE: u32 = 0o660;
+/// For how long new connections are served after SIGTERM where others can reach a listener: so long it takes
+/// until Kubernetes, or a load balancer, sends no more of them. With `drain` it fits into Kubernetes' own 30 s.
+const LAME_DUCK: Duration = Duration::from_secs(5);
 /// How often the store is checked even if no event came.
 const DEFAULT_RESYNC: Duration = Duration::from_secs(5);
 /// Ages of traces are counted in 32 bits of milliseconds.
@@ -258,6 +261,7 @@ struct Timeouts {
     upstream_write: Option<String>,
     upstream_idle: Option<String>,
     grace: Option<String>,
+    lame_duck: Option<String>,
     drain: Option<String>,
 }
 
@@ -337,7 +341,7 @@ impl Settings {
         };
         let trust =
             flags.trust.map(Ok).or(file.trust.as_deref().map(|text| parse("trust", text))).transpose()?;
-        let limits = limits(&file)?;
+        let mut limits = limits(&file)?;
         let correlation = correlation(&file.correlation)?;
         let carriers = carriers(&file)?.into();
         let resync = duration("resync", file.resync.as_ref(), DEFAULT_RESYNC)?;
@@ -389,6 +393,7 @@ impl Settings {
         if passage.intercept {
             listeners.extend(beside_ipv4(&listeners));
         }
+        limits.lame_duck = lame_duck(file.timeouts.lame_duck.as_ref(), &listeners)?;
         let tls = tls.map(|tls| tls.checked(&listeners)).transpose()?;
         check_identities(&listeners, tls.as_ref())?;
         Ok(Self {
@@ -809,6 +814,18 @@ fn correlation(file: &CorrelationFile) -> Result<CorrelationSettings, SettingsEr
     })
 }
 
+/// For how long new connections are served after SIGTERM: nobody has to learn of it where only this machine can
+/// reach the listeners.
+fn lame_duck(text: Option<&String>, listeners: &[ListenerSettings]) -> Result<Duration, SettingsError> {
+    let reachable = listeners.iter().any(|listener| !listener.address.is_local());
+    match text.map(String::as_str) {
+        None if reachable => Ok(LAME_DUCK),
+        // The only time that may be left out.
+        None | Some("0" | "0s") => Ok(Duration::ZERO),
+        Some(_) => duration("timeouts.lameDuck", text, LAME_DUCK),
+    }
+}
+
 fn limits(file: &File) -> Result<Limits, SettingsError> {
     let default = Limits::default();
     let timeouts = &file.timeouts;
@@ -842,6 +859,7 @@ fn limits(file: &File) -> Result<Limits, SettingsError> {
             default.upstream_idle,
         )?,
         grace: duration("timeouts.grace", timeouts.grace.as_ref(), default.grace)?,
+        lame_duck: default.lame_duck,
         drain: duration("timeouts.drain", timeouts.drain.as_ref(), default.drain)?,
         head_bytes,
         connections,
@@ -870,6 +888,24 @@ mod tests {
         let open = RunArgs { gateway: "0.0.0.0:0".parse().ok(), ..RunArgs::default() };
         assert!(merge(open.clone()).expect_err("refused").hint.expect("hint").contains("--trust"));
         assert!(merge(RunArgs { trust: Some(Trust::Nobody), ..open }).is_ok());
+    }
+
+    #[test]
+    fn only_who_can_be_reached_from_elsewhere_is_a_lame_duck_unless_told() {
+        let with = |gateway: &str, text: &str| {
+            let mut file = tempfile::NamedTempFile::new().expect("file");
+            file.write_all(text.as_bytes()).expect("write");
+            let (gateway, config) = (gateway.parse().ok(), Some(file.path().to_owned()));
+            merge(RunArgs { gateway, config, ..RunArgs::default() }).expect("settings").limits.lame_duck
+        };
+        let told = "timeouts: {lameDuck: 7s}";
+        let never = "trust: any\ntimeouts: {lameDuck: 0s}";
+        let cases = [("127.0.0.1:0", "", 0), ("127.0.0.1:0", told, 7), ("unix:/run/a.sock", "", 0)];
+        for (gateway, text, seconds) in
+            [("0.0.0.0:0", "trust: any", 5), ("0.0.0.0:0", never, 0)].into_iter().chain(cases)
+        {
+            assert_eq!(with(gateway, text).as_secs(), seconds, "{gateway} {text}");
+        }
     }
 
     #[test]
@@ -950,6 +986,7 @@ mod tests {
         for (text, word) in [
             ("worker: 2", "worker"),
             ("timeouts: {head: 0s}", "head"),
+            ("timeouts: {lameDuck: soon}", "timeouts.lameDuck"),
             ("timeouts: {head: soon}", "soon"),
             ("baseline: A", "baseline"),
             ("store: etcd:x", "store"),

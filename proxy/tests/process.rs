@@ -231,6 +231,78 @@ fn sigint_ends_a_proxy_with_0_as_well() {
     assert!(proxy.exit().success());
 }
 
+/// A proxy whose settings file says for how long it does what, and a client that keeps its connection.
+fn with_timeouts(folder: &Path, timeouts: &str) -> Proxy {
+    fs::write(folder.join("settings.yaml"), format!("timeouts: {{{timeouts}}}\n")).unwrap();
+    Proxy::run(&["--config", "settings.yaml"], folder)
+}
+
+/// Asks for `path` and keeps the connection; returns the head of the answer.
+fn ask_on(stream: &mut TcpStream, path: &str) -> String {
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    let head = read_head(stream);
+    let length = head
+        .lines()
+        .find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
+    let mut body = vec![0; length.unwrap()];
+    stream.read_exact(&mut body).unwrap();
+    head
+}
+
+#[test]
+fn after_sigterm_a_proxy_is_not_ready_and_serves_until_its_time_is_over_or_it_is_told_again() {
+    for again in [None, Some("TERM"), Some("INT")] {
+        let folder = folder(service("web", None).address);
+        let time = if again.is_some() { "1h" } else { "1s" };
+        let mut proxy = with_timeouts(folder.path(), &format!("lameDuck: {time}"));
+        let (gateway, admin) = (proxy.address("gateway"), proxy.address("admin"));
+        let mut kept = TcpStream::connect(gateway).unwrap();
+        assert!(!ask_on(&mut kept, "/").contains("Connection: close"));
+        let mut probe = TcpStream::connect(admin).unwrap();
+        assert!(ask_on(&mut probe, "/readyz").starts_with("HTTP/1.1 200"));
+        proxy.signal("TERM");
+        proxy.log(|line| {
+            line["message"].as_str().is_some_and(|message| message.starts_with("stopping: not ready"))
+        });
+        assert!(ask_on(&mut probe, "/readyz").starts_with("HTTP/1.1 503"));
+        for stream in [&mut kept, &mut TcpStream::connect(gateway).unwrap()] {
+            let head = ask_on(stream, "/");
+            assert!(head.starts_with("HTTP/1.1 200") && head.contains("Connection: close"), "{head}");
+            assert_eq!(stream.read(&mut [0]).unwrap(), 0, "it ends, as was said");
+        }
+        if let Some(signal) = again {
+            proxy.signal(signal);
+        }
+        assert!(proxy.exit().success());
+    }
+}
+
+#[test]
+fn what_is_left_when_the_drain_limit_is_reached_or_another_signal_comes_is_closed_and_the_exit_code_is_0() {
+    for (drain, why) in [("50ms", "the drain limit is reached"), ("1h", "told to stop at once")] {
+        let (_go, told) = channel();
+        let web = service("never", Some(told));
+        let folder = folder(web.address);
+        let mut proxy = with_timeouts(folder.path(), &format!("drain: {drain}, lameDuck: 1h"));
+        let mut stream = ask(proxy.address("gateway"), None);
+        web.arrived.recv_timeout(LIMIT).unwrap();
+        proxy.signal("INT");
+        proxy.log(|line| {
+            line["message"].as_str().is_some_and(|message| message.starts_with("stopping: finishing"))
+        });
+        if drain == "1h" {
+            proxy.signal("INT");
+        }
+        let line = proxy.log(|line| line["level"] == "WARN");
+        assert_eq!(
+            (&line["message"], &line["connections"]),
+            (&format!("{why}: closing what is left").into(), &1.into())
+        );
+        assert_eq!(stream.read(&mut [0]).unwrap_or(0), 0);
+        assert!(proxy.exit().success());
+    }
+}
+
 #[test]
 fn sighup_reads_the_store_again() {
     let (web, alice) = (service("web", None), service("alice", None));
@@ -381,6 +453,21 @@ fn the_access_log_names_clients_by_their_certificates() {
         (&line["overlane.client_identity"], &line["url.path"]),
         (&"localhost".into(), &"/path".into())
     );
+}
+
+#[test]
+fn the_access_log_has_every_request_when_the_process_is_over() {
+    let folder = folder(service("web", None).address);
+    let flags =
+        ["run", "--gateway", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--workers", "1", "--access-log"];
+    let mut proxy = Proxy::start_logging(&mut overlane(&flags, folder.path()), Stdio::piped());
+    let log = proxy.child.stdout.take().unwrap();
+    proxy.ready();
+    for _ in 0..100 {
+        assert!(answer(ask(proxy.address("gateway"), None)).ends_with("web"));
+    }
+    proxy.signal("TERM");
+    assert_eq!(BufReader::new(log).lines().count(), 100);
 }
 
 #[test]

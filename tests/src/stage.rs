@@ -173,7 +173,7 @@ pub struct Started(Option<Running>);
 impl Started {
     /// Begins to stop it; what it returns ends when it has stopped.
     #[must_use]
-    pub fn stop_in_background(mut self) -> JoinHandle<()> {
+    pub fn stop_in_background(mut self) -> JoinHandle<bool> {
         self.0.take().unwrap().stop_in_background()
     }
 }

@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use super::{Admin, problem};
 use crate::clock;
 use crate::messages::{Consumer, Place};
+use crate::plane::drain::Stage;
 
 /// How long the stream is silent at most: proxies between cut silent ones.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -38,7 +39,6 @@ struct Watch {
     admin: Admin,
     consumer: Consumer,
     generations: watch::Receiver<u64>,
-    draining: watch::Receiver<bool>,
     /// What the reader knows: who handles the messages of each key.
     known: BTreeMap<String, Option<String>>,
     synced: bool,
@@ -53,8 +53,7 @@ pub(super) async fn rules(State(admin): State<Admin>, Query(watcher): Query<Watc
         Err(why) => return problem(StatusCode::BAD_REQUEST, &why),
     };
     let generations = admin.control.published().generations();
-    let draining = admin.draining.clone();
-    let watch = Watch { admin, consumer, generations, draining, known: BTreeMap::new(), synced: false };
+    let watch = Watch { admin, consumer, generations, known: BTreeMap::new(), synced: false };
     let events = stream::unfold(watch, async |mut watch| {
         let events = watch.next().await?;
         Some((Ok::<_, std::io::Error>(Bytes::from(events)), watch))
@@ -67,7 +66,7 @@ impl Watch {
     /// The next events; `None` when the process stops. Called only when the reader took those before.
     async fn next(&mut self) -> Option<String> {
         loop {
-            if *self.draining.borrow() {
+            if self.admin.drain.stage() >= Stage::Draining {
                 return None;
             }
             self.generations.borrow_and_update();
@@ -76,7 +75,7 @@ impl Watch {
                 return Some(events);
             }
             tokio::select! {
-                _ = self.draining.wait_for(|draining| *draining) => return None,
+                () = self.admin.drain.reached(Stage::Draining) => return None,
                 changed = tokio::time::timeout(KEEP_ALIVE, self.generations.changed()) => match changed {
                     Ok(Ok(())) => {}
                     Ok(Err(_)) => return None,

@@ -15,6 +15,7 @@ use tracing_subscriber::EnvFilter;
 use super::output::{CliError, Output};
 use crate::control::Trigger;
 use crate::demo::{Demo, Forwards};
+use crate::plane::drain::Stage;
 use crate::process::{Prepared, Running};
 use crate::settings::{DEFAULT_ADMIN, DEFAULT_GATEWAY, RunArgs, Settings};
 use crate::stack::{Instance, Stack};
@@ -62,10 +63,20 @@ pub fn run(args: RunArgs, store: Option<StoreAddress>) -> Result<(), CliError> {
             "the store {store} is empty; type next: overlane baseline create --file baseline.yaml --store {store}"
         );
     }
-    signals.wait(&running);
-    tracing::info!("stopping: finishing what is in flight");
-    running.stop();
-    Ok(())
+    signals.follow(&running);
+    stop(running)
+}
+
+/// Waits until it is told to stop, and sees it to its end.
+///
+/// # Errors
+/// It ends because something in it failed.
+fn stop(running: Running) -> Result<(), CliError> {
+    running.until_told();
+    match running.stop() {
+        true => Ok(()),
+        false => Err(CliError::failure("a part of the process panicked; the log says where")),
+    }
 }
 
 /// The signals that end a process or make it read its store again.
@@ -86,19 +97,22 @@ impl Signals {
         })
     }
 
-    /// Waits for SIGTERM or SIGINT; reloads on SIGHUP.
-    fn wait(mut self, running: &Running) {
-        let reload = running.reload_door();
-        running.runtime().block_on(async {
+    /// Has them followed until the end. SIGTERM is sent by who runs many of these: it makes the process leave
+    /// before it drains. SIGINT is sent by somebody at a terminal: it drains at once. Each further one makes
+    /// it go faster. SIGHUP reads everything again.
+    fn follow(mut self, running: &Running) {
+        let (reload, drain, certificates) =
+            (running.reload_door(), running.drain().clone(), running.certificates());
+        running.runtime().spawn(async move {
             loop {
                 tokio::select! {
-                    _ = self.terminate.recv() => return,
-                    _ = self.interrupt.recv() => return,
+                    _ = self.terminate.recv() => drain.ask(Stage::Leaving),
+                    _ = self.interrupt.recv() => drain.ask(Stage::Draining),
                     _ = self.hangup.recv() => {
-                        running.read_certificates();
+                        tokio::task::spawn_blocking(certificates.clone());
                         let (reply, _) = tokio::sync::oneshot::channel();
-                        // Without a store there is nothing to read again.
-                        let _ = reload.send((Trigger::Signal, reply)).await;
+                        // Without a store there is nothing to read again; where so many wait, one more is none.
+                        let _ = reload.try_send((Trigger::Signal, reply));
                     }
                 }
             }
@@ -191,9 +205,8 @@ pub fn try_it(args: &Try, out: &mut Output<'_>) -> Result<(), CliError> {
         }
     }
     out.line(lines)?;
-    signals.wait(&running);
-    running.stop();
-    Ok(())
+    signals.follow(&running);
+    stop(running)
 }
 
 fn given(environment: &EnvironmentId, text: String) -> FileChange {
@@ -245,7 +258,8 @@ pub fn demo(args: &DemoArgs, out: &mut Output<'_>) -> Result<(), CliError> {
     if !args.once {
         let signals = Signals::install(demo.running().runtime())?;
         out.line(demo.welcome())?;
-        signals.wait(demo.running());
+        signals.follow(demo.running());
+        demo.running().until_told();
         demo.stop();
         return Ok(());
     }

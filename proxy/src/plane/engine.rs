@@ -19,10 +19,10 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, ErrorSource, ErrorType, OrErr, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, HttpProxy, ProxyHttp, Session, http_proxy};
-use tokio::sync::watch;
 
 use super::Limits;
 use super::answer::{Answer, Failure, Form};
+use super::drain::is_leaving;
 use super::exchange::Exchange;
 use crate::h1::{Name, request};
 use crate::upstream::{Address, Endpoint};
@@ -57,20 +57,18 @@ impl Carried {
 }
 
 /// The engine of one worker.
-pub struct Engine {
-    draining: watch::Receiver<bool>,
-}
+pub struct Engine;
 
-/// Makes a worker's engine. `draining` turns true when the process is told to stop.
+/// Makes a worker's engine.
 #[must_use]
-pub fn engine(draining: watch::Receiver<bool>) -> Arc<HttpProxy<Engine>> {
+pub fn engine() -> Arc<HttpProxy<Engine>> {
     let conf = ServerConf {
         threads: 1,
         upstream_keepalive_pool_size: POOL,
         max_retries: ATTEMPTS,
         ..ServerConf::default()
     };
-    Arc::new(http_proxy(&Arc::new(conf), Engine { draining }))
+    Arc::new(http_proxy(&Arc::new(conf), Engine))
 }
 
 impl Engine {
@@ -197,7 +195,7 @@ impl ProxyHttp for Engine {
         response: &mut ResponseHeader,
         carried: &mut Carried,
     ) -> Result<()> {
-        if *self.draining.borrow() {
+        if is_leaving() {
             // Also for what was running already: tell the client that this connection ends.
             session.set_keepalive(None);
         }

@@ -15,10 +15,10 @@ use pingora_core::protocols::ALPN;
 use super::answer::{Answer, Failure, Form, Manner};
 use super::buffer::Text;
 use super::conn::{Client, Conn};
+use super::drain::is_leaving;
 use super::exchange::{Exchange, Refused};
 use super::link::Link;
 use super::tunnel::pump;
-use super::worker::is_draining;
 use crate::h1::Name;
 use crate::h1::body::Body;
 use crate::h1::request::{self, Head};
@@ -263,7 +263,7 @@ async fn answer<S: Client>(
     let manner = Manner {
         form: shape.form,
         receipts: receipts.as_deref(),
-        close: !whole || is_draining(),
+        close: !whole || is_leaving(),
         to_head: shape.to_head,
     };
     let sent = send(conn, &answer.bytes(&manner), exchange.limits().write).await;

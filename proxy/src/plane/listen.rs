@@ -113,6 +113,38 @@ impl Accepting {
             Self::Unix(socket) => socket.accept().await.map(|(stream, _)| Accepted::Unix(stream)),
         }
     }
+
+    /// Lets nobody begin to connect any more; whose handshake is under way comes to be accepted. A client that
+    /// is turned away tries again, finds that nobody listens, and knows that nothing was taken from it. The
+    /// file of a unix socket is gone by then.
+    pub fn turn_away(&self) {
+        #[cfg(target_os = "linux")]
+        if let Self::Tcp(socket) = self {
+            // Where it cannot be had, the listener closes as any other.
+            let _ = socket2::SockRef::from(socket).attach_filter(&without_beginnings());
+        }
+    }
+}
+
+/// A filter that drops segments with which a connection begins, SYN without ACK, and nothing else. What was
+/// accepted inherits it.
+#[cfg(target_os = "linux")]
+fn without_beginnings() -> [socket2::SockFilter; 5] {
+    // Of classic BPF (linux/bpf_common.h): the byte of flags (RFC 9293, section 3.1), two of them, compared.
+    const LOAD_BYTE: u16 = 0x30;
+    const AND: u16 = 0x54;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    const FLAGS: u32 = 13;
+    const SYN: u32 = 0x02;
+    const ACK: u32 = 0x10;
+    [
+        socket2::SockFilter::new(LOAD_BYTE, 0, 0, FLAGS),
+        socket2::SockFilter::new(AND, 0, 0, SYN | ACK),
+        socket2::SockFilter::new(JUMP_IF_EQUAL, 0, 1, SYN),
+        socket2::SockFilter::new(RETURN, 0, 0, 0),
+        socket2::SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ]
 }
 
 /// What listens at one address.

@@ -15,12 +15,12 @@ use tokio::sync::watch;
 use super::answer::{Answer, Manner};
 use super::buffer::{Text, Want};
 use super::conn::{Client, Conn};
+use super::drain::{Drain, is_draining};
 use super::engine::{Engine, Lent, engine};
 use super::exchange::Exchange;
 use super::express::{self, Carried, Shape};
 use super::passage::{self, SILENCE, Said, first_words};
 use super::trust::Peer;
-use super::worker::is_draining;
 use super::{EngineChoice, Gate, Plane, h2};
 use crate::access::Line;
 use crate::h1::body::Body;
@@ -33,8 +33,8 @@ use overlane_config::route::Role;
 const LINGER_BYTES: usize = 256 * 1024;
 /// For how long a connection between two requests keeps what it needs to serve one.
 const BUSY: Duration = Duration::from_secs(1);
-/// How long a connection on which nothing was asked yet is waited for once the process was told to stop:
-/// a request may be on its way.
+/// How long a connection on which nothing is asked is waited for once the process drains: a request may be on
+/// its way. Those that were used while it was leaving were told that they end.
 pub(crate) const UNASKED: Duration = Duration::from_millis(500);
 /// Seconds that Pingora believes a connection may be idle; the idle deadline is ours.
 const KEEPALIVE: u64 = 60;
@@ -45,16 +45,18 @@ pub struct Worker {
     pub plane: Arc<Plane>,
     /// This worker's Pingora engine, made when it is first needed: it loads the system's certificates.
     pingora: OnceLock<Arc<HttpProxy<Engine>>>,
-    /// True once the process is told to stop. Never awaited before it is cloned: a receiver that has
-    /// seen the signal does not report it again (embedding traps, 2).
-    pub draining: watch::Receiver<bool>,
+    /// The end of the process.
+    pub drain: Drain,
+    /// True once it drains, as Pingora wants to hear it. Never awaited before it is cloned: a receiver that
+    /// has seen the signal does not report it again (embedding traps, 2).
+    draining: watch::Receiver<bool>,
 }
 
 impl Worker {
-    /// A worker of `plane`.
+    /// A worker of `plane`, which ends when `drain` says so; `draining` is the same for Pingora.
     #[must_use]
-    pub fn new(plane: Arc<Plane>, draining: watch::Receiver<bool>) -> Self {
-        let worker = Self { plane, pingora: OnceLock::new(), draining };
+    pub fn new(plane: Arc<Plane>, drain: Drain, draining: watch::Receiver<bool>) -> Self {
+        let worker = Self { plane, pingora: OnceLock::new(), drain, draining };
         if worker.plane.engine == EngineChoice::Pingora {
             worker.pingora();
         }
@@ -62,7 +64,7 @@ impl Worker {
     }
 
     fn pingora(&self) -> &Arc<HttpProxy<Engine>> {
-        self.pingora.get_or_init(|| engine(self.draining.clone()))
+        self.pingora.get_or_init(engine)
     }
 }
 
@@ -115,7 +117,7 @@ pub async fn serve_intercepted<S: Client>(
 pub async fn serve<S: Client>(mut conn: Conn<S>, gate: Arc<Gate>, peer: Arc<Peer>, worker: Arc<Worker>) {
     let limits = &worker.plane.limits;
     let (mut first, mut limit) = (true, limits.head);
-    while let Awaited::Begun = first_byte(&mut conn, first, Instant::now() + limit).await {
+    while let Awaited::Begun = first_byte(&mut conn, Instant::now() + limit).await {
         if first && h2::is_spoken(&mut conn).await {
             return Box::pin(h2::serve(conn, gate, peer, worker)).await;
         }
@@ -135,22 +137,24 @@ pub async fn serve<S: Client>(mut conn: Conn<S>, gate: Arc<Gate>, peer: Arc<Peer
 }
 
 /// Waits for the first byte of a request, at most until `until`. Holds no buffer.
-pub(crate) async fn first_byte<S: Client>(conn: &mut Conn<S>, first: bool, until: Instant) -> Awaited {
+pub(crate) async fn first_byte<S: Client>(conn: &mut Conn<S>, until: Instant) -> Awaited {
     if !conn.ahead().is_empty() {
         return Awaited::Begun;
     }
     conn.deadline().arm(until);
     let mut told = false;
     poll_fn(|cx| {
-        if first && !told && is_draining() {
+        if !told && is_draining() {
             told = true;
             conn.deadline().arm(until.min(Instant::now() + UNASKED));
         }
         match conn.poll_fill(cx, Want::Head) {
             Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Awaited::Closed),
             // Who has begun to ask gets an answer, also from a process that was told to stop.
-            Poll::Ready(Ok(_)) => Poll::Ready(Awaited::Begun),
-            Poll::Pending if !first && is_draining() => Poll::Ready(Awaited::Closed),
+            Poll::Ready(Ok(_)) => {
+                conn.deadline().arm(until);
+                Poll::Ready(Awaited::Begun)
+            }
             Poll::Pending => conn.deadline().poll(cx).map(|()| Awaited::Nothing),
         }
     })
@@ -196,7 +200,7 @@ pub(super) async fn serve_requests<S: Client>(
             Carried::Over { linger } => {
                 // Closed with something unread, it would be reset, and the client could lose what was answered.
                 if linger || has_more(&mut conn).await {
-                    Box::pin(drain(&mut conn, worker)).await;
+                    Box::pin(see_off(&mut conn, worker)).await;
                 }
                 return Served::Over;
             }
@@ -214,10 +218,10 @@ pub(super) async fn serve_requests<S: Client>(
         drop(next);
         first = false;
         if conn.ahead().is_empty() {
-            match first_byte(&mut conn, false, now + BUSY.min(worker.plane.limits.idle)).await {
+            match first_byte(&mut conn, now + BUSY.min(worker.plane.limits.idle)).await {
                 Awaited::Begun => {}
-                Awaited::Nothing => return Served::Idle(conn),
-                Awaited::Closed => return Served::Over,
+                Awaited::Nothing if !is_draining() => return Served::Idle(conn),
+                Awaited::Nothing | Awaited::Closed => return Served::Over,
             }
         }
     }
@@ -376,7 +380,7 @@ pub(crate) async fn refuse<S: Client>(
     }
     let bytes = answer.bytes(&Manner { close: true, ..Manner::default() });
     if express::send(&mut conn, &bytes, worker.plane.limits.write).await {
-        drain(&mut conn, worker).await;
+        see_off(&mut conn, worker).await;
     }
 }
 
@@ -388,17 +392,24 @@ async fn has_more<S: Client>(conn: &mut Conn<S>) -> bool {
 
 /// Closes after an answer, with a grace in which the client can finish sending: a reset would take
 /// the answer from it.
-pub(crate) async fn drain<S: Client>(conn: &mut Conn<S>, worker: &Worker) {
+pub(crate) async fn see_off<S: Client>(conn: &mut Conn<S>, worker: &Worker) {
     if conn.shutdown().await.is_err() {
         return;
     }
     conn.deadline().arm(Instant::now() + worker.plane.limits.head);
     let mut discarded = conn.ahead().len();
+    let mut told = false;
     while discarded < LINGER_BYTES && !conn.ended() {
         conn.ahead().consume(usize::MAX);
-        let read = poll_fn(|cx| match conn.poll_fill(cx, Want::Head) {
-            Poll::Ready(read) => Poll::Ready(read.unwrap_or(0)),
-            Poll::Pending => conn.deadline().poll(cx).map(|()| 0),
+        let read = poll_fn(|cx| {
+            if !told && is_draining() {
+                told = true;
+                conn.deadline().arm(Instant::now() + UNASKED);
+            }
+            match conn.poll_fill(cx, Want::Head) {
+                Poll::Ready(read) => Poll::Ready(read.unwrap_or(0)),
+                Poll::Pending => conn.deadline().poll(cx).map(|()| 0),
+            }
         });
         match read.await {
             0 => return,

@@ -1,7 +1,7 @@
 //! Workers: threads that accept and serve, and how they stop.
 
-use std::cell::Cell;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -9,10 +9,11 @@ use std::time::Duration;
 use overlane_config::name::{EnvironmentId, ServiceName};
 use overlane_config::route::Role;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::sleep;
 
 use super::admit::admit;
+use super::drain::{Drain, Stage, announce};
 use super::listen::{Listening, Place, SocketFile, listen};
 use super::serve::Worker;
 use super::{Gate, ListenerSettings, Plane, deadline, h2, link, role_name};
@@ -21,24 +22,10 @@ use crate::metrics::{MeterDoor, answer_scrapes};
 use crate::tls::credentials::Credentials;
 use crate::upstream::Upstream;
 
-thread_local! {
-    static DRAINING: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Whether this worker was told to stop.
-#[must_use]
-pub fn is_draining() -> bool {
-    DRAINING.get()
-}
-
-/// Completes when the process is told to stop, also if that was long ago.
-async fn told(draining: &mut watch::Receiver<bool>) {
-    // An error means that nobody is left to tell us: that is a stop as well.
-    let _ = draining.wait_for(|draining| *draining).await;
-}
-
 /// How long accepting pauses when the process is out of descriptors.
 const PAUSE: Duration = Duration::from_millis(20);
+/// How long a connection that a client has begun to open has to come to its end before its listener closes.
+const SETTLING: Duration = Duration::from_millis(100);
 
 /// Listeners that are bound and not yet served, so that everything that can fail has failed.
 pub struct Bound {
@@ -89,18 +76,18 @@ impl Bound {
         &self.gates
     }
 
-    /// Starts the workers.
+    /// Starts the workers. They end when `drain` says so.
     ///
     /// # Errors
     /// No thread or no runtime can be had.
-    pub fn start(self, plane: &Arc<Plane>) -> io::Result<Workers> {
-        let (stop, draining) = watch::channel(false);
-        let mut workers = Workers { stop, files: self.files, threads: Vec::new(), doors: Vec::new() };
+    pub fn start(self, plane: &Arc<Plane>, drain: &Drain) -> io::Result<Workers> {
+        let mut workers =
+            Workers { drain: drain.clone(), files: self.files, threads: Vec::new(), doors: Vec::new() };
         for (number, sockets) in self.sockets.into_iter().enumerate() {
             let (door, scrapes) = mpsc::channel(4);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let (plane, draining) = (plane.clone(), draining.clone());
-            let body = move || runtime.block_on(work(plane, sockets, draining, scrapes));
+            let (plane, drain) = (plane.clone(), drain.clone());
+            let body = move || runtime.block_on(work(plane, sockets, drain, scrapes));
             workers.threads.push(std::thread::Builder::new().name(format!("worker-{number}")).spawn(body)?);
             workers.doors.push(door);
         }
@@ -140,7 +127,7 @@ impl Sidecars<'_> {
 
 /// Running workers.
 pub struct Workers {
-    stop: watch::Sender<bool>,
+    drain: Drain,
     files: Vec<SocketFile>,
     threads: Vec<JoinHandle<()>>,
     doors: Vec<MeterDoor>,
@@ -153,16 +140,16 @@ impl Workers {
         &self.doors
     }
 
-    /// Tells all workers to stop: they accept what waits already, tell their clients, and finish what
+    /// Tells all workers to drain: they accept what waits already, tell their clients, and finish what
     /// is in flight within the drain limit. Returns when all have.
     pub fn stop(self) {
         // While they still accept: nobody finds a file on which nobody listens, and a successor can begin.
         drop(self.files);
-        self.stop.send_replace(true);
-        drop(self.doors);
+        self.drain.tell(Stage::Draining);
         for thread in self.threads {
-            // A worker that panicked has nothing left to finish.
-            let _ = thread.join();
+            if thread.join().is_err() {
+                self.drain.fail("a worker");
+            }
         }
     }
 }
@@ -170,34 +157,38 @@ impl Workers {
 async fn work(
     plane: Arc<Plane>,
     sockets: Vec<Listening>,
-    draining: watch::Receiver<bool>,
+    drain: Drain,
     scrapes: mpsc::Receiver<tokio::sync::oneshot::Sender<crate::metrics::Meter>>,
 ) {
-    let worker = Arc::new(Worker::new(plane.clone(), draining.clone()));
-    let watching = [
-        tokio::spawn(deadline::watch()),
-        tokio::spawn(link::sweep(plane.limits.upstream_idle)),
-        tokio::spawn(h2::sweep()),
-        tokio::spawn(announce(draining)),
-    ];
+    let (pingora, draining) = watch::channel(false);
+    let worker = Arc::new(Worker::new(plane.clone(), drain.clone(), draining));
     let published = plane.published.clone();
-    let scrapes = tokio::spawn(answer_scrapes(scrapes, move |id| {
-        published.load().table.environment(id.as_str()).is_some()
-    }));
+    // Without these a worker is no use; they are dropped with it.
+    let mut beside = JoinSet::new();
+    beside.spawn(deadline::watch());
+    beside.spawn(link::sweep(plane.limits.upstream_idle));
+    beside.spawn(h2::sweep());
+    beside.spawn(announce(drain.clone(), pingora));
+    beside
+        .spawn(answer_scrapes(scrapes, move |id| published.load().table.environment(id.as_str()).is_some()));
     let mut accepting = JoinSet::new();
     for (gate, socket) in plane.gates.iter().zip(sockets) {
         accepting.spawn(accept(socket, gate.clone(), worker.clone()));
     }
-    accepting.join_all().await;
-    scrapes.abort();
-    watching.iter().for_each(tokio::task::JoinHandle::abort);
-}
-
-/// Tells this worker's connections when the process is told to stop: those that wait wake up.
-async fn announce(mut draining: watch::Receiver<bool>) {
-    told(&mut draining).await;
-    DRAINING.set(true);
-    deadline::wake_all();
+    let check = |ended: Result<(), JoinError>| {
+        if ended.is_err() {
+            drain.fail("a task of a worker");
+        }
+    };
+    loop {
+        tokio::select! {
+            Some(ended) = beside.join_next() => check(ended),
+            ended = accepting.join_next() => match ended {
+                Some(ended) => check(ended),
+                None => return,
+            },
+        }
+    }
 }
 
 /// Accepts on one socket until told to stop, then sees its connections to their end.
@@ -209,14 +200,14 @@ async fn accept(socket: Listening, gate: Arc<Gate>, worker: Arc<Worker>) {
             return;
         }
     };
-    let mut draining = worker.draining.clone();
     let limits = &worker.plane.limits;
     let mut connections = JoinSet::new();
+    let mut draining = pin!(worker.drain.reached(Stage::Draining));
     loop {
         let full = connections.len() >= limits.connections;
         tokio::select! {
             biased;
-            () = told(&mut draining) => break,
+            () = &mut draining => break,
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             accepted = socket.accept(), if !full => match accepted {
                 Ok(accepted) => {
@@ -229,14 +220,24 @@ async fn accept(socket: Listening, gate: Arc<Gate>, worker: Arc<Worker>) {
             },
         }
     }
-    // What is in the queue was accepted by the kernel already: closing now would reset it.
-    while let Ok(Ok(accepted)) = timeout(Duration::ZERO, socket.accept()).await {
-        connections.spawn(admit(accepted, gate.clone(), worker.clone()));
+    // The kernel has told clients of connections that wait here that they are open, and tells those whose
+    // handshake is under way: closing now would reset them.
+    socket.turn_away();
+    let mut settled = pin!(sleep(SETTLING));
+    loop {
+        tokio::select! {
+            () = &mut settled => break,
+            Ok(accepted) = socket.accept() => {
+                connections.spawn(admit(accepted, gate.clone(), worker.clone()));
+            }
+        }
     }
     drop(socket);
-    let finished = timeout(limits.drain, async { while connections.join_next().await.is_some() {} }).await;
-    if finished.is_err() {
-        tracing::warn!(address = %gate.address, connections = connections.len(), "drain limit reached: closing what is left");
-        connections.shutdown().await;
-    }
+    let why = tokio::select! {
+        () = async { while connections.join_next().await.is_some() {} } => return,
+        () = sleep(limits.drain) => "the drain limit is reached",
+        () = worker.drain.reached(Stage::Closing) => "told to stop at once",
+    };
+    tracing::warn!(address = %gate.address, connections = connections.len(), "{why}: closing what is left");
+    connections.shutdown().await;
 }

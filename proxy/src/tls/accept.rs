@@ -24,9 +24,9 @@ use crate::plane::Gate;
 use crate::plane::answer::Answer;
 use crate::plane::conn::{Client, Conn, Socket, without_digests};
 use crate::plane::deadline::Deadline;
-use crate::plane::serve::{Awaited, UNASKED, Worker, drain, first_byte, refuse};
+use crate::plane::drain::is_draining;
+use crate::plane::serve::{Awaited, UNASKED, Worker, first_byte, refuse, see_off};
 use crate::plane::trust::Peer;
-use crate::plane::worker::is_draining;
 
 /// Why a handshake failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,7 +104,7 @@ pub async fn accept(
 ) -> Option<(Conn<Tls>, Arc<Peer>)> {
     let limits = &worker.plane.limits;
     let until = Instant::now() + limits.head;
-    let Awaited::Begun = first_byte(&mut conn, true, until).await else {
+    let Awaited::Begun = first_byte(&mut conn, until).await else {
         // Somebody who only looks whether the port is open.
         return None;
     };
@@ -129,7 +129,7 @@ pub async fn accept(
             failed(failure, address, &why);
             if let Some(wire) = wire {
                 // Closed with something unread, it would be reset, and the alert could be lost.
-                drain(&mut Conn::new(wire.io, limits.write), worker).await;
+                see_off(&mut Conn::new(wire.io, limits.write), worker).await;
             }
             None
         }

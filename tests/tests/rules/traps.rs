@@ -652,7 +652,7 @@ fn stopping_tells_and_finishes_what_is_in_flight() {
     busy.send("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n");
     while !base.next().0.contains("/slow") {}
     let stopped = running.stop_in_background();
-    assert!(idle.is_closed(), "an idle connection ends at once");
+    assert!(idle.is_closed(), "an idle connection ends");
     go.send(()).unwrap();
     let (head, body) = busy.answer();
     assert_eq!((body.as_str(), field(&head, "connection")), ("base", Some("close")));

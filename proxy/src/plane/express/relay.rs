@@ -13,11 +13,11 @@ use crate::plane::answer::{Answer, Failure, Form};
 use crate::plane::buffer::{Text, Want};
 use crate::plane::conn::{Client, Conn, READ_AHEAD};
 use crate::plane::deadline::Deadline;
+use crate::plane::drain::is_leaving;
 use crate::plane::exchange::{Exchange, ROUTE};
 use crate::plane::h2;
 use crate::plane::leave::Leave;
 use crate::plane::link::Link;
-use crate::plane::worker::is_draining;
 
 /// The status of an upstream that speaks another protocol from here on.
 const SWITCHING: u16 = 101;
@@ -439,7 +439,7 @@ impl<'r, S: Client> Relay<'r, S> {
                 let streams = matches!(head.body, Body::Chunked | Body::UntilClose);
                 *unmet = exchange.add_receipts(head.fields.values(ROUTE), streams, text).err();
                 // A client that is not done sending cannot be told where the next request begins.
-                *close |= *sending != Sending::Done || is_draining();
+                *close |= *sending != Sending::Done || is_leaving();
                 if head.body == Body::UntilClose {
                     text.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
                 }

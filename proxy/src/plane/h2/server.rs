@@ -27,9 +27,9 @@ use crate::plane::Gate;
 use crate::plane::buffer::Want;
 use crate::plane::conn::{Client, Conn, without_digests};
 use crate::plane::deadline::Deadline;
+use crate::plane::drain::is_draining;
 use crate::plane::serve::{Worker, serve_requests};
 use crate::plane::trust::Peer;
-use crate::plane::worker::is_draining;
 
 /// With what a connection of HTTP/2 begins (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -39,8 +39,8 @@ const MAX_STREAMS: u32 = 100;
 /// may open a new stream for each that it resets. While there are so many no more are taken, and `h2` ends
 /// a connection that resets many of those that wait.
 const MAX_REQUESTS: usize = 2 * MAX_STREAMS as usize;
-/// How long a client that was told to go has to open no more streams.
-const GOING: Duration = Duration::from_secs(1);
+/// How long a client that was told to go, and does not say that it heard, has to open no more streams.
+const GOING: Duration = Duration::from_millis(500);
 
 /// Whether a client of which the first bytes are here speaks HTTP/2: by what TLS agreed on, or by
 /// prior knowledge (RFC 9113, section 3.3). Reads at most the preface, until the connection's deadline.
