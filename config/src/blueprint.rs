@@ -45,6 +45,15 @@ impl Document {
             Self::Attachment(attachment) => &attachment.environment.value,
         }
     }
+
+    /// The file that it is of.
+    #[must_use]
+    pub fn source(&self) -> &Arc<Source> {
+        match self {
+            Self::Blueprint(blueprint) => &blueprint.source,
+            Self::Attachment(attachment) => &attachment.source,
+        }
+    }
 }
 
 /// What `parse` made of a file: the documents that are right, and every mistake in the others.

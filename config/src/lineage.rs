@@ -65,7 +65,7 @@ impl FileChange {
     #[must_use]
     pub fn parsed(&self) -> Self {
         let content = match &self.content {
-            Content::Text(source) => Content::Parsed(Box::new(blueprint::parse(source))),
+            Content::Text(source) => Content::Parsed(source.clone(), Box::new(blueprint::parse(source))),
             other => other.clone(),
         };
         Self { path: self.path.clone(), content }
@@ -78,7 +78,7 @@ pub enum Content {
     /// It was read.
     Text(Arc<Source>),
     /// It was read and parsed: most of the work, which does not depend on any other file.
-    Parsed(Box<Parsed>),
+    Parsed(Arc<Source>, Box<Parsed>),
     /// It is not there any more: its environments go.
     Gone,
     /// It is there and cannot be used (permissions, size, not UTF-8): its environments freeze.
@@ -162,6 +162,8 @@ struct File {
     broken: Vec<EnvironmentId>,
     /// What is wrong with the text as it was last read.
     diagnostics: Vec<Diagnostic>,
+    /// The text as it was last read; `None` where it never could be.
+    text: Option<Arc<Source>>,
 }
 
 /// What is known of an id.
@@ -296,6 +298,56 @@ impl Lineages {
         files.into_values().flat_map(|file| &file.diagnostics).chain(of_environments).cloned().collect()
     }
 
+    /// The texts from which all stands again as it does now, when they are taken in one list after the other:
+    /// first what is in force, then what else was last read.
+    #[must_use]
+    pub fn texts(&self) -> Vec<Vec<Arc<Source>>> {
+        let mut lists: Vec<Vec<Arc<Source>>> = Vec::new();
+        let files: BTreeMap<_, _> = self.files.iter().collect();
+        for (path, file) in files {
+            let in_force = self.texts_in_force(path, file);
+            // What stands by one claim to an id must be there before another claim comes.
+            let others_from = in_force.len().max(1);
+            let documents = file.documents.iter().map(Document::source);
+            let mut others: Vec<&Arc<Source>> = Vec::new();
+            for source in documents.chain(&file.text) {
+                let is = |known: &Arc<Source>| Arc::ptr_eq(known, source);
+                if !in_force.iter().any(is) && !others.iter().any(|other| is(other)) {
+                    others.push(source);
+                }
+            }
+            if others.is_empty()
+                && !in_force.last().zip(file.text.as_ref()).is_none_or(|(a, b)| Arc::ptr_eq(a, b))
+            {
+                others.extend(&file.text);
+            }
+            let others =
+                others.into_iter().cloned().enumerate().map(|(at, source)| (others_from + at, source));
+            let all: Vec<_> = in_force.iter().cloned().enumerate().chain(others).collect();
+            for (at, source) in all {
+                lists.resize_with(lists.len().max(at + 1), Vec::new);
+                lists[at].push(source);
+            }
+        }
+        lists
+    }
+
+    /// The texts of a file by which environments and attachments stand: more than one where documents of
+    /// the file stand by different versions of it. In order of their time.
+    fn texts_in_force(&self, path: &Arc<str>, file: &File) -> Vec<Arc<Source>> {
+        let of = |document: &Document| match document {
+            Document::Blueprint(blueprint) => {
+                let good = &self.standing(&blueprint.id.value)?.resolved()?.blueprint.source;
+                (good.path == *path).then(|| good.clone())
+            }
+            Document::Attachment(attachment) => Some(attachment.source.clone()),
+        };
+        let mut texts: Vec<_> = file.documents.iter().filter_map(of).collect();
+        texts.sort_by_key(|source| (source.modified, Arc::as_ptr(source)));
+        texts.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        texts
+    }
+
     /// Takes in changed files. Costs what the changes and the descendants of their environments cost.
     pub fn apply(&mut self, changes: Vec<FileChange>) -> Applied {
         let mut applied = Applied::default();
@@ -362,10 +414,14 @@ impl Lineages {
                 let error =
                     Diagnostic::file(&change.path, why).hint("what was last read from it stays in force");
                 let broken = never_good(&change.path, &before.documents, before.broken);
-                (File { diagnostics: vec![error], broken, documents: before.documents }, Vec::new())
+                let File { documents, text, .. } = before;
+                (File { documents, broken, diagnostics: vec![error], text }, Vec::new())
             }
-            Content::Text(source) => in_force(&change.path, blueprint::parse(&source), &before),
-            Content::Parsed(parsed) => in_force(&change.path, *parsed, &before),
+            Content::Text(source) => {
+                let parsed = blueprint::parse(&source);
+                in_force(&change.path, source, parsed, &before)
+            }
+            Content::Parsed(source, parsed) => in_force(&change.path, source, *parsed, &before),
         };
         diagnostics.extend(after.diagnostics.iter().cloned());
         self.enter(&change.path, &after, touched);
@@ -610,16 +666,23 @@ impl Lineages {
 
 /// What is in force after a file was parsed, and what only more mistakes are to be looked for in. A file
 /// with errors keeps what was last good of it.
-fn in_force(path: &Arc<str>, parsed: Parsed, before: &File) -> (File, Vec<Arc<Blueprint>>) {
+fn in_force(
+    path: &Arc<str>,
+    source: Arc<Source>,
+    parsed: Parsed,
+    before: &File,
+) -> (File, Vec<Arc<Blueprint>>) {
+    let text = Some(source);
     if !parsed.diagnostics.iter().any(Diagnostic::is_error) {
-        let good = File { documents: parsed.documents, broken: Vec::new(), diagnostics: parsed.diagnostics };
+        let good =
+            File { documents: parsed.documents, broken: Vec::new(), diagnostics: parsed.diagnostics, text };
         return (good, Vec::new());
     }
     let known: Set<_> = before.documents.iter().map(Document::environment).collect();
     let new = parsed.documents.into_iter().filter(|document| !known.contains(document.environment()));
     let documents: Vec<_> = before.documents.iter().cloned().chain(new).collect();
     let broken = never_good(path, &documents, parsed.broken);
-    (File { documents, broken, diagnostics: parsed.diagnostics }, parsed.doubtful)
+    (File { documents, broken, diagnostics: parsed.diagnostics, text }, parsed.doubtful)
 }
 
 /// The ids that a bad file makes unavailable: those it names, or the one that its name promises.

@@ -112,8 +112,11 @@ pub struct Overlay<U> {
     pub baseline: EnvironmentId,
     /// Its ancestors, nearest first, the baseline last.
     pub ancestors: Box<[EnvironmentId]>,
-    /// When it, or the first of its ancestors, expires.
+    /// When it, or the first of its ancestors, expires, as it was written.
     pub expires_at: Option<UnixMillis>,
+    /// Until when it is served: until it expires or, where that has been so already
+    /// ([`RoutingTable::lapse`]), at no time.
+    pub served_until: Option<UnixMillis>,
     /// Whether its key goes upstream.
     pub propagate: bool,
     /// What happens when an upstream is unavailable to requests with its key.
@@ -124,6 +127,23 @@ pub struct Overlay<U> {
     pub exposures: Box<[Exposure]>,
     /// Every service owned below the baseline, by its name's hash and then nearest first.
     owned: Box<[Owned<U>]>,
+}
+
+impl<U> Clone for Overlay<U> {
+    fn clone(&self) -> Self {
+        Self {
+            id: self.id.clone(),
+            baseline: self.baseline.clone(),
+            ancestors: self.ancestors.clone(),
+            expires_at: self.expires_at,
+            served_until: self.served_until,
+            propagate: self.propagate,
+            policy: self.policy,
+            declared: self.declared.clone(),
+            exposures: self.exposures.clone(),
+            owned: self.owned.clone(),
+        }
+    }
 }
 
 /// A route, and the hash of its service's name beside it: a search then touches only this list, and
@@ -352,6 +372,22 @@ impl<U> RoutingTable<U> {
     }
 }
 
+impl<U> RoutingTable<U> {
+    /// The successor of this table in which these overlays have expired for good: a clock that goes back
+    /// does not bring them back.
+    #[must_use]
+    pub fn lapse<'c>(&self, overlays: impl IntoIterator<Item = &'c EnvironmentId>) -> Self {
+        let mut next = self.clone();
+        for id in overlays {
+            if let Some(Environment::Overlay(overlay)) = self.environment(id.as_str()) {
+                let lapsed = Overlay { served_until: Some(UnixMillis(0)), ..overlay.clone() };
+                next.environments.insert(id.clone(), Arc::new(Environment::Overlay(lapsed)));
+            }
+        }
+        next
+    }
+}
+
 /// The routes of an environment. A service that the baseline has too shares the baseline's copy of
 /// its name: one that every lookup keeps in the cache, and less memory.
 fn routes<U>(
@@ -432,6 +468,7 @@ fn compile_overlay<U>(
         baseline: resolved.baseline.clone(),
         ancestors: ancestors.into(),
         expires_at: resolved.expires_at,
+        served_until: resolved.expires_at,
         propagate: resolved.propagate,
         policy: resolved.policy,
         declared: resolved.blueprint.declared(),
@@ -495,6 +532,7 @@ mod tests {
             baseline,
             ancestors,
             expires_at: None,
+            served_until: None,
             propagate: true,
             policy,
             declared,

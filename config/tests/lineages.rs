@@ -120,6 +120,89 @@ fn a_parent_that_goes_takes_its_descendants_and_brings_them_back() {
     assert_eq!(shown(&lineages), "a b base c");
 }
 
+/// How each environment stands: by which text, or not.
+fn standing(lineages: &Lineages) -> Vec<(String, Option<String>)> {
+    let text = |standing: &Standing| Some(standing.resolved()?.blueprint.source.text.clone());
+    lineages.standings().map(|(id, standing)| (id.to_string(), text(standing))).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn all_stands_again_by_the_texts_that_it_stands_by(edits in prop::collection::vec((0usize..5, 0usize..9), 1..40)) {
+        const IDS: [&str; 5] = ["base", "a", "b", "c", "d"];
+        let mut lineages = store(vec![file("base.yaml", BASE)]);
+        for (number, (at, what)) in edits.into_iter().enumerate() {
+            let (own, next) = (IDS[at], IDS[(at + 1) % IDS.len()]);
+            let path = format!("{own}.yaml");
+            let of = |id: &str, routing: &str| {
+                file(&path, &format!("name: {id}\n# {number}\nrouting: {{{routing}}}\nservices: [{{name: web, url: 'http://h'}}]\n"))
+            };
+            let edit = match what {
+                0 => gone(&path),
+                1 => file(&path, &format!("name: [ # {number}\n")),
+                2 => FileChange { path: path.as_str().into(), content: Content::Unreadable("it burns".to_owned()) },
+                3 => of(own, "mode: overlay, baselineId: nobody"),
+                4 => of(next, "mode: overlay, baselineId: base"),
+                5 => of(own, &format!("mode: overlay, baselineId: {next}")),
+                _ if at == 0 => file(&path, &format!("{BASE}# {number}\n")),
+                _ => of(own, "mode: overlay, baselineId: base"),
+            };
+            lineages.apply(vec![edit]);
+            let mut again = Lineages::default();
+            for list in lineages.texts() {
+                let changes = list.into_iter().map(|source| FileChange { path: source.path.clone(), content: Content::Text(source) });
+                again.apply(changes.collect());
+            }
+            let readable = |all: Vec<(String, Option<String>)>| all.into_iter().filter(|(_, text)| text.is_some()).collect::<Vec<_>>();
+            prop_assert_eq!(readable(standing(&again)), readable(standing(&lineages)));
+        }
+    }
+}
+
+#[test]
+fn what_is_wrong_with_lineages_is_refused_by_name_and_a_thousand_others_go_on() {
+    let deep = (0..17).map(|at| {
+        overlay(
+            &format!("deep-{at:02}"),
+            &if at == 0 { "base".to_owned() } else { format!("deep-{:02}", at - 1) },
+        )
+    });
+    let others = (0..1000).map(|number| overlay(&format!("other-{number:04}"), "base"));
+    let mut lineages = store([file("base.yaml", BASE)].into_iter().chain(others).collect());
+    let broken = [
+        overlay("one", "two"),
+        overlay("two", "one"),
+        overlay("orphan", "nobody"),
+        overlay("parent", "base"),
+        overlay("child", "parent"),
+    ];
+    let applied = lineages.apply(broken.into_iter().chain(deep).chain([gone("parent.yaml")]).collect());
+    let refused: Vec<_> = lineages
+        .standings()
+        .filter(|(_, standing)| standing.resolved().is_none())
+        .map(|(id, _)| id.to_string())
+        .collect();
+    assert_eq!(refused, ["child", "deep-16", "one", "orphan", "two"]);
+    assert_eq!(lineages.len(), 1 + 1000 + 17 + 4);
+    for (name, why) in [
+        ("child", "unknown parent `parent`"),
+        ("deep-16", "deeper than 16"),
+        ("one", "cycle"),
+        ("two", "cycle"),
+        ("orphan", "unknown parent `nobody`"),
+    ] {
+        let own: Vec<_> = applied
+            .diagnostics
+            .iter()
+            .filter(|problem| problem.environment == Some(id(name)))
+            .map(Diagnostic::short)
+            .collect();
+        assert!(own.iter().any(|problem| problem.contains(why)), "{name}: {own:?}");
+    }
+}
+
 #[test]
 fn a_change_touches_the_environment_and_its_descendants_only() {
     let mut lineages =

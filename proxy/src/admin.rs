@@ -32,6 +32,7 @@ use crate::metrics::{self, ControlFigures, MeterDoor};
 use crate::plane::Gate;
 use crate::plane::drain::{Drain, Stage};
 use crate::snapshot::Snapshot;
+use crate::store::cache::Cache;
 use crate::tls::credentials::Credentials;
 use crate::tls::upstreams::Upstreams;
 
@@ -59,6 +60,8 @@ pub struct Admin {
     pub tls: Option<Arc<Credentials>>,
     /// How upstreams are spoken to in TLS.
     pub upstreams: Arc<Upstreams>,
+    /// Where what is in force is kept for a start without the store.
+    pub cache: Option<Arc<Cache>>,
 }
 
 impl Admin {
@@ -119,6 +122,7 @@ impl Admin {
         ControlFigures {
             certificates: until.collect(),
             certificate_failures: self.tls.as_ref().map(|tls| tls.failures()),
+            cache: self.cache.as_ref().map(|cache| cache.figures()),
             ..self.control.figures()
         }
     }

@@ -5,6 +5,31 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use overlane_config::time::UnixMillis;
 
+/// One moment on both clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    /// On the clock of the wall, by which files are dated and which may jump.
+    pub wall: SystemTime,
+    /// On the one that never goes back, by which it is told how long something lasts.
+    pub steady: Instant,
+}
+
+impl Moment {
+    /// This moment.
+    #[must_use]
+    pub fn now() -> Self {
+        Self { wall: SystemTime::now(), steady: Instant::now() }
+    }
+}
+
+impl std::ops::Add<std::time::Duration> for Moment {
+    type Output = Self;
+
+    fn add(self, span: std::time::Duration) -> Self {
+        Self { wall: self.wall + span, steady: self.steady + span }
+    }
+}
+
 /// What time it is.
 #[must_use]
 pub fn now() -> UnixMillis {

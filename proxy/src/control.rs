@@ -1,11 +1,13 @@
 //! The control side: files become lineages, lineages become a table, the table is published.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use overlane_config::diagnostic::Diagnostic;
+use foldhash::fast::RandomState;
+use overlane_config::diagnostic::{Diagnostic, Source};
 use overlane_config::diff::changes;
 use overlane_config::lineage::{Applied, FileChange, Lineages, Rules};
+use overlane_config::name::EnvironmentId;
 use overlane_config::table::Environment;
 use overlane_config::time::UnixMillis;
 
@@ -13,7 +15,7 @@ use crate::clock;
 use crate::cores;
 use crate::metrics::ControlFigures;
 use crate::names::Names;
-use crate::snapshot::Published;
+use crate::snapshot::{Published, Table};
 use crate::upstream::Upstream;
 
 /// How many changed environments a log line names.
@@ -30,6 +32,8 @@ pub enum Trigger {
     Signal,
     /// `POST /api/v1/reload`.
     Request,
+    /// The process starts with what it kept of the store.
+    Cache,
 }
 
 impl Trigger {
@@ -39,6 +43,7 @@ impl Trigger {
             Self::Change => "change",
             Self::Signal => "signal",
             Self::Request => "request",
+            Self::Cache => "cache",
         }
     }
 }
@@ -61,6 +66,12 @@ struct State {
     last_success: Option<UnixMillis>,
     /// Why the store as a whole cannot be read, if it cannot.
     store_problem: Option<String>,
+    /// When the store could last be read as a whole; what a cache says, before it was.
+    last_read: Option<UnixMillis>,
+    /// Overlays that expire, by when.
+    expiring: BTreeSet<(UnixMillis, EnvironmentId)>,
+    /// Overlays that have expired, and when they were meant to.
+    lapsed: HashMap<EnvironmentId, UnixMillis, RandomState>,
 }
 
 /// Owner of the lineages; the only one who publishes.
@@ -80,6 +91,9 @@ impl Control {
             reloads_failed: 0,
             last_success: None,
             store_problem: None,
+            last_read: None,
+            expiring: BTreeSet::new(),
+            lapsed: HashMap::default(),
         };
         Self { state: Mutex::new(state), published, names }
     }
@@ -100,7 +114,7 @@ impl Control {
         let mut state = self.state();
         let applied = state.lineages.apply(files);
         let changes: Vec<_> = changes(&state.lineages, &applied).iter().map(ToString::to_string).collect();
-        let generation = self.publish(&state.lineages, &applied);
+        let generation = self.publish(&mut state, &applied);
         let failed = applied.diagnostics.iter().any(Diagnostic::is_error);
         if failed {
             state.reloads_failed += 1;
@@ -113,8 +127,9 @@ impl Control {
         Report { generation, changes, problems: applied.diagnostics.iter().map(Diagnostic::short).collect() }
     }
 
-    fn publish(&self, lineages: &Lineages, applied: &Applied) -> u64 {
+    fn publish(&self, state: &mut State, applied: &Applied) -> u64 {
         let before = self.published.load_full();
+        let lineages = &state.lineages;
         if applied.changed.is_empty() && before.generation > 0 {
             return before.generation;
         }
@@ -129,25 +144,72 @@ impl Control {
             before.filter(move |upstream| !kept.contains(&Arc::as_ptr(upstream)))
         };
         let lost: Vec<_> = applied.changed.iter().flat_map(lost).collect();
+        state.note_expiry(&before.table, &table, &applied.changed);
+        let table = table.lapse(applied.changed.iter().filter(|id| state.lapsed.contains_key(*id)));
         drop(before);
         let generation = self.published.publish(table);
         lost.iter().for_each(|upstream| upstream.retire());
         generation
     }
 
+    /// Ends the overlays that have expired, for good: they stay so when the clock goes back, until their
+    /// blueprint says another time. To be called now and then, and costs only what has expired.
+    pub fn expire(&self, now: UnixMillis) {
+        let mut state = self.state();
+        let mut over = Vec::new();
+        while state.expiring.first().is_some_and(|(at, _)| *at <= now)
+            && let Some((at, id)) = state.expiring.pop_first()
+        {
+            state.lapsed.insert(id.clone(), at);
+            over.push(id);
+        }
+        if over.is_empty() {
+            return;
+        }
+        let table = self.published.load_full().table.lapse(&over);
+        let generation = self.published.publish(table);
+        drop(state);
+        tracing::info!(generation, overlays = named(&over), "expired");
+    }
+
+    /// Notes that what was just applied is what was kept of the store, as it was then.
+    pub fn from_cache(&self, saved: UnixMillis) {
+        self.state().last_read = Some(saved);
+    }
+
     /// Notes whether the store as a whole can be read; logs when that changes.
     pub fn store_problem(&self, problem: Option<String>) {
         let mut state = self.state();
+        if problem.is_none() {
+            state.last_read = Some(clock::now());
+        }
         if state.store_problem == problem {
             return;
         }
         match &problem {
             Some(problem) => {
-                tracing::error!(%problem, "the store cannot be read; what was last read stays in force");
+                let of = state.last_read.map(|at| at.to_string());
+                tracing::error!(
+                    %problem, of,
+                    "STALE: the store cannot be read; what was last good stays in force"
+                );
             }
             None => tracing::info!("the store can be read again"),
         }
         state.store_problem = problem;
+    }
+
+    /// Whether the store as a whole cannot be read, so that what stands may be older than what it says.
+    #[must_use]
+    pub fn store_unreadable(&self) -> bool {
+        self.state().store_problem.is_some()
+    }
+
+    /// The generation in force, and the texts from which it can be made again: see [`Lineages::texts`].
+    #[must_use]
+    pub fn texts(&self) -> (u64, Vec<Vec<Arc<Source>>>) {
+        let state = self.state();
+        (self.published.load().generation, state.lineages.texts())
     }
 
     /// What is wrong now: with the store, with files, with environments.
@@ -155,7 +217,11 @@ impl Control {
     pub fn problems(&self) -> Vec<String> {
         let state = self.state();
         let diagnostics = state.lineages.diagnostics();
-        state.store_problem.iter().cloned().chain(diagnostics.iter().map(Diagnostic::short)).collect()
+        let stale = state.store_problem.iter().map(|problem| match state.last_read {
+            Some(at) => format!("STALE: {problem}; what was last good is in force, of {at}"),
+            None => problem.clone(),
+        });
+        stale.chain(diagnostics.iter().map(Diagnostic::short)).collect()
     }
 
     /// The control side's part of a scrape.
@@ -180,6 +246,7 @@ impl Control {
             reloads_failed: state.reloads_failed,
             last_success: state.last_success.map_or(0.0, |at| at.0 as f64 / 1000.0),
             expires: expires.into_iter().collect(),
+            stale: state.store_problem.is_some(),
             ..ControlFigures::default()
         }
     }
@@ -190,15 +257,41 @@ impl Control {
     }
 }
 
+impl State {
+    /// Keeps in mind when the `changed` overlays of a table expire. One that has expired already lives again
+    /// where it is meant to expire at another time.
+    fn note_expiry(&mut self, before: &Table, now: &Table, changed: &BTreeSet<EnvironmentId>) {
+        let expiry = |table: &Table, id: &EnvironmentId| match table.environment(id.as_str()) {
+            Some(Environment::Overlay(overlay)) => overlay.expires_at,
+            _ => None,
+        };
+        for id in changed {
+            if let Some(at) = expiry(before, id) {
+                self.expiring.remove(&(at, id.clone()));
+            }
+            match expiry(now, id) {
+                Some(at) if self.lapsed.get(id) == Some(&at) => {}
+                at => {
+                    self.lapsed.remove(id);
+                    self.expiring.extend(at.map(|at| (at, id.clone())));
+                }
+            }
+        }
+    }
+}
+
+/// The first of these, and how many more there are.
+fn named(all: &[impl std::fmt::Display]) -> String {
+    let first = all.iter().take(NAMED_IN_LOG).map(ToString::to_string);
+    let mut text = first.collect::<Vec<_>>().join(" ");
+    if all.len() > NAMED_IN_LOG {
+        text.push_str(&format!(" … and {} more", all.len() - NAMED_IN_LOG));
+    }
+    text
+}
+
 fn log(changed: &[String], diagnostics: &[Diagnostic], generation: u64, trigger: Trigger) {
-    let named = changed.iter().take(NAMED_IN_LOG).map(String::as_str);
-    let mut changes = named.collect::<Vec<_>>().join(" ");
-    if changed.len() > NAMED_IN_LOG {
-        changes.push_str(&format!(" … and {} more", changed.len() - NAMED_IN_LOG));
-    }
-    if changes.is_empty() {
-        changes.push_str("nothing");
-    }
+    let changes = if changed.is_empty() { "nothing".to_owned() } else { named(changed) };
     tracing::info!(generation, trigger = trigger.as_str(), %changes, "reloaded");
     for diagnostic in diagnostics {
         match diagnostic.is_error() {
@@ -223,6 +316,41 @@ mod tests {
         let path: Arc<str> = format!("{name}.yaml").into();
         let source = Source::new(path.clone(), text, None);
         FileChange { path, content: Content::Text(Arc::new(source)) }
+    }
+
+    fn expiring(name: &str, at: UnixMillis, port: u16) -> FileChange {
+        file(name, &format!("mode: overlay, baselineId: base, expiresAt: '{at}'"), port)
+    }
+
+    #[test]
+    fn what_has_expired_does_not_come_back_with_the_clock_but_with_another_time() {
+        let control = Control::new(Rules::default(), Arc::default(), Names::none());
+        let (one, two) = (UnixMillis(1_900_000_000_000), UnixMillis(1_900_000_001_000));
+        let served = |id: &str| match control.published().load().table.environment(id) {
+            Some(Environment::Overlay(overlay)) => overlay.served_until,
+            other => panic!("{id} is {other:?}"),
+        };
+        control.apply(
+            &[file("base", "mode: baseline", 1), expiring("alice", one, 2), expiring("bob", two, 2)],
+            Trigger::Start,
+        );
+        control.expire(UnixMillis(one.0 - 1));
+        assert_eq!((served("alice"), served("bob")), (Some(one), Some(two)));
+        control.expire(one);
+        let generation = control.published().load().generation;
+        control.expire(UnixMillis(1));
+        control.expire(one);
+        assert_eq!(control.published().load().generation, generation, "nothing is done twice");
+        // Another service, the same time; and one that changes with its parent.
+        control.apply(&[expiring("alice", one, 3), file("base", "mode: baseline", 4)], Trigger::Change);
+        assert_eq!((served("alice"), served("bob")), (Some(UnixMillis(0)), Some(two)));
+        assert!(control.figures().expires.iter().any(|(id, until)| id.as_str() == "alice" && *until > 1e9));
+        control.apply(&[expiring("alice", two, 3)], Trigger::Change);
+        assert_eq!(served("alice"), Some(two));
+        control.expire(two);
+        control.apply(&[FileChange { path: "alice.yaml".into(), content: Content::Gone }], Trigger::Change);
+        control.apply(&[expiring("alice", two, 3)], Trigger::Change);
+        assert_eq!((served("alice"), served("bob")), (Some(two), Some(UnixMillis(0))));
     }
 
     #[test]

@@ -17,6 +17,7 @@ use prometheus::{Encoder, TextEncoder};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::calls::Call;
+use crate::store::cache::CacheFigures;
 use crate::tls::accept::HandshakeFailure;
 
 /// The most overlays that have a label value of their own; the rest are counted as `_other`.
@@ -296,6 +297,10 @@ pub struct ControlFigures {
     pub certificates: Vec<(String, f64)>,
     /// How often certificates could not be read again; `None` where no listener speaks TLS.
     pub certificate_failures: Option<u64>,
+    /// Whether the store cannot be read as a whole.
+    pub stale: bool,
+    /// How often what is in force was kept on this machine; `None` where that is not asked for.
+    pub cache: Option<CacheFigures>,
 }
 
 /// The text of `/metrics`.
@@ -305,6 +310,7 @@ pub fn render(meter: &Meter, control: &ControlFigures) -> String {
     families.push(call_family(meter));
     families.extend(event_families(meter));
     families.extend(control_families(control));
+    families.extend(control.cache.map(cache_family));
     if let Some(failures) = control.certificate_failures {
         families.extend(tls_families(meter, &control.certificates, failures));
     }
@@ -560,6 +566,11 @@ fn control_families(control: &ControlFigures) -> Vec<MetricFamily> {
             "The generation of the routing table in force.",
             control.generation as f64,
         ),
+        simple(
+            "overlane_config_stale",
+            "1 while the store cannot be read: what is in force may be older than what it says.",
+            f64::from(u8::from(control.stale)),
+        ),
         simple("overlane_overlays", "Overlays in the routing table.", control.overlays as f64),
         simple("overlane_traces", "Traces whose key is remembered.", control.traces as f64),
         family(
@@ -586,6 +597,13 @@ fn control_families(control: &ControlFigures) -> Vec<MetricFamily> {
             vec![gauge(version, 1.0)],
         ),
     ]
+}
+
+fn cache_family(figures: CacheFigures) -> MetricFamily {
+    let results = [("ok", figures.written), ("error", figures.failed)];
+    let results = results.map(|(result, count)| counter(vec![pair("result", result)], count));
+    let help = "Writes of the store's cache, by result.";
+    family("overlane_cache_writes_total", help, MetricType::COUNTER, results.into())
 }
 
 fn tls_families(meter: &Meter, certificates: &[(String, f64)], failures: u64) -> [MetricFamily; 4] {

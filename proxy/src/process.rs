@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use crate::access::{AccessLog, Written};
 use crate::admin::{self, Admin, ReloadRequest};
+use crate::clock;
 use crate::control::{Control, Report, Trigger};
 use crate::metrics::MeterDoor;
 use crate::names::Names;
@@ -22,9 +23,15 @@ use crate::plane::{Gate, Plane};
 use crate::settings::Settings;
 use crate::snapshot::Published;
 use crate::store::StoreAddress;
+use crate::store::cache::{Cache, keep};
 use crate::store::follow::{Follower, follow};
 use crate::tls::{self, credentials::Credentials, upstreams::Upstreams};
 use crate::upstream::Address;
+
+/// How often it is looked whether an overlay has expired: requests are told at once, this is for good.
+const EXPIRE: Duration = Duration::from_secs(1);
+/// How long the end waits for the cache to be written.
+const LAST_SAVE: Duration = Duration::from_millis(500);
 
 /// A process whose sockets are bound and that serves nobody yet.
 pub struct Prepared {
@@ -100,8 +107,13 @@ impl Prepared {
         let rules = Rules { unix_under: settings.allow_unix.clone() };
         let control = Arc::new(Control::new(rules, published.clone(), names.clone()));
         let mut follower = settings.store.as_ref().map(|store| Follower::new(store, settings.resync));
+        let cache = settings.cache.as_ref().zip(settings.store.as_ref());
+        let cache = cache.map(|(directory, store)| Arc::new(Cache::new(directory, store)));
         let mut changes = given;
         if let Some(follower) = &mut follower {
+            if let Some(cache) = &cache {
+                take_kept(cache, follower, &control);
+            }
             let (read, problem) = follower.read_everything();
             changes.extend(read);
             control.store_problem(problem);
@@ -132,6 +144,10 @@ impl Prepared {
         let retired = plane.published.clone();
         let spawn = |what, task| spawn(runtime.handle(), &drain, what, task);
         spawn("collecting old snapshots", Box::pin(async move { retired.collect().await }));
+        spawn("expiring overlays", Box::pin(expire(control.clone())));
+        if let Some(cache) = &cache {
+            runtime.spawn(keep(cache.clone(), control.clone()));
+        }
         let (reload, reloads) = mpsc::channel(8);
         let (stopped, over) = watch::channel(false);
         if let Some(follower) = follower {
@@ -155,6 +171,7 @@ impl Prepared {
             token,
             tls: tls.clone(),
             upstreams: upstreams.clone(),
+            cache: cache.clone(),
         };
         let probes_at = probes.as_ref().map(|probes| probes.0);
         if let Some((_, socket)) = probes {
@@ -178,6 +195,7 @@ impl Prepared {
             runtime,
             tls,
             upstreams,
+            cache,
         })
     }
 }
@@ -193,6 +211,31 @@ fn spawn(runtime: &Handle, drain: &Drain, what: &'static str, task: Task) {
             drain.fail(what);
         }
     });
+}
+
+/// Begins with what was kept of the store when it was last read.
+fn take_kept(cache: &Cache, follower: &mut Follower, control: &Control) {
+    match cache.load() {
+        Ok(None) => {}
+        Ok(Some(kept)) => {
+            control.from_cache(kept.saved);
+            for changes in follower.remember(kept.lists) {
+                control.apply(&changes, Trigger::Cache);
+            }
+        }
+        Err(error) => {
+            let path = cache.path();
+            tracing::warn!(%error, path = %path.display(), "the cache is not used, and will be written anew");
+        }
+    }
+}
+
+/// Ends what expires, a second later at most. Never ends.
+async fn expire(control: Arc<Control>) {
+    loop {
+        control.expire(clock::now());
+        tokio::time::sleep(EXPIRE).await;
+    }
 }
 
 fn addresses(gates: &[Arc<Gate>]) -> Vec<SocketAddr> {
@@ -220,6 +263,7 @@ pub struct Running {
     runtime: tokio::runtime::Runtime,
     tls: Option<Arc<Credentials>>,
     upstreams: Arc<Upstreams>,
+    cache: Option<Arc<Cache>>,
 }
 
 impl Running {
@@ -319,6 +363,12 @@ impl Running {
         tracing::info!("stopping: finishing what is in flight; another signal closes it");
         self.workers.stop();
         self.runtime.block_on(self.written.done());
+        if let Some(cache) = self.cache.clone() {
+            // What changed within the last moments; a disk that hangs is not waited for.
+            let control = self.control.clone();
+            let saved = self.runtime.spawn_blocking(move || cache.save(&control));
+            let _ = self.runtime.block_on(async { timeout(LAST_SAVE, saved).await });
+        }
         self.stopped.send_replace(true);
         // Whoever waits for a name server is not waited for.
         self.runtime.shutdown_background();

@@ -47,6 +47,9 @@ pub struct RunArgs {
     /// Settings file (YAML); flags and OVERLANE_* win over it
     #[arg(long, value_name = "FILE", env = "OVERLANE_CONFIG")]
     pub config: Option<PathBuf>,
+    /// Keep what was last good of the store in this directory, and start with it while the store cannot be read
+    #[arg(long, value_name = "DIR", env = "OVERLANE_CACHE")]
+    pub cache: Option<PathBuf>,
     /// The baseline that the listeners serve; the only one in the store by default
     #[arg(long, value_name = "ID", env = "OVERLANE_BASELINE")]
     pub baseline: Option<EnvironmentId>,
@@ -134,6 +137,7 @@ pub struct RunArgs {
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 struct File {
     store: Option<String>,
+    cache: Option<PathBuf>,
     baseline: Option<String>,
     gateway: Option<Address>,
     outbound: Option<Address>,
@@ -270,6 +274,8 @@ struct Timeouts {
 pub struct Settings {
     /// Where the blueprints are; `None` where they are given by the caller.
     pub store: Option<StoreAddress>,
+    /// The directory in which what was last good of the store is kept, if it is.
+    pub cache: Option<PathBuf>,
     /// The listeners.
     pub listeners: Vec<ListenerSettings>,
     /// The admin listener.
@@ -398,6 +404,7 @@ impl Settings {
         check_identities(&listeners, tls.as_ref())?;
         Ok(Self {
             store: Some(store),
+            cache: flags.cache.or(file.cache),
             listeners,
             admin,
             probes: flags.probes.or(file.probes),
@@ -423,6 +430,7 @@ impl Settings {
     pub fn in_process(listeners: Vec<ListenerSettings>) -> Self {
         Self {
             store: None,
+            cache: None,
             listeners,
             admin: SocketAddr::from(([127, 0, 0, 1], 0)),
             probes: None,

@@ -1,5 +1,7 @@
-//! Stores: where blueprints are kept. Here a directory, one file per environment.
+//! Stores: where blueprints are kept. Here a directory, one file per environment; and beside them what was last
+//! read of one, for a start without it.
 
+pub mod cache;
 pub mod follow;
 pub mod read;
 pub mod watch;
@@ -24,6 +26,13 @@ impl StoreAddress {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.0
+    }
+
+    /// The same from everywhere on this machine, with its scheme.
+    #[must_use]
+    pub fn absolute(&self) -> String {
+        let path = std::path::absolute(&self.0).unwrap_or_else(|_| self.0.clone());
+        format!("dir:{}", path.display())
     }
 }
 

@@ -322,6 +322,138 @@ fn sighup_reads_the_store_again() {
     assert!(answer.ends_with("alice") && answer.contains("reason=owned"), "{answer}");
 }
 
+fn get(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    answer(stream)
+}
+
+/// Waits until a page of the admin listener says this.
+fn until_says(address: SocketAddr, path: &str, words: &str) {
+    let until = Instant::now() + LIMIT;
+    loop {
+        let said = get(address, path);
+        if said.contains(words) {
+            return;
+        }
+        assert!(Instant::now() < until, "{path} does not say {words:?}:\n{said}");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn killed_and_started_without_its_store_it_serves_what_was_last_good_and_then_what_the_store_says() {
+    let (old, new) = (service("old", None), service("new", None));
+    let folder = folder(old.address);
+    let (store, away) = (folder.path().join("environments"), folder.path().join("away"));
+    let overlay = |until: &str| {
+        format!(
+            "name: alice\nrouting: {{mode: overlay, baselineId: staging, expiresAt: '{until}'}}\nservices: [{{name: web, url: 'http://{}'}}]\n",
+            old.address
+        )
+    };
+    fs::write(store.join("alice.yaml"), overlay("2020-01-01T00:00:00Z")).unwrap();
+    let arguments = ["--cache", "kept"];
+    let mut proxy = Proxy::run(&arguments, folder.path());
+    until_says(proxy.address("admin"), "/metrics", "overlane_cache_writes_total{result=\"ok\"} 1\n");
+    // A bad edit: what was good before is what is kept.
+    fs::write(store.join("staging.yaml"), "name: [").unwrap();
+    until_says(proxy.address("admin"), "/metrics", "overlane_cache_writes_total{result=\"ok\"} 2\n");
+    proxy.signal("KILL");
+    assert!(!proxy.exit().success());
+    fs::rename(&store, &away).unwrap();
+
+    let mut proxy = Proxy::start(&mut overlane(
+        &["run", "--gateway", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--cache", "kept"],
+        folder.path(),
+    ));
+    proxy.log(|line| line["message"].as_str().is_some_and(|message| message.starts_with("STALE: ")));
+    proxy.ready();
+    let (gateway, admin) = (proxy.address("gateway"), proxy.address("admin"));
+    assert!(answer(ask(gateway, None)).ends_with("old"));
+    let expired = answer(ask(gateway, Some("alice")));
+    assert!(expired.contains("reason=expired"), "{expired}");
+    let ready = get(admin, "/readyz?verbose");
+    assert!(
+        ready.contains("200 OK")
+            && ready.contains("problem: STALE: cannot read the directory ./environments"),
+        "{ready}"
+    );
+    assert!(get(admin, "/metrics").contains("overlane_config_stale 1\n"));
+
+    // Not mounted yet, then mounted with another baseline and no overlay.
+    fs::create_dir(&store).unwrap();
+    proxy.log(|line| line["problem"].as_str().is_some_and(|problem| problem.contains("is it mounted?")));
+    assert!(answer(ask(gateway, None)).ends_with("old"));
+    fs::write(away.join("staging.yaml"), baseline(new.address)).unwrap();
+    fs::remove_file(away.join("alice.yaml")).unwrap();
+    fs::remove_dir(&store).unwrap();
+    fs::rename(&away, &store).unwrap();
+    proxy.log(|line| line["message"] == "the store can be read again");
+    until_says(admin, "/metrics", "overlane_config_stale 0\n");
+    until_says(admin, "/metrics", "overlane_overlays 0\n");
+    assert!(answer(ask(gateway, None)).ends_with("new"));
+    assert!(answer(ask(gateway, Some("alice"))).contains("reason=unknown"));
+}
+
+#[test]
+fn a_cache_of_no_use_is_said_and_written_anew() {
+    let web = service("web", None);
+    let folder = folder(web.address);
+    let mut proxy = Proxy::run(&["--cache", "kept"], folder.path());
+    proxy.signal("TERM");
+    assert!(proxy.exit().success());
+    let kept = fs::read_dir(folder.path().join("kept")).unwrap().map(|entry| entry.unwrap().path());
+    let kept =
+        kept.into_iter().find(|path| path.extension().is_some_and(|ending| ending == "cache")).unwrap();
+    let good = fs::read_to_string(&kept).unwrap();
+    fs::write(&kept, good.replace("staging", "stagnig")).unwrap();
+    let mut command = overlane(
+        &["run", "--gateway", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--cache", "kept"],
+        folder.path(),
+    );
+    let mut proxy = Proxy::start(&mut command);
+    let line = proxy.log(|line| line["message"] == "the cache is not used, and will be written anew");
+    assert_eq!(line["error"], "is damaged: its checksum is another one");
+    proxy.ready();
+    until_says(proxy.address("admin"), "/metrics", "overlane_cache_writes_total{result=\"ok\"} 1\n");
+    let body = |text: &str| text.split_once('\n').unwrap().1.lines().next().unwrap().to_owned();
+    assert_eq!(body(&fs::read_to_string(&kept).unwrap()), body(&good));
+}
+
+#[test]
+fn on_a_full_disk_nothing_is_acknowledged_and_the_old_file_stays() {
+    let web = service("web", None);
+    let folder = folder(web.address);
+    let before = fs::read_to_string(folder.path().join("environments/staging.yaml")).unwrap();
+    // Larger than what the limit below lets through.
+    let large = before.clone() + &format!("# {}\n", "x".repeat(8192));
+    fs::write(folder.path().join("large.yaml"), &large).unwrap();
+    let limited = |arguments: &str| {
+        // A write beyond the limit fails like one to a full disk, where the signal is ignored.
+        let script =
+            format!("trap '' XFSZ; ulimit -f 4; exec {} {arguments}", env!("CARGO_BIN_EXE_overlane"));
+        Command::new("sh")
+            .args(["-c", &script])
+            .current_dir(folder.path())
+            .env("NO_COLOR", "1")
+            .output()
+            .unwrap()
+    };
+    let done = limited("baseline apply --file large.yaml");
+    let errors = String::from_utf8(done.stderr).unwrap();
+    assert_eq!((done.status.code(), done.stdout.len()), (Some(1), 0), "{errors}");
+    assert!(errors.contains("environments/staging.yaml: File too large"), "{errors}");
+    assert_eq!(fs::read_to_string(folder.path().join("environments/staging.yaml")).unwrap(), before);
+    let names: Vec<_> = fs::read_dir(folder.path().join("environments"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert!(names.iter().all(|name| *name == *"staging.yaml" || *name == *".overlane.lock"), "{names:?}");
+    let done = overlane(&["baseline", "apply", "--file", "large.yaml"], folder.path()).output().unwrap();
+    assert!(done.status.success());
+}
+
 #[test]
 fn a_port_that_is_taken_is_an_error_that_names_it() {
     let folder = tempfile::tempdir().unwrap();

@@ -152,7 +152,7 @@ impl<'t, 'r, U> Lookup<'t, 'r, U> {
         }
         match self.table.environment(id) {
             Some(Environment::Overlay(overlay)) if overlay.baseline == self.baseline.id => {
-                if overlay.expires_at.is_some_and(|at| at <= self.now) {
+                if overlay.served_until.is_some_and(|at| at <= self.now) {
                     Named::Expired(overlay)
                 } else {
                     Named::Overlay(overlay)

@@ -80,6 +80,15 @@ pub fn run(check: Check, store: Option<StoreAddress>, out: &mut Output<'_>) -> R
         let with_hint = |SettingsError { message, hint }| (message, hint.unwrap_or_default());
         checks.note(&format!("TLS to {}", hosts.join(", ")), good.map_err(with_hint))?;
     }
+    if let Some(cache) = &settings.cache {
+        let written = std::fs::create_dir_all(cache).and_then(|()| tempfile::tempfile_in(cache));
+        checks.note(
+            &format!("the cache {} can be written", cache.display()),
+            written.map(|_| String::new()).map_err(|error| {
+                (error.to_string(), "name a directory that this user may write to".to_owned())
+            }),
+        )?;
+    }
     let apps = settings.listeners.iter().filter_map(|listener| listener.app.clone());
     let mut urls: Vec<(String, Url)> = apps.map(|url| ("the application".to_owned(), url)).collect();
     if let Some(store) = &settings.store {

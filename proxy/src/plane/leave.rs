@@ -40,7 +40,7 @@ async fn expired(plane: &Plane, environment: Option<&EnvironmentId>) {
     };
     loop {
         let expires = match plane.published.load().table.environment(id.as_str()) {
-            Some(Environment::Overlay(overlay)) => overlay.expires_at,
+            Some(Environment::Overlay(overlay)) => overlay.served_until,
             _ => None,
         };
         let left = expires.map(|at| Duration::from_millis(at.0.saturating_sub(clock::now().0)));

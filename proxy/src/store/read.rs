@@ -3,14 +3,14 @@
 //! A directory can have a hundred thousand files. At the start they are read on all cores; later only those
 //! that events name, and now and then all are looked at in small steps, between which events are heard.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirEntry, File, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use foldhash::fast::RandomState;
 use overlane_config::blueprint::MAX_FILE_BYTES;
@@ -18,6 +18,7 @@ use overlane_config::diagnostic::Source;
 use overlane_config::lineage::{Content, FileChange};
 use overlane_config::time::UnixMillis;
 
+use crate::clock::Moment;
 use crate::cores;
 
 /// A file whose end was not announced is read when it has not changed for this long.
@@ -97,7 +98,7 @@ struct Known {
     /// The text, shared with the blueprints made from it, or why it could not be read.
     read: Result<Arc<Source>, String>,
     /// Since when it is not there any more.
-    absent_since: Option<SystemTime>,
+    absent_since: Option<Instant>,
     /// The listing in which it was last seen.
     listing: u64,
 }
@@ -106,8 +107,8 @@ struct Known {
 enum Found {
     /// What is known.
     Same,
-    /// It may still be being written, for this long.
-    Restless(Duration),
+    /// It is another one, and may still be being written: it is worth a look after this long.
+    Restless(Stamp, Duration),
     /// It is not there.
     Absent,
     /// It was read.
@@ -119,14 +120,27 @@ enum Found {
 pub struct DirReader {
     path: PathBuf,
     files: HashMap<OsString, Known, RandomState>,
+    /// Files that may still be being written, and since when they are as they are. That is not told from
+    /// when they were modified, since clocks are set, and other machines have others.
+    restless: HashMap<OsString, (Stamp, Instant), RandomState>,
     /// How often the directory was listed.
     listings: u64,
+    /// The directory in which the files are that are known; `None` where another process read them.
+    directory: Option<Identity>,
     problem: Option<String>,
 }
 
+/// Device, inode and, since inodes are given anew, when it was made.
+type Identity = (u64, u64, Option<SystemTime>);
+
 /// A look at every file, in steps.
 #[derive(Debug)]
-pub struct Survey(fs::ReadDir);
+pub struct Survey {
+    entries: fs::ReadDir,
+    directory: Identity,
+    /// Whether there was any blueprint so far.
+    any: bool,
+}
 
 /// Whether a file of this name is a blueprint. Dot files are not: editors, Kubernetes and our own
 /// writer keep their own business there.
@@ -141,7 +155,23 @@ impl DirReader {
     /// A directory of which nothing was read yet.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), files: HashMap::default(), listings: 0, problem: None }
+        Self {
+            path: path.into(),
+            files: HashMap::default(),
+            restless: HashMap::default(),
+            listings: 0,
+            directory: None,
+            problem: None,
+        }
+    }
+
+    /// Takes `text` for what was last read of the file `name`, as another process did; returns it as it is
+    /// shown here. The file may be another one by now, or gone.
+    pub fn remember(&mut self, name: &OsStr, text: String, modified: Option<UnixMillis>) -> Arc<Source> {
+        let source = Arc::new(Source::new(shown(&self.path.join(name)), text, modified));
+        let read = Ok(source.clone());
+        self.files.insert(name.to_owned(), Known { stamp: None, read, absent_since: None, listing: 0 });
+        source
     }
 
     /// The directory.
@@ -151,16 +181,19 @@ impl DirReader {
     }
 
     /// Looks at every file, on all cores, and reads those that changed; all of them are whole.
-    pub fn read_all(&mut self, now: SystemTime) -> Scan {
+    pub fn read_all(&mut self, now: Moment) -> Scan {
         let mut scan = Scan::default();
         match self.listed() {
-            Ok(listed) => {
+            Ok((directory, listed)) => {
+                let any = !listed.is_empty();
                 let look = |(name, regular): &(OsString, bool)| self.look_at(name, *regular, true, now);
                 let found = cores::map(&listed, look);
                 for ((name, _), found) in listed.into_iter().zip(found) {
                     self.take(name, found, now, &mut scan);
                 }
-                self.take_away_unlisted(true, now, &mut scan);
+                if self.believes(directory, any) {
+                    self.take_away_unlisted(true, now, &mut scan);
+                }
             }
             Err(error) => self.cannot_list(&error),
         }
@@ -169,7 +202,7 @@ impl DirReader {
     }
 
     /// Looks at these files, which are `whole` or may still be being written, and reads those that changed.
-    pub fn read_files(&mut self, names: &BTreeSet<OsString>, whole: bool, now: SystemTime) -> Scan {
+    pub fn read_files(&mut self, names: &BTreeSet<OsString>, whole: bool, now: Moment) -> Scan {
         let mut scan = Scan::default();
         for name in names {
             let found = self.look_at(name, false, whole, now);
@@ -182,19 +215,21 @@ impl DirReader {
     /// Begins to look at every file; `None` where the directory cannot be listed.
     pub fn survey(&mut self) -> Option<Survey> {
         let begun = self.list();
-        begun.map_err(|error| self.cannot_list(&error)).ok().map(Survey)
+        let (directory, entries) = begun.map_err(|error| self.cannot_list(&error)).ok()?;
+        Some(Survey { entries, directory, any: false })
     }
 
     /// Looks at some more files, which may still be being written, and reads those that changed; whether
     /// they were the last ones.
-    pub fn step(&mut self, survey: &mut Survey, now: SystemTime) -> (Scan, bool) {
+    pub fn step(&mut self, survey: &mut Survey, now: Moment) -> (Scan, bool) {
         let mut scan = Scan::default();
         let mut over = false;
         for _ in 0..STEP {
-            match survey.0.next() {
+            match survey.entries.next() {
                 Some(Ok(entry)) => {
                     let name = entry.file_name();
                     if is_blueprint(&name) {
+                        survey.any = true;
                         let found = self.look_at(&name, is_regular(&entry), false, now);
                         self.take(name, found, now, &mut scan);
                     }
@@ -204,7 +239,9 @@ impl DirReader {
                     over = true;
                 }
                 None => {
-                    self.take_away_unlisted(false, now, &mut scan);
+                    if self.believes(survey.directory, survey.any) {
+                        self.take_away_unlisted(false, now, &mut scan);
+                    }
                     over = true;
                 }
             }
@@ -216,17 +253,42 @@ impl DirReader {
         (scan, over)
     }
 
-    fn list(&mut self) -> io::Result<fs::ReadDir> {
+    fn list(&mut self) -> io::Result<(Identity, fs::ReadDir)> {
+        let directory = identity(&self.path)?;
         let entries = fs::read_dir(&self.path)?;
         self.listings += 1;
-        self.problem = None;
-        Ok(entries)
+        Ok((directory, entries))
+    }
+
+    /// Whether what a listing of `directory` did not show is gone. Not where another directory has taken its
+    /// place meanwhile; nor where it is another one than the files were read from and there is none: so
+    /// does it look when a volume is not mounted, or not filled yet.
+    fn believes(&mut self, directory: Identity, any: bool) -> bool {
+        if !identity(&self.path).is_ok_and(|now| now == directory) {
+            return false;
+        }
+        if any || self.files.is_empty() || self.directory == Some(directory) {
+            self.directory = Some(directory);
+            self.problem = None;
+            return true;
+        }
+        self.problem = Some(format!(
+            "the directory {} is empty, and another one than was last read (is it mounted?)",
+            self.path.display()
+        ));
+        false
+    }
+
+    /// Whether the files that are known are, or were, in the directory that is there now.
+    fn is_there(&self) -> bool {
+        identity(&self.path).is_ok_and(|now| Some(now) == self.directory)
     }
 
     /// The names of all blueprints, in order, and whether the listing itself says that it is a regular file.
-    fn listed(&mut self) -> io::Result<Vec<(OsString, bool)>> {
+    fn listed(&mut self) -> io::Result<(Identity, Vec<(OsString, bool)>)> {
         let mut listed = Vec::new();
-        for entry in self.list()? {
+        let (directory, entries) = self.list()?;
+        for entry in entries {
             let entry = entry?;
             let name = entry.file_name();
             if is_blueprint(&name) {
@@ -234,18 +296,18 @@ impl DirReader {
             }
         }
         listed.sort();
-        Ok(listed)
+        Ok((directory, listed))
     }
 
     fn cannot_list(&mut self, error: &io::Error) {
         // It may well be created later; until then it is an empty store.
-        if error.kind() != io::ErrorKind::NotFound || self.listings > 0 {
+        if error.kind() != io::ErrorKind::NotFound || self.listings > 0 || !self.files.is_empty() {
             self.problem = Some(format!("cannot read the directory {}: {error}", self.path.display()));
         }
     }
 
     /// Looks at one file, and reads it if it changed and is `whole` or quiet.
-    fn look_at(&self, name: &OsStr, regular: bool, whole: bool, now: SystemTime) -> Found {
+    fn look_at(&self, name: &OsStr, regular: bool, whole: bool, now: Moment) -> Found {
         let path = self.path.join(name);
         let known = self.files.get(name);
         // What is surely to be read, and can be opened without harm, says all the rest when it is open.
@@ -257,8 +319,9 @@ impl DirReader {
                     if known.is_some_and(same) {
                         return Found::Same;
                     }
-                    if let Some(wait) = restless(&metadata, now).filter(|_| !whole) {
-                        return Found::Restless(wait);
+                    let stamp = Stamp::from(&metadata);
+                    if let Some(wait) = self.until_quiet(name, stamp, now).filter(|_| !whole) {
+                        return Found::Restless(stamp, wait);
                     }
                 }
                 Err(error) if is_absent(&path, &error) => return Found::Absent,
@@ -268,7 +331,7 @@ impl DirReader {
         let opened = if regular { open(&path) } else { open_checked(&path) };
         match opened.and_then(|(file, metadata)| Ok((read_open(file, &metadata, shown(&path))?, metadata))) {
             Ok((source, metadata)) => {
-                let stamp = restless(&metadata, now).is_none().then(|| Stamp::from(&metadata));
+                let stamp = (!is_recent(&metadata, now.wall)).then(|| Stamp::from(&metadata));
                 Found::Read { stamp, read: Ok(Arc::new(source)) }
             }
             Err(error) if is_absent(&path, &error) => Found::Absent,
@@ -276,10 +339,33 @@ impl DirReader {
         }
     }
 
+    /// How long until a file that has this stamp now is quiet; `None` where it is.
+    fn until_quiet(&self, name: &OsStr, stamp: Stamp, now: Moment) -> Option<Duration> {
+        match self.restless.get(name) {
+            Some((before, since)) if *before == stamp => remaining_quiet(*since, now.steady),
+            _ => Some(QUIET),
+        }
+    }
+
     /// Takes in what a look at a file found.
-    fn take(&mut self, name: OsString, found: Found, now: SystemTime, scan: &mut Scan) {
+    fn take(&mut self, name: OsString, found: Found, now: Moment, scan: &mut Scan) {
+        match &found {
+            Found::Restless(stamp, _) => {
+                let since = self.restless.entry(name.clone()).or_insert((*stamp, now.steady));
+                if since.0 != *stamp {
+                    *since = (*stamp, now.steady);
+                }
+            }
+            _ => {
+                self.restless.remove(&name);
+            }
+        }
         if let Found::Absent = found {
-            return self.absent(&name, false, now, scan);
+            // Where the whole directory is gone, or another one, that is a matter for the next listing.
+            if self.is_there() {
+                self.absent(&name, false, now, scan);
+            }
+            return;
         }
         let mut known = self.files.get_mut(&name);
         if let Some(known) = &mut known {
@@ -287,7 +373,7 @@ impl DirReader {
             known.listing = self.listings;
         }
         match (known, found) {
-            (_, Found::Restless(wait)) => scan.again(&name, wait),
+            (_, Found::Restless(_, wait)) => scan.again(&name, wait),
             // What is known stays, and with it the only copy of the text.
             (Some(known), Found::Read { stamp, read }) if is_same(&known.read, &read) => known.stamp = stamp,
             (_, Found::Read { stamp, read }) => {
@@ -303,20 +389,22 @@ impl DirReader {
     }
 
     /// Takes away what the last listing did not show.
-    fn take_away_unlisted(&mut self, at_once: bool, now: SystemTime, scan: &mut Scan) {
+    fn take_away_unlisted(&mut self, at_once: bool, now: Moment, scan: &mut Scan) {
         let unlisted = self.files.iter().filter(|(_, known)| known.listing != self.listings);
-        let unlisted: BTreeSet<_> = unlisted.map(|(name, _)| name.clone()).collect();
-        for name in unlisted {
+        // What is only remembered may be on its way into a directory that is being filled.
+        let unlisted: BTreeMap<_, _> =
+            unlisted.map(|(name, known)| (name.clone(), at_once && known.listing > 0)).collect();
+        for (name, at_once) in unlisted {
             self.absent(&name, at_once, now, scan);
         }
     }
 
     /// Takes away a file that is not there. Editors rename a file away before they write it anew, so
     /// that only what stays away is gone.
-    fn absent(&mut self, name: &OsStr, at_once: bool, now: SystemTime, scan: &mut Scan) {
+    fn absent(&mut self, name: &OsStr, at_once: bool, now: Moment, scan: &mut Scan) {
         let Some(known) = self.files.get_mut(name) else { return };
-        let since = *known.absent_since.get_or_insert(now);
-        if let Some(wait) = remaining_quiet(since, now).filter(|_| !at_once) {
+        let since = *known.absent_since.get_or_insert(now.steady);
+        if let Some(wait) = remaining_quiet(since, now.steady).filter(|_| !at_once) {
             return scan.again(name, wait);
         }
         self.files.remove(name);
@@ -349,16 +437,20 @@ fn is_same(before: &Result<Arc<Source>, String>, after: &Result<Arc<Source>, Str
     }
 }
 
-/// How long until a file that was just modified is quiet; `None` where it is.
-fn restless(metadata: &Metadata, now: SystemTime) -> Option<Duration> {
-    remaining_quiet(metadata.modified().ok()?, now)
+fn identity(path: &Path) -> io::Result<Identity> {
+    fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino(), metadata.created().ok()))
 }
 
-/// How long until what happened at `since` is quiet; `None` where it is. A time in the future (a
-/// clock that was set, a file from elsewhere) says nothing.
-fn remaining_quiet(since: SystemTime, now: SystemTime) -> Option<Duration> {
-    let age = now.duration_since(since).ok()?;
-    QUIET.checked_sub(age).filter(|wait| !wait.is_zero())
+/// Whether a file may be modified once more without another stamp. A time in the future (a clock that was
+/// set, a file from elsewhere) says nothing; a file that is modified after the clock was set has another
+/// one.
+fn is_recent(metadata: &Metadata, now: SystemTime) -> bool {
+    metadata.modified().is_ok_and(|modified| now.duration_since(modified).is_ok_and(|age| age < QUIET))
+}
+
+/// How long until what is so since then is quiet; `None` where it is.
+fn remaining_quiet(since: Instant, now: Instant) -> Option<Duration> {
+    QUIET.checked_sub(now.saturating_duration_since(since)).filter(|wait| !wait.is_zero())
 }
 
 /// Reads a file whole, to be shown as `shown`.
@@ -452,7 +544,7 @@ mod tests {
                 Content::Text(source) => source.text.clone(),
                 Content::Gone => "-".to_owned(),
                 Content::Unreadable(why) => format!("!{why}"),
-                Content::Parsed(_) => unreachable!("reading does not parse"),
+                Content::Parsed(..) => unreachable!("reading does not parse"),
             };
             (name, content)
         });
@@ -460,7 +552,7 @@ mod tests {
     }
 
     /// A whole survey.
-    fn surveyed(reader: &mut DirReader, now: SystemTime) -> Scan {
+    fn surveyed(reader: &mut DirReader, now: Moment) -> Scan {
         let mut survey = reader.survey().expect("listed");
         let mut all = Scan::default();
         loop {
@@ -483,7 +575,7 @@ mod tests {
         let folder =
             store(&[("a.yaml", "1"), ("b.yml", "2"), ("c.json", "3"), ("d.txt", "4"), (".e.yaml", "5")]);
         let mut reader = DirReader::new(folder.path());
-        let now = SystemTime::now();
+        let now = Moment::now();
         assert_eq!(
             shown(&reader.read_all(now)),
             [pair("a.yaml", "1"), pair("b.yml", "2"), pair("c.json", "3")]
@@ -499,17 +591,18 @@ mod tests {
     fn a_file_that_is_being_written_is_not_read_before_it_is_quiet_or_closed() {
         let folder = store(&[]);
         let mut reader = DirReader::new(folder.path());
-        let now = SystemTime::now();
+        let now = Moment::now();
         reader.read_all(now);
         let path = folder.path().join("a.yaml");
         fs::write(&path, "half").expect("write");
-        File::options().write(true).open(&path).expect("open").set_modified(now).expect("time");
+        File::options().write(true).open(&path).expect("open").set_modified(now.wall).expect("time");
         let scan = surveyed(&mut reader, now);
         assert!(scan.changes.is_empty());
         assert_eq!(scan.again_in, Some(QUIET));
         assert_eq!(shown(&reader.read_files(&["a.yaml".into()].into(), true, now)), [pair("a.yaml", "half")]);
         fs::write(&path, "whole").expect("write");
-        File::options().write(true).open(&path).expect("open").set_modified(now).expect("time");
+        File::options().write(true).open(&path).expect("open").set_modified(now.wall).expect("time");
+        assert!(surveyed(&mut reader, now).changes.is_empty());
         assert_eq!(shown(&surveyed(&mut reader, now + QUIET)), [pair("a.yaml", "whole")]);
     }
 
@@ -518,13 +611,14 @@ mod tests {
         let folder = store(&[("a.yaml", "1")]);
         let path = folder.path().join("a.yaml");
         let mut reader = DirReader::new(folder.path());
-        let now = SystemTime::now();
+        let now = Moment::now();
         reader.read_all(now);
         fs::rename(&path, folder.path().join("a.yaml~")).expect("as editors do");
         let scan = surveyed(&mut reader, now);
         assert!(scan.changes.is_empty());
         assert_eq!(scan.again_in, Some(QUIET));
         fs::write(&path, "2").expect("anew");
+        surveyed(&mut reader, now + QUIET);
         let scan = surveyed(&mut reader, now + 2 * QUIET);
         assert_eq!(shown(&scan), [pair("a.yaml", "2")]);
         fs::remove_file(&path).expect("delete");
@@ -539,7 +633,7 @@ mod tests {
             File::create(folder.path().join(format!("{number}.yaml"))).expect("file");
         }
         let mut reader = DirReader::new(folder.path());
-        let now = SystemTime::now() + QUIET;
+        let now = Moment::now() + QUIET;
         assert_eq!(reader.read_all(now).changes.len(), 2 * STEP + 100);
         fs::remove_file(folder.path().join("7.yaml")).expect("delete");
         let mut survey = reader.survey().expect("listed");
@@ -558,7 +652,7 @@ mod tests {
     fn of_what_is_read_again_and_is_the_same_there_is_one_copy() {
         let folder = store(&[("a.yaml", "1")]);
         let mut reader = DirReader::new(folder.path());
-        let now = SystemTime::now();
+        let now = Moment::now();
         let first = reader.read_all(now);
         assert!(reader.read_all(now).changes.is_empty());
         let Content::Text(source) = &first.changes[0].content else { panic!("unreadable") };
@@ -575,7 +669,7 @@ mod tests {
         let folder = store(&[("a.yaml", "1")]);
         let name = OsString::from("a.yaml");
         let mut reader = DirReader::new(folder.path());
-        let now = SystemTime::now();
+        let now = Moment::now();
         reader.read_all(now);
         assert!(reader.files[&name].stamp.is_none());
         reader.read_all(now + QUIET);
@@ -586,7 +680,7 @@ mod tests {
     fn files_that_settled_are_read_without_a_look_at_the_others() {
         let folder = store(&[]);
         let mut reader = DirReader::new(folder.path());
-        let now = SystemTime::now();
+        let now = Moment::now();
         reader.read_all(now);
         for name in ["a.yaml", "b.yaml"] {
             fs::write(folder.path().join(name), name).expect("file");
@@ -605,7 +699,7 @@ mod tests {
             .expect("file")
             .set_len(MAX_FILE_BYTES as u64 + 1)
             .expect("sparse");
-        let scan = DirReader::new(folder.path()).read_all(SystemTime::now());
+        let scan = DirReader::new(folder.path()).read_all(Moment::now());
         let reasons: Vec<_> = shown(&scan).into_iter().map(|(_, content)| content).collect();
         assert!(
             reasons[0].contains("not UTF-8: byte 0") && reasons[1].contains("not a regular file"),
@@ -621,19 +715,87 @@ mod tests {
     fn a_directory_that_cannot_be_read_any_more_takes_nothing_away() {
         let folder = store(&[("a.yaml", "1")]);
         let mut reader = DirReader::new(folder.path());
-        reader.read_all(SystemTime::now());
+        reader.read_all(Moment::now());
         let moved = folder.path().with_extension("moved");
         fs::rename(folder.path(), &moved).expect("move");
-        let scan = reader.read_all(SystemTime::now());
+        let scan = reader.read_all(Moment::now());
         assert!(scan.changes.is_empty() && scan.problem.is_some());
         fs::rename(&moved, folder.path()).expect("move back");
-        let scan = reader.read_all(SystemTime::now());
+        let scan = reader.read_all(Moment::now());
         assert!(scan.changes.is_empty() && scan.problem.is_none());
     }
 
     #[test]
+    fn an_empty_directory_in_the_place_of_another_one_takes_nothing_away_and_the_same_one_does() {
+        let folder = store(&[]);
+        let path = folder.path().join("store");
+        fs::create_dir(&path).expect("store");
+        fs::write(path.join("a.yaml"), "1").expect("file");
+        let mut reader = DirReader::new(&path);
+        let now = Moment::now();
+        reader.read_all(now);
+        fs::rename(&path, folder.path().join("unmounted")).expect("away");
+        fs::create_dir(&path).expect("what is below");
+        let mut looks = vec![reader.read_all(now), surveyed(&mut reader, now)];
+        looks.extend(
+            [0, 1, 2].map(|times| reader.read_files(&["a.yaml".into()].into(), true, now + QUIET * times)),
+        );
+        assert!(looks.iter().all(|scan| scan.changes.is_empty()), "{looks:?}");
+        assert!(
+            reader.problem.as_ref().is_some_and(|why| why.contains("is it mounted?")),
+            "{:?}",
+            reader.problem
+        );
+        fs::write(path.join("b.yaml"), "2").expect("file");
+        assert_eq!(shown(&reader.read_all(now)), [pair("b.yaml", "2"), pair("a.yaml", "-")]);
+        fs::remove_file(path.join("b.yaml")).expect("delete");
+        assert_eq!(shown(&reader.read_all(now)), [pair("b.yaml", "-")]);
+        assert_eq!(reader.problem, None);
+    }
+
+    #[test]
+    fn what_is_remembered_stays_until_a_directory_with_files_was_read() {
+        let folder = store(&[]);
+        let path = folder.path().join("store");
+        let mut reader = DirReader::new(&path);
+        for (name, text) in [("a.yaml", "1"), ("b.yaml", "2"), ("c.yaml", "3")] {
+            reader.remember(OsStr::new(name), text.to_owned(), None);
+        }
+        let now = Moment::now();
+        let scan = reader.read_all(now);
+        assert!(scan.changes.is_empty() && scan.problem.is_some());
+        fs::create_dir(&path).expect("store");
+        let scan = reader.read_all(now);
+        assert!(scan.changes.is_empty() && scan.problem.is_some_and(|why| why.contains("is empty")));
+        fs::write(path.join("a.yaml"), "1").expect("file");
+        fs::write(path.join("b.yaml"), "22").expect("file");
+        // It may be being filled.
+        let scan = reader.read_all(now);
+        assert_eq!((shown(&scan), scan.again), (vec![pair("b.yaml", "22")], ["c.yaml".into()].into()));
+        assert_eq!(shown(&surveyed(&mut reader, now + QUIET)), [pair("c.yaml", "-")]);
+    }
+
+    #[test]
+    fn a_clock_that_jumps_makes_nothing_whole_and_nothing_gone() {
+        let folder = store(&[("a.yaml", "1")]);
+        let mut reader = DirReader::new(folder.path());
+        let now = Moment::now();
+        reader.read_all(now);
+        let day = Duration::from_secs(86_400);
+        fs::write(folder.path().join("a.yaml"), "half").expect("write");
+        for wall in [now.wall, now.wall + day, now.wall - day] {
+            assert!(surveyed(&mut reader, Moment { wall, ..now }).changes.is_empty());
+        }
+        fs::remove_file(folder.path().join("a.yaml")).expect("away");
+        for wall in [now.wall, now.wall + day, now.wall - day] {
+            assert!(surveyed(&mut reader, Moment { wall, ..now }).changes.is_empty());
+        }
+        assert_eq!(shown(&surveyed(&mut reader, now + QUIET)), [pair("a.yaml", "-")]);
+    }
+
+    #[test]
     fn a_directory_that_never_was_is_an_empty_store() {
-        let scan = DirReader::new("/nonexistent/overlane").read_all(SystemTime::now());
+        let scan = DirReader::new("/nonexistent/overlane").read_all(Moment::now());
         assert!(scan.changes.is_empty() && scan.problem.is_none());
     }
 
@@ -653,9 +815,9 @@ mod tests {
         point("..1");
         std::os::unix::fs::symlink("..data/a.yaml", folder.path().join("a.yaml")).expect("link");
         let mut reader = DirReader::new(folder.path());
-        assert_eq!(shown(&reader.read_all(SystemTime::now())), [pair("a.yaml", "one")]);
+        assert_eq!(shown(&reader.read_all(Moment::now())), [pair("a.yaml", "one")]);
         data("..2", "two");
         point("..2");
-        assert_eq!(shown(&reader.read_all(SystemTime::now())), [pair("a.yaml", "two")]);
+        assert_eq!(shown(&reader.read_all(Moment::now())), [pair("a.yaml", "two")]);
     }
 }

@@ -1,5 +1,6 @@
 //! Watching a directory: what the kernel tells about it becomes nudges to look.
 
+use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,6 +24,13 @@ pub struct Told {
 impl Told {
     fn files(&mut self, whole: bool) -> &mut Files {
         if whole { &mut self.settled } else { &mut self.unsettled }
+    }
+
+    /// Of what happens to a file the last counts: who closes it leaves it whole, and who writes to it
+    /// then does not.
+    fn file(&mut self, name: &OsStr, whole: bool) {
+        self.files(!whole).names.remove(name);
+        self.files(whole).names.insert(name.to_owned());
     }
 }
 
@@ -143,9 +151,7 @@ fn hear(event: &Event, directory: &Path, bell: &Bell) {
         if path == directory || name == "..data" {
             bell.ring(|told| told.files(is_whole).all = true);
         } else if inside && is_blueprint(name) {
-            bell.ring(|told| {
-                told.files(is_whole).names.insert(name.to_owned());
-            });
+            bell.ring(|told| told.file(name, is_whole));
         }
     }
 }
@@ -153,7 +159,6 @@ fn hear(event: &Event, directory: &Path, bell: &Bell) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::ffi::OsStr;
     use std::fs;
     use std::time::Duration;
 
@@ -191,6 +196,19 @@ mod tests {
         let told = told(&bell, |told| told.settled.names.contains(OsStr::new("b.yaml"))).await;
         assert_eq!(told.settled.names, ["a.yaml".into(), "b.yaml".into()].into());
         assert!(!told.settled.all);
+    }
+
+    #[test]
+    fn what_is_written_to_after_it_was_closed_is_not_settled() {
+        let (folder, bell) = (Path::new("/store"), Bell::default());
+        let tell = |kind| hear(&Event::new(kind).add_path(folder.join("a.yaml")), folder, &bell);
+        let (written, closed) =
+            (EventKind::Modify(ModifyKind::Any), EventKind::Access(AccessKind::Close(AccessMode::Write)));
+        let only = || Files { names: ["a.yaml".into()].into(), all: false };
+        [written, closed].into_iter().for_each(tell);
+        assert_eq!(bell.take(), Told { settled: only(), ..Told::default() });
+        [closed, written].into_iter().for_each(tell);
+        assert_eq!(bell.take(), Told { unsettled: only(), ..Told::default() });
     }
 
     #[tokio::test]

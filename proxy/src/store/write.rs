@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use overlane_config::blueprint::{API_VERSION, Blueprint, Document, parse, with_expiry};
 use overlane_config::diagnostic::{Diagnostic, Source};
@@ -16,6 +16,7 @@ use overlane_config::url::Url;
 
 use super::StoreAddress;
 use super::read::DirReader;
+use crate::clock::Moment;
 use crate::cores;
 
 /// The lock that writers hold; its name is none of a blueprint.
@@ -132,7 +133,7 @@ impl OpenStore {
 
     fn load(store: &StoreAddress, lock: Option<File>) -> Result<Self, WriteError> {
         let mut reader = DirReader::new(store.path());
-        let scan = reader.read_all(SystemTime::now());
+        let scan = reader.read_all(Moment::now());
         if let Some(problem) = scan.problem {
             return Err(WriteError::Io(store.path().to_owned(), io::Error::other(problem)));
         }

@@ -13,6 +13,8 @@ mod passage;
 mod protocols;
 /// A load balancer says whose connection it is.
 mod proxy_protocol;
+/// Reloads under load.
+mod reloads;
 /// Upstreams that speak TLS.
 mod tls;
 /// Listeners that speak TLS.
