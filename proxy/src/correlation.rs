@@ -207,6 +207,15 @@ impl Trace {
     }
 }
 
+/// Where a new trace goes.
+struct Room {
+    at: usize,
+    /// What is there.
+    before: Option<Arc<Trace>>,
+    /// Whether that is not forgotten yet.
+    lives: bool,
+}
+
 /// What is known of a trace.
 #[derive(Debug)]
 pub enum Found {
@@ -347,21 +356,23 @@ impl Correlation {
                 return known.found();
             }
             let new = made.get_or_insert_with(|| Arc::new(Trace::new(id, keys, require)));
-            let (at, before) = self.room(set, now);
+            let Room { at, before, lives } = self.room(set, now);
             // Shown since it was looked for.
-            let is_it = |before: &Arc<Trace>| before.id == id && !self.is_over(set, at, before, now);
-            if before.as_ref().is_some_and(is_it) && set.places(id).next().is_some() {
+            if lives
+                && before.as_ref().is_some_and(|before| before.id == id)
+                && set.places(id).next().is_some()
+            {
                 continue;
             }
             let found = set.slots[at].compare_and_swap(&before, Some(new.clone()));
             if found.as_ref().map(Arc::as_ptr) != before.as_ref().map(Arc::as_ptr) {
                 continue;
             }
-            if before.is_some_and(|before| !self.is_over(set, at, &before, now)) {
+            if lives {
                 count(Event::TraceEvicted);
             }
             set.show(at, new, now);
-            set.settle(new);
+            self.settle(set, new, now);
             return new.clone().found();
         }
     }
@@ -421,7 +432,7 @@ impl Correlation {
     }
 
     /// Whether the trace in a slot was not used for so long that it is forgotten. What is being served is
-    /// in use.
+    /// in use: who asks must hold no clone of it.
     fn is_over(&self, set: &Set, at: usize, trace: &Arc<Trace>, now: u32) -> bool {
         set.age(at, now) > self.ttl && Arc::strong_count(trace) == 1
     }
@@ -441,7 +452,7 @@ impl Correlation {
 
     /// Where a new trace goes, and what is there: a free slot, else that of the longest unused. What is
     /// being served stays, and what another worker is putting there, where anything else can go.
-    fn room(&self, set: &Set, now: u32) -> (usize, Option<Arc<Trace>>) {
+    fn room(&self, set: &Set, now: u32) -> Room {
         let mut left_out = [false; WAYS];
         loop {
             let (at, shown) = set.oldest(now, &left_out);
@@ -452,9 +463,26 @@ impl Correlation {
                 Some(trace) => trace.id.0 != shown || Arc::strong_count(trace) > 1,
             };
             if !stays || left_out[at] {
-                return (at, held.clone());
+                let lives = held.as_ref().is_some_and(|trace| !self.is_over(set, at, trace, now));
+                return Room { at, before: held.clone(), lives };
             }
             left_out[at] = true;
+        }
+    }
+
+    /// Two workers may remember one trace at once, in two slots; whoever comes later sees both. One key
+    /// in two slots is found in the first of them; two keys are a conflict. A trace that was forgotten, and is
+    /// still there, is none.
+    fn settle(&self, set: &Set, new: &Arc<Trace>, now: u32) {
+        for at in set.places(new.id) {
+            let other = set.slots[at].load();
+            let differs = |other: &&Arc<Trace>| other.id == new.id && other.keys != new.keys;
+            if let Some(other) = other.as_ref().filter(differs)
+                && !self.is_over(set, at, other, now)
+            {
+                other.conflict();
+                new.conflict();
+            }
         }
     }
 }
@@ -500,19 +528,10 @@ impl Set {
             }
         }
     }
-
-    /// Two workers may remember one trace at once, in two slots; whoever comes later sees both. One key
-    /// in two slots is found in the first of them; two keys are a conflict.
-    fn settle(&self, new: &Arc<Trace>) {
-        for at in self.places(new.id) {
-            let other = self.slots[at].load();
-            if let Some(other) = other.as_ref().filter(|other| other.id == new.id && other.keys != new.keys) {
-                other.conflict();
-                new.conflict();
-            }
-        }
-    }
 }
+
+#[cfg(test)]
+mod simulation;
 
 #[cfg(test)]
 mod tests {
@@ -547,6 +566,24 @@ mod tests {
         assert_eq!(restored(&correlation, 1, almost + ttl).as_deref(), Some("alice"));
         let after = almost + ttl + ttl + Duration::from_millis(1);
         assert_eq!((restored(&correlation, 1, after), correlation.len(after)), (None, 0));
+    }
+
+    /// Its slot is the one that it comes back to; a worker once looked for another one forever.
+    #[test]
+    fn a_trace_that_was_forgotten_comes_back_as_a_new_one_with_and_without_room() {
+        for others in [WAYS - 1, WAYS - 2] {
+            let correlation = sized(WAYS);
+            let start = Instant::now();
+            let later = start + CorrelationSettings::default().ttl + Duration::from_millis(2);
+            drop(correlation.remember(Id(1), &key("alice"), "web", start));
+            for id in 2..2 + others as u64 {
+                drop(correlation.remember(Id(id), &key("carol"), "", start + Duration::from_millis(1)));
+            }
+            let Found::Known(trace) = correlation.remember(Id(1), &key("bob"), "", later) else {
+                panic!("a key of its own");
+            };
+            assert_eq!((trace.keys().as_str(), trace.require()), ("bob", None));
+        }
     }
 
     #[test]
