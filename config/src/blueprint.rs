@@ -16,7 +16,7 @@ use crate::name::{EnvironmentId, HeaderName, ServiceName};
 use crate::time::UnixMillis;
 use crate::url::{Url, UrlTemplate};
 
-pub use read::{API_VERSION, parse, with_expiry};
+pub use read::{API_VERSION, parse, parse_yaml, with_expiry};
 
 /// The largest file that is read, in bytes.
 pub const MAX_FILE_BYTES: usize = 48 * 1024 * 1024;

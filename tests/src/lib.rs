@@ -4,6 +4,7 @@
 
 pub mod case;
 pub mod exchange;
+pub mod fuzz;
 pub mod message;
 mod panics;
 pub mod play;

@@ -44,9 +44,12 @@ pub fn parse(source: &Arc<Source>) -> Parsed {
         let diagnostics = vec![problem.hint("split it: one file per environment")];
         return Parsed { diagnostics, ..Parsed::default() };
     }
-    if let Some(parsed) = parse_plain(source) {
-        return parsed;
-    }
+    parse_plain(source).unwrap_or_else(|| parse_yaml(source))
+}
+
+/// The same by the YAML reader, which a plain source does not need: what reads those is held against it.
+#[must_use]
+pub fn parse_yaml(source: &Arc<Source>) -> Parsed {
     let mut file = File::new(source);
     for tree in Documents::new(source) {
         match tree {

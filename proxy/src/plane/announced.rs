@@ -26,12 +26,14 @@ pub enum Announced {
     Itself,
 }
 
-/// What was read so far.
+/// What some bytes begin with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Read {
+pub enum Read {
     /// A header of so many bytes.
     Whole(Announced, usize),
+    /// What may become one.
     Partial,
+    /// None, whatever comes.
     Malformed,
 }
 
@@ -58,7 +60,9 @@ pub async fn announced<S: Client>(conn: &mut Conn<S>, until: Instant) -> Option<
     .await
 }
 
-fn read(bytes: &[u8]) -> Read {
+/// What the first bytes of a connection are.
+#[must_use]
+pub fn read(bytes: &[u8]) -> Read {
     if is_start(bytes, SIGNATURE) {
         read_v2(bytes)
     } else if is_start(bytes, b"PROXY ") {

@@ -1,6 +1,8 @@
 //! End to end, in process, through real sockets: one binary, a module for each side of the proxy.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+/// The inputs that fuzzing keeps.
+mod fuzzed;
 /// HTTP/1.1, script by script, on each engine.
 mod http;
 /// The key of many overlays at once, through applications that drop it.

@@ -7,7 +7,8 @@
 use overlane::plane::EngineChoice;
 use overlane_tests::case::differing;
 use overlane_tests::exchange::{Seen, exchange};
-use overlane_tests::message::{Kind, Read, messages, read};
+use overlane_tests::fuzz::engines::{is_right, is_whole, without_te};
+use overlane_tests::message::{Kind, messages};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -235,10 +236,7 @@ fn check<S: Strategy<Value = Exchanged>>(
 
 /// In what they differ; empty where they do not.
 fn differences(pingora: &Seen, auto: &Seen) -> String {
-    // Pingora forwards no trailers, and says so by saying nothing.
-    let arrived: Vec<_> =
-        auto.upstream.iter().map(|request| request.replace(" | te: trailers", "")).collect();
-    format!("{}{}", differing(&pingora.upstream, &arrived), differing(&pingora.client, &auto.client))
+    format!("{}{}", differing(&pingora.upstream, &without_te(auto)), differing(&pingora.client, &auto.client))
 }
 
 #[test]
@@ -251,17 +249,6 @@ fn right_exchanges_are_the_same_on_both_engines() {
             false => Err(different),
         }
     });
-}
-
-/// Whether bytes are one whole message and nothing else, by a reader that forgives nothing.
-fn right(bytes: &[u8], kind: Kind) -> bool {
-    let head = bytes.windows(4).position(|window| window == b"\r\n\r\n").map_or(bytes, |end| &bytes[..end]);
-    let bare = |bytes: &[u8]| bytes.iter().filter(|byte| matches!(byte, b'\r' | b'\n')).count();
-    let lines = head.windows(2).filter(|window| *window == b"\r\n").count();
-    let folded = head.windows(3).any(|window| window == b"\r\n " || window == b"\r\n\t");
-    bare(head) == lines * 2
-        && !folded
-        && matches!(read(bytes, kind, true), Read::Message(message) if message.whole && message.length == bytes.len())
 }
 
 /// Whether one engine saw only the beginning of what the other saw: the client's end came in between.
@@ -277,7 +264,7 @@ fn mutated_exchanges_are_the_same_or_the_stricter_engine_refuses() {
         let different = differences(pingora, auto);
         let kind =
             if exchanged.request.starts_with(b"HEAD ") { Kind::ResponseToHead } else { Kind::Response };
-        let is_right = right(&exchanged.request, Kind::Request) && right(&exchanged.reply, kind);
+        let is_right = is_right(&exchanged.request) && is_whole(&exchanged.reply, kind);
         let refused = auto.refused("4") || auto.refused("5") || auto.cut() || auto.client.is_empty();
         let requests = messages(&exchanged.request, Kind::Request).len();
         let by_time = requests > 0 && begins_like(pingora, auto);
