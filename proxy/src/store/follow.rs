@@ -162,7 +162,10 @@ impl Plan {
         if told.unsettled.all {
             self.survey_at = self.survey_at.min(now + QUIET);
         }
-        self.again(told.unsettled.names, QUIET, now);
+        // The first look is at once: how long a file stays the same counts from there. What is written to
+        // without a pause is then looked at when it is due, however often that is told.
+        let new = told.unsettled.names.into_iter().filter(|name| !self.unsettled.contains(name)).collect();
+        self.again(new, Duration::ZERO, now);
         match told.settled {
             settled if settled.all => Some(Look::Everything),
             settled if settled.names.is_empty() => None,

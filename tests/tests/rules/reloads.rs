@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
+use overlane::plane::Limits;
 use overlane::plane::trust::Trust;
 use overlane::settings::Settings;
 use overlane::snapshot::Published;
@@ -39,18 +40,60 @@ fn reloads() -> Option<usize> {
 struct Reloaded {
     running: Started,
     folder: tempfile::TempDir,
-    /// Where the baseline's and the overlay's services are, in turns.
+    change: Change,
+    /// Where services are, in turns.
     places: Vec<SocketAddr>,
     written: u64,
 }
 
-/// What the answer of a generation says: in even ones the overlay owns the service, in odd ones it does not.
-fn told(generation: u64) -> (u64, &'static str) {
-    (generation % PLACES, if generation.is_multiple_of(2) { "overlay" } else { "baseline" })
+/// What changes from one generation to the next.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Change {
+    /// Where services are, and whether the overlay owns this one: every place is a new one, to be connected to.
+    Places,
+    /// Whose child the overlay is: places, and the connections to them, stay.
+    Parent,
+}
+
+impl Change {
+    /// Where the answer of a generation is from, and by what.
+    fn told(self, generation: u64) -> (u64, &'static str) {
+        match self {
+            Self::Places if generation.is_multiple_of(2) => (generation % PLACES, "overlay"),
+            Self::Places => (generation % PLACES, "baseline"),
+            Self::Parent => (generation % 2, "ancestor"),
+        }
+    }
+
+    fn text(self, generation: u64, places: &[SocketAddr]) -> String {
+        let (place, via) = self.told(generation);
+        let url = places[usize::try_from(place).unwrap()];
+        let overlay = |name: &str, parent: &str, service: &str, url: SocketAddr| {
+            format!(
+                "---\nname: {name}\nrouting: {{mode: overlay, baselineId: {parent}}}\nservices: [{{name: {service}, url: 'http://{url}'}}]\n"
+            )
+        };
+        let base = |url: SocketAddr| {
+            format!(
+                "name: base\nrouting: {{mode: baseline}}\nservices: [{{name: web, expose: true, url: 'http://{url}'}}, {{name: ledger, url: 'http://{url}'}}]\n"
+            )
+        };
+        match self {
+            Self::Places => {
+                base(url) + &overlay("alice", "base", if via == "overlay" { "web" } else { "ledger" }, url)
+            }
+            Self::Parent => {
+                let parents =
+                    [overlay("even", "base", "web", places[0]), overlay("odd", "base", "web", places[1])];
+                let parent = if place == 0 { "even" } else { "odd" };
+                base(places[2]) + &parents.concat() + &overlay("alice", parent, "ledger", places[2])
+            }
+        }
+    }
 }
 
 impl Reloaded {
-    fn start() -> Self {
+    fn start(change: Change) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let places = (0..PLACES).map(|_| {
             let socket = local();
@@ -59,19 +102,21 @@ impl Reloaded {
             address
         });
         let places: Vec<_> = places.collect();
-        write(folder.path(), 1, &places);
+        write(folder.path(), &change.text(1, &places));
         let listeners = vec![stage::listener(Role::Gateway, "", None, Trust::Any)];
         let store = Some(StoreAddress::directory(folder.path()));
-        let settings = Settings { store, workers: 2, ..Settings::in_process(listeners) };
+        // Only reloads could close what is idle.
+        let limits = Limits { idle: Duration::from_secs(3600), ..Limits::default() };
+        let settings = Settings { store, limits, workers: 2, ..Settings::in_process(listeners) };
         let running = stage::start_as(settings, Vec::new());
         assert_eq!(running.control().published().load().generation, 1);
-        Self { running, folder, places, written: 1 }
+        Self { running, folder, change, places, written: 1 }
     }
 
     /// Writes the next generation, and waits until it is in force.
     fn reload(&mut self) {
         self.written += 1;
-        write(self.folder.path(), self.written, &self.places);
+        write(self.folder.path(), &self.change.text(self.written, &self.places));
         let published = self.running.control().published();
         let until = Instant::now() + Duration::from_secs(30);
         while published.load().generation < self.written {
@@ -85,6 +130,7 @@ impl Reloaded {
         Client {
             line: Line::to(self.running.addresses()[0]),
             published: self.running.control().published().clone(),
+            change: self.change,
             places: self.places.clone(),
             last: 0,
             took: Vec::new(),
@@ -92,13 +138,7 @@ impl Reloaded {
     }
 }
 
-fn write(folder: &Path, generation: u64, places: &[SocketAddr]) {
-    let (place, owner) = told(generation);
-    let url = places[usize::try_from(place).unwrap()];
-    let owned = if owner == "overlay" { "web" } else { "ledger" };
-    let text = format!(
-        "name: base\nrouting: {{mode: baseline}}\nservices: [{{name: web, expose: true, url: 'http://{url}'}}, {{name: ledger, url: 'http://{url}'}}]\n---\nname: alice\nrouting: {{mode: overlay, baselineId: base}}\nservices: [{{name: {owned}, url: 'http://{url}'}}]\n"
-    );
+fn write(folder: &Path, text: &str) {
     fs::write(folder.join(".next"), text).unwrap();
     fs::rename(folder.join(".next"), folder.join("all.yaml")).unwrap();
 }
@@ -107,6 +147,7 @@ fn write(folder: &Path, generation: u64, places: &[SocketAddr]) {
 struct Client {
     line: Line,
     published: Arc<Published>,
+    change: Change,
     places: Vec<SocketAddr>,
     last: u64,
     took: Vec<Duration>,
@@ -123,7 +164,7 @@ impl Client {
         assert_eq!(field(&head, "connection"), None, "{head}");
         let receipt = field(&head, "x-overlay-route").expect("a receipt");
         let agrees = |generation: &u64| {
-            let (place, via) = told(*generation);
+            let (place, via) = self.change.told(*generation);
             body == self.places[usize::try_from(place).unwrap()].port().to_string()
                 && receipt.contains(&format!("via={via}"))
         };
@@ -163,7 +204,7 @@ fn p99(mut took: Vec<Duration>) -> Duration {
 
 #[test]
 fn reloads_lose_no_request_close_no_connection_and_every_answer_is_of_one_generation_that_never_goes_back() {
-    let mut reloaded = Reloaded::start();
+    let mut reloaded = Reloaded::start(Change::Places);
     let mut idle: Vec<_> = (0..IDLE).map(|_| reloaded.client()).collect();
     idle.iter_mut().for_each(Client::ask);
     let count = reloads().unwrap_or(300);
@@ -182,7 +223,7 @@ fn reloads_lose_no_request_close_no_connection_and_every_answer_is_of_one_genera
 #[test]
 fn reloads_do_not_make_the_slowest_requests_much_slower() {
     let Some(count) = reloads() else { return };
-    let mut reloaded = Reloaded::start();
+    let mut reloaded = Reloaded::start(Change::Parent);
     let mut ratios = Vec::new();
     for _ in 0..(count / ROUND).max(1) {
         let span = RELOAD_EVERY * u32::try_from(ROUND).unwrap();
