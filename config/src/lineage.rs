@@ -21,7 +21,7 @@ use crate::url::Url;
 
 use resolve::Suggestions;
 
-pub use resolve::is_link_local;
+pub use resolve::is_off_limits;
 
 /// The greatest depth of a lineage: ancestors of an overlay, the baseline included.
 pub const MAX_DEPTH: usize = 16;

@@ -4,14 +4,17 @@
 //! cannot reach it by a name of its own; what changes state wants JSON and, where one is set, the
 //! token.
 
+mod listen;
 mod watch;
 
-use std::net::{IpAddr, SocketAddr};
+pub(crate) use listen::serve;
+
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
-use axum::extract::{Query, Request, State};
+use axum::extract::{DefaultBodyLimit, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -35,6 +38,9 @@ use crate::snapshot::Snapshot;
 use crate::store::cache::Cache;
 use crate::tls::credentials::Credentials;
 use crate::tls::upstreams::Upstreams;
+
+/// The largest body of a request, in bytes: questions are heads of requests and messages.
+const BODY_BYTES: usize = 256 * 1024;
 
 /// A request to read the store now; answered when it was.
 pub type ReloadRequest = (Trigger, oneshot::Sender<Report>);
@@ -72,7 +78,8 @@ impl Admin {
             .layer(from_fn_with_state(self.clone(), require_token))
             .route("/api/v1/explain", post(explain_request))
             .route("/api/v1/decide", post(decide_message))
-            .layer(from_fn(require_json));
+            .layer(from_fn(require_json))
+            .layer(DefaultBodyLimit::max(BODY_BYTES));
         Router::new()
             .route("/config_dump", get(config_dump))
             .route("/api/v1/watch", get(watch::rules))
@@ -135,12 +142,24 @@ fn problem(status: StatusCode, detail: &str) -> Response {
 }
 
 async fn require_host(request: Request, next: Next) -> Response {
-    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let host = split_authority(host).map_or("", |(host, _)| host);
-    if host == "localhost" || host.parse::<IpAddr>().is_ok() {
-        return next.run(request).await;
+    match foreign(request.headers()) {
+        Some(why) => problem(StatusCode::FORBIDDEN, why),
+        None => next.run(request).await,
     }
-    problem(StatusCode::FORBIDDEN, "the Host must be an IP address or localhost")
+}
+
+/// Why a request could be of a page of another site: that cannot reach this by a name of its own that leads here, nor
+/// by sending forms here.
+fn foreign(headers: &HeaderMap) -> Option<&'static str> {
+    let field = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    let authority = field(header::HOST).unwrap_or_default();
+    let host = split_authority(authority).map_or("", |(host, _)| host);
+    if host != "localhost" && host.parse::<IpAddr>().is_err() {
+        return Some("the Host must be an IP address or localhost");
+    }
+    let own = |origin: &str| origin.strip_prefix("http://").is_some_and(|origin| origin == authority);
+    let other = field(header::ORIGIN).is_some_and(|origin| !own(origin));
+    other.then_some("pages of other sites may ask nothing here")
 }
 
 async fn require_json(request: Request, next: Next) -> Response {
@@ -347,25 +366,5 @@ fn environment_value(environment: &Environment<Arc<crate::upstream::Upstream>>) 
             "kind": "Refused",
             "problems": diagnostics.iter().map(overlane_config::diagnostic::Diagnostic::short).collect::<Vec<_>>(),
         }),
-    }
-}
-
-/// Serves a router on a socket until `stopped` turns true.
-pub(crate) async fn serve(
-    socket: std::net::TcpListener,
-    router: Router,
-    mut stopped: tokio::sync::watch::Receiver<bool>,
-) {
-    let address = socket.local_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
-    let socket = match tokio::net::TcpListener::from_std(socket) {
-        Ok(socket) => socket,
-        Err(error) => return tracing::error!(%address, %error, "the admin listener cannot accept"),
-    };
-    let stop = async move {
-        // The sender is gone: stopped as well.
-        let _ = stopped.wait_for(|stopped| *stopped).await;
-    };
-    if let Err(error) = axum::serve(socket, router).with_graceful_shutdown(stop).await {
-        tracing::error!(%address, %error, "the admin listener ended");
     }
 }

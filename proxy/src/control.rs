@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use foldhash::fast::RandomState;
 use overlane_config::diagnostic::{Diagnostic, Source};
 use overlane_config::diff::changes;
-use overlane_config::lineage::{Applied, FileChange, Lineages, Rules};
+use overlane_config::lineage::{Applied, Content, FileChange, Lineages, Rules};
 use overlane_config::name::EnvironmentId;
 use overlane_config::table::Environment;
 use overlane_config::time::UnixMillis;
@@ -15,6 +15,7 @@ use crate::clock;
 use crate::cores;
 use crate::metrics::ControlFigures;
 use crate::names::Names;
+use crate::panics::{self, contained};
 use crate::snapshot::{Published, Table};
 use crate::upstream::Upstream;
 
@@ -110,7 +111,7 @@ impl Control {
 
     /// Takes in changed files, publishes what they mean, and logs it.
     pub fn apply(&self, files: &[FileChange], trigger: Trigger) -> Report {
-        let files = cores::map(files, FileChange::parsed);
+        let files = cores::map(files, parsed);
         let mut state = self.state();
         let applied = state.lineages.apply(files);
         let changes: Vec<_> = changes(&state.lineages, &applied).iter().map(ToString::to_string).collect();
@@ -247,6 +248,7 @@ impl Control {
             last_success: state.last_success.map_or(0.0, |at| at.0 as f64 / 1000.0),
             expires: expires.into_iter().collect(),
             stale: state.store_problem.is_some(),
+            panics: panics::count(),
             ..ControlFigures::default()
         }
     }
@@ -290,6 +292,15 @@ fn named(all: &[impl std::fmt::Display]) -> String {
     text
 }
 
+/// A file and what is in it. Where our own code panics over it, that file cannot be used, and all others can.
+fn parsed(file: &FileChange) -> FileChange {
+    contained(|| file.parsed()).unwrap_or_else(|| {
+        let why =
+            "reading it made this program panic, which is a mistake of ours: the log says where".to_owned();
+        FileChange { path: file.path.clone(), content: Content::Unreadable(why) }
+    })
+}
+
 fn log(changed: &[String], diagnostics: &[Diagnostic], generation: u64, trigger: Trigger) {
     let changes = if changed.is_empty() { "nothing".to_owned() } else { named(changed) };
     tracing::info!(generation, trigger = trigger.as_str(), %changes, "reloaded");
@@ -305,7 +316,6 @@ fn log(changed: &[String], diagnostics: &[Diagnostic], generation: u64, trigger:
 mod tests {
     use futures_util::FutureExt;
     use overlane_config::diagnostic::Source;
-    use overlane_config::lineage::Content;
 
     use super::*;
 

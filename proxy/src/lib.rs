@@ -20,6 +20,7 @@ pub mod h1;
 pub mod messages;
 pub mod metrics;
 pub mod names;
+pub mod panics;
 pub mod plane;
 pub mod process;
 pub mod settings;

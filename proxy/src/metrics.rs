@@ -70,6 +70,8 @@ pub enum Event {
     Loop,
     /// Receipts that came from upstream were malformed.
     ReceiptsIgnored,
+    /// A connection could not be accepted.
+    AcceptFailed,
     /// A TLS handshake from the beginning.
     Handshake,
     /// A TLS handshake that resumed a session.
@@ -295,6 +297,8 @@ pub struct ControlFigures {
     pub expires: Vec<(EnvironmentId, f64)>,
     /// Until when the certificate in each file is valid, in seconds since 1970.
     pub certificates: Vec<(String, f64)>,
+    /// Panics in our own code.
+    pub panics: u64,
     /// How often certificates could not be read again; `None` where no listener speaks TLS.
     pub certificate_failures: Option<u64>,
     /// Whether the store cannot be read as a whole.
@@ -495,6 +499,11 @@ fn event_families(meter: &Meter) -> Vec<MetricFamily> {
             Event::ConnectionAccepted,
         ),
         total(
+            "overlane_accept_failures_total",
+            "Connections that could not be accepted: the process is out of file descriptors.",
+            Event::AcceptFailed,
+        ),
+        total(
             "overlane_unknown_overlay_requests_total",
             "Requests that named an overlay that nobody knows or that expired.",
             Event::UnknownOverlay,
@@ -573,6 +582,12 @@ fn control_families(control: &ControlFigures) -> Vec<MetricFamily> {
         ),
         simple("overlane_overlays", "Overlays in the routing table.", control.overlays as f64),
         simple("overlane_traces", "Traces whose key is remembered.", control.traces as f64),
+        family(
+            "overlane_panics_total",
+            "Panics in Overlane's own code: each ended one exchange, or the process.",
+            MetricType::COUNTER,
+            vec![counter(Vec::new(), control.panics)],
+        ),
         family(
             "overlane_config_reloads_total",
             "Reloads of the store that changed something, by result.",

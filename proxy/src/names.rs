@@ -4,14 +4,16 @@
 //! requests ask for them, and every [`RETRY`] where that fails. No request waits for a resolution but the very first of an upstream,
 //! and that one waits as for any unavailable upstream: at most `holdFor`.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use overlane_config::lineage::is_link_local;
+use overlane_config::lineage::is_off_limits;
 use overlane_config::url::Url;
-use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::sync::mpsc;
+use tokio::task::{JoinHandle, JoinSet, spawn_blocking};
+use tokio::time::timeout;
 
 use crate::upstream::{Address, Upstream, literal_address};
 
@@ -21,7 +23,8 @@ pub const REFRESH: Duration = Duration::from_secs(10);
 pub const RETRY: Duration = Duration::from_secs(1);
 /// How long one resolution may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// How many run at once.
+/// How many run at once, of services and of hosts outside. Each has a thread, which a silent name server holds
+/// for as long as the system's resolver waits for it.
 const AT_ONCE: usize = 32;
 
 /// The door to the resolver; cheap to clone.
@@ -50,22 +53,47 @@ impl Names {
     }
 }
 
+/// Upstreams whose names wait to be resolved, and resolutions that run. What nobody wants any more leaves it.
+#[derive(Default)]
+struct Line {
+    waiting: VecDeque<Weak<Upstream>>,
+    running: JoinSet<()>,
+}
+
+/// Has an upstream join its line, unless it is there already.
+fn join(lines: &mut [Line; 2], weak: &Weak<Upstream>) {
+    if let Some(upstream) = weak.upgrade()
+        && upstream.claim_resolution()
+    {
+        lines[usize::from(upstream.outside)].waiting.push_back(weak.clone());
+    }
+}
+
+impl Line {
+    fn advance(&mut self) {
+        while self.running.len() < AT_ONCE
+            && let Some(weak) = self.waiting.pop_front()
+        {
+            if let Some(upstream) = weak.upgrade() {
+                self.running.spawn(resolve(upstream));
+            }
+        }
+    }
+}
+
 async fn run(mut registrations: mpsc::UnboundedReceiver<Weak<Upstream>>) {
     let mut followed: Vec<Weak<Upstream>> = Vec::new();
     let mut tick = tokio::time::interval(RETRY);
     let mut ticks: u64 = 0;
-    let mut running = JoinSet::new();
-    let limit = Arc::new(Semaphore::new(AT_ONCE));
-    let start = |weak: &Weak<Upstream>, running: &mut JoinSet<()>| {
-        if let Some(upstream) = weak.upgrade() {
-            running.spawn(resolve(upstream, limit.clone()));
-        }
-    };
+    // Services, and hosts outside: whoever calls ever new ones of those does not keep services waiting.
+    let mut lines = [Line::default(), Line::default()];
     loop {
+        lines.iter_mut().for_each(Line::advance);
+        let [services, outside] = &mut lines;
         tokio::select! {
             registered = registrations.recv() => match registered {
                 Some(weak) => {
-                    start(&weak, &mut running);
+                    join(&mut lines, &weak);
                     followed.push(weak);
                 }
                 None => return,
@@ -77,21 +105,27 @@ async fn run(mut registrations: mpsc::UnboundedReceiver<Weak<Upstream>>) {
                 let due = |weak: &&Weak<Upstream>| {
                     weak.upgrade().is_some_and(|upstream| (refresh || upstream.unresolved()) && upstream.take_asked())
                 };
-                followed.iter().filter(due).for_each(|weak| start(weak, &mut running));
+                followed.iter().filter(due).for_each(|weak| join(&mut lines, weak));
+                for line in &mut lines {
+                    line.waiting.retain(|weak| weak.strong_count() > 0);
+                }
             }
-            Some(_) = running.join_next(), if !running.is_empty() => {}
+            Some(_) = services.running.join_next() => {}
+            Some(_) = outside.running.join_next() => {}
         }
     }
 }
 
-async fn resolve(upstream: Arc<Upstream>, limit: Arc<Semaphore>) {
-    let Ok(_permit) = limit.acquire().await else {
-        return;
-    };
+/// Resolves the names of an upstream, which are known or not to be had after [`TIMEOUT`] each. Completes once no
+/// thread waits for them any more.
+async fn resolve(upstream: Arc<Upstream>) {
     let mut found = Vec::new();
     let mut problem = None;
+    let mut late = Vec::new();
     for url in upstream.urls() {
-        match resolve_url(url).await {
+        let (addresses, lookup) = look_up(url).await;
+        late.extend(lookup);
+        match addresses {
             Ok(addresses) => found.extend(addresses.into_iter().map(|address| (url.clone(), address))),
             Err(why) => problem = Some(why),
         }
@@ -101,33 +135,56 @@ async fn resolve(upstream: Arc<Upstream>, limit: Arc<Semaphore>) {
         found.clear();
     }
     upstream.resolved(found, problem);
+    for lookup in late {
+        // What it found is too late, and a panic in it is counted.
+        let _ = lookup.await;
+    }
+    upstream.release_resolution();
 }
+
+/// A call of the system's resolver, on a thread of its own.
+type Lookup = JoinHandle<std::io::Result<Vec<SocketAddr>>>;
 
 /// The addresses of a url, sorted so that a reordered answer changes nothing.
 ///
 /// # Errors
 /// A message that names the host and says why it has no usable address.
 pub async fn resolve_url(url: &Url) -> Result<Vec<Address>, String> {
+    look_up(url).await.0
+}
+
+/// The same, and the lookup that goes on nevertheless where it took too long.
+async fn look_up(url: &Url) -> (Result<Vec<Address>, String>, Option<Lookup>) {
     if let Some(address) = literal_address(url) {
-        return Ok(vec![address]);
+        return (Ok(vec![address]), None);
     }
-    let lookup = tokio::net::lookup_host((&*url.host, url.port));
-    let found = match tokio::time::timeout(TIMEOUT, lookup).await {
-        Ok(Ok(found)) => found,
-        Ok(Err(error)) => return Err(format!("`{}` does not resolve: {error}", url.host)),
+    let name = (url.host.clone(), url.port);
+    let mut lookup: Lookup = spawn_blocking(move || {
+        std::net::ToSocketAddrs::to_socket_addrs(&(&*name.0, name.1)).map(Iterator::collect)
+    });
+    match timeout(TIMEOUT, &mut lookup).await {
+        Ok(Ok(Ok(found))) => (usable(&url.host, found), None),
+        Ok(Ok(Err(error))) => (Err(format!("`{}` does not resolve: {error}", url.host)), None),
+        Ok(Err(error)) => (Err(format!("`{}` does not resolve: {error}", url.host)), None),
         Err(_) => {
-            return Err(format!("`{}` does not resolve within {} s", url.host, TIMEOUT.as_secs()));
+            let why = format!("`{}` does not resolve within {} s", url.host, TIMEOUT.as_secs());
+            (Err(why), Some(lookup))
         }
-    };
+    }
+}
+
+/// Those of the addresses of `host` that something may lead to.
+fn usable(host: &str, found: Vec<SocketAddr>) -> Result<Vec<Address>, String> {
     let (forbidden, mut usable): (Vec<_>, Vec<_>) =
-        found.partition(|address: &SocketAddr| is_link_local(address.ip()));
+        found.into_iter().partition(|address| is_off_limits(address.ip()));
     usable.sort_unstable();
     usable.dedup();
     match (usable.is_empty(), forbidden.first()) {
         (false, _) => Ok(usable.into_iter().map(Address::Tcp).collect()),
-        (true, Some(address)) => {
-            Err(format!("`{}` resolves to the link-local address {}", url.host, address.ip()))
-        }
-        (true, None) => Err(format!("`{}` has no address", url.host)),
+        (true, Some(address)) => Err(format!(
+            "`{host}` resolves to {}, a link-local address or one that serves a machine's credentials",
+            address.ip()
+        )),
+        (true, None) => Err(format!("`{host}` has no address")),
     }
 }

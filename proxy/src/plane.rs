@@ -21,11 +21,11 @@ pub mod listen;
 pub mod passage;
 pub mod propagation;
 pub mod serve;
+pub mod shortage;
 pub mod trust;
 pub mod tunnel;
 pub mod worker;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ use crate::names::Names;
 use crate::snapshot::Published;
 use crate::tls::credentials::Credentials;
 use crate::tls::upstreams::Upstreams;
-use crate::upstream::{Address, Upstream};
+use crate::upstream::{Address, Endpoint, Upstream};
 use passage::PassageSettings;
 use trust::Trust;
 
@@ -183,15 +183,9 @@ pub struct Plane {
 }
 
 impl Plane {
-    /// Whether a connection to `address` would come back to us (loops, the admin listener).
+    /// Whether a connection to `endpoint` would come back to us (loops, the admin listener).
     #[must_use]
-    pub fn is_own(&self, address: &Address) -> bool {
-        let same_host = |own: SocketAddr, other: SocketAddr| {
-            own.ip() == other.ip() || (own.ip().is_unspecified() && other.ip().is_loopback())
-        };
-        self.own.iter().any(|own| match (own.tcp(), address.tcp()) {
-            (Some(own), Some(other)) => own.port() == other.port() && same_host(own, other),
-            _ => own == address,
-        })
+    pub fn is_own(&self, endpoint: &Endpoint) -> bool {
+        self.own.iter().any(|own| endpoint.leads_to(own))
     }
 }

@@ -17,6 +17,7 @@ use crate::clock;
 use crate::control::{Control, Report, Trigger};
 use crate::metrics::MeterDoor;
 use crate::names::Names;
+use crate::panics;
 use crate::plane::drain::{Drain, Stage};
 use crate::plane::worker::{Bound, Workers};
 use crate::plane::{Gate, Plane};
@@ -54,6 +55,7 @@ impl Prepared {
     ///
     /// [`SettingsError`]: crate::settings::SettingsError
     pub fn bind(settings: Settings) -> io::Result<Self> {
+        panics::watch();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("control")

@@ -2,9 +2,10 @@
 //! turn it is.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use arc_swap::ArcSwapOption;
@@ -105,6 +106,8 @@ pub struct Endpoint {
     refused: AtomicU8,
     /// What it speaks in TLS, as far as handshakes have shown.
     speaks: AtomicU8,
+    /// Whether its address is one of this machine's, once somebody wanted to know.
+    here: OnceLock<bool>,
 }
 
 impl Endpoint {
@@ -115,7 +118,29 @@ impl Endpoint {
             passed_over_until: AtomicU64::new(0),
             refused: AtomicU8::new(0),
             speaks: AtomicU8::new(Speaks::Either as u8),
+            here: OnceLock::new(),
         })
+    }
+
+    /// Whether a connection to it comes to a listener at `listener`.
+    #[must_use]
+    pub fn leads_to(&self, listener: &Address) -> bool {
+        let (Some(to), Some(at)) = (self.address.tcp(), listener.tcp()) else {
+            return self.address == *listener;
+        };
+        if to.port() != at.port() {
+            return false;
+        }
+        // Who connects to no address in particular comes to loopback (ip(7), ipv6(7)).
+        let to = match to.ip().to_canonical() {
+            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            ip => ip,
+        };
+        let at = at.ip().to_canonical();
+        let every = at.is_unspecified() && at.is_ipv4() == to.is_ipv4();
+        // Only this machine's addresses can be bound.
+        to == at || (every && *self.here.get_or_init(|| UdpSocket::bind((to, 0)).is_ok()))
     }
 
     /// Notes that a connection could not be made, and why.
@@ -157,6 +182,10 @@ pub struct Upstream {
     urls: Arc<[Url]>,
     endpoints: ArcSwapOption<Endpoints>,
     turn: AtomicUsize,
+    /// Whether it is a host outside that somebody called, and no service.
+    pub(crate) outside: bool,
+    /// Whether its names wait to be resolved, or are.
+    resolving: AtomicBool,
     /// Whether a request asked since the last refresh.
     asked: AtomicBool,
     /// Whether the names are being resolved in the background.
@@ -178,10 +207,22 @@ impl Upstream {
     /// from the first request on, or from now on when `eager`.
     #[must_use]
     pub fn new(urls: Arc<[Url]>, names: &Names, eager: bool) -> Arc<Self> {
+        Self::made(urls, names, eager, false)
+    }
+
+    /// A host outside.
+    #[must_use]
+    pub fn outside(url: Url, names: &Names) -> Arc<Self> {
+        Self::made(Arc::new([url]), names, false, true)
+    }
+
+    fn made(urls: Arc<[Url]>, names: &Names, eager: bool, outside: bool) -> Arc<Self> {
         let upstream = Arc::new(Self {
             urls,
             endpoints: ArcSwapOption::empty(),
             turn: AtomicUsize::new(0),
+            outside,
+            resolving: AtomicBool::new(false),
             asked: AtomicBool::new(eager),
             known_to_names: AtomicBool::new(false),
             changed: Notify::new(),
@@ -279,6 +320,16 @@ impl Upstream {
         self.asked.swap(false, Relaxed)
     }
 
+    /// Claims the resolution of its names; false where somebody has it.
+    pub(crate) fn claim_resolution(&self) -> bool {
+        !self.resolving.swap(true, Relaxed)
+    }
+
+    /// Gives it back.
+    pub(crate) fn release_resolution(&self) {
+        self.resolving.store(false, Relaxed);
+    }
+
     /// Literal addresses are ready at once; names go to the resolver, once.
     fn ensure_endpoints(self: &Arc<Self>) {
         let literal: Option<Vec<_>> = self
@@ -333,6 +384,38 @@ mod tests {
     fn upstream(urls: &[&str]) -> Arc<Upstream> {
         let urls: Vec<Url> = urls.iter().map(|url| url.parse().expect("url")).collect();
         Upstream::new(urls.into(), &Names::none(), false)
+    }
+
+    #[test]
+    fn an_endpoint_that_leads_to_a_listener_is_told_however_it_is_spelled() {
+        let leads = |to: &str, at: &str| {
+            let address: SocketAddr = to.parse().expect("address");
+            let url = "http://127.0.0.1".parse().expect("url");
+            Endpoint::new(&url, address.into()).leads_to(&Address::Tcp(at.parse().expect("address")))
+        };
+        // Another address of this machine than loopback's, if there is one.
+        let own = UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
+            socket.connect("198.51.100.1:9")?;
+            Ok(SocketAddr::new(socket.local_addr()?.ip(), 7).to_string())
+        });
+        let own = own.unwrap_or_else(|_| "127.0.0.9:7".to_owned());
+        for (to, at, expected) in [
+            ("127.0.0.1:7", "127.0.0.1:7", true),
+            ("127.0.0.1:8", "127.0.0.1:7", false),
+            ("127.0.0.2:7", "127.0.0.1:7", false),
+            ("0.0.0.0:7", "127.0.0.1:7", true),
+            ("[::]:7", "[::1]:7", true),
+            ("[::ffff:127.0.0.1]:7", "127.0.0.1:7", true),
+            ("127.0.0.1:7", "0.0.0.0:7", true),
+            ("127.8.9.1:7", "0.0.0.0:7", true),
+            ("[::ffff:127.0.0.1]:7", "0.0.0.0:7", true),
+            ("0.0.0.0:7", "0.0.0.0:7", true),
+            (&own, "0.0.0.0:7", true),
+            ("198.51.100.1:7", "0.0.0.0:7", false),
+            ("127.0.0.1:7", "[::]:7", false),
+        ] {
+            assert_eq!(leads(to, at), expected, "{to} {at}");
+        }
     }
 
     #[test]

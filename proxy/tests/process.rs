@@ -304,6 +304,35 @@ fn what_is_left_when_the_drain_limit_is_reached_or_another_signal_comes_is_close
 }
 
 #[test]
+fn without_file_descriptors_a_proxy_waits_and_recovers() {
+    let folder = folder(service("web", None).address);
+    let mut command = Command::new("sh");
+    let limited = r#"ulimit -n 40; exec "$@""#;
+    command.args(["-c", limited, "sh", env!("CARGO_BIN_EXE_overlane"), "run", "--workers", "1"]);
+    command.args(["--gateway", "127.0.0.1:0", "--admin", "127.0.0.1:0"]).current_dir(folder.path());
+    let mut proxy = Proxy::start(command.stdin(Stdio::null()));
+    proxy.ready();
+    let (gateway, admin) = (proxy.address("gateway"), proxy.address("admin"));
+    // They have begun to ask, so that nobody may close them.
+    let begun = |_| {
+        let mut stream = TcpStream::connect(gateway).unwrap();
+        stream.write_all(b"GET / HT").unwrap();
+        stream
+    };
+    let clients: Vec<_> = (0..60).map(begun).collect();
+    let line = proxy.log(|line| line["level"] == "WARN");
+    assert!(line["message"].as_str().unwrap().starts_with("cannot accept connections"), "{line}");
+    assert!(line["error"].as_str().unwrap().contains("Too many open files"), "{line}");
+    drop(clients);
+    assert!(answer(ask(gateway, None)).ends_with("web"));
+    let mut metrics = TcpStream::connect(admin).unwrap();
+    write!(metrics, "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    let told = answer(metrics);
+    let count = told.lines().find_map(|line| line.strip_prefix("overlane_accept_failures_total "));
+    assert!(count.unwrap().parse::<u64>().unwrap() > 0);
+}
+
+#[test]
 fn sighup_reads_the_store_again() {
     let (web, alice) = (service("web", None), service("alice", None));
     let folder = folder(web.address);

@@ -1,6 +1,7 @@
 //! One blueprint against what stands: every reference checked, every inherited value filled in.
 
 use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use super::{DEFAULT_HOLD, Entry, Lineages, MAX_DEPTH, Policy, Resolved, Standing};
@@ -288,10 +289,10 @@ impl Lineages {
                 )
             });
         }
-        let address: std::net::IpAddr = url.host.parse().ok()?;
-        is_link_local(address).then(|| {
+        let address: IpAddr = url.host.parse().ok()?;
+        is_off_limits(address).then(|| {
             (
-                format!("`{url}` is a link-local address"),
+                format!("`{url}` is a link-local address, or one that serves a machine's credentials"),
                 "such addresses serve a machine's own credentials; name the service's address".to_owned(),
             )
         })
@@ -345,11 +346,24 @@ fn claimed_by_another<'l>(service: &Service, owners: Option<&Vec<&'l Service>>) 
     owners.first().copied().filter(|_| !shared)
 }
 
-/// Whether an address is only meaningful on its own link: there the credentials of cloud machines are served.
+/// Whether nothing may lead to an address: it is only meaningful on its own link, or serves the credentials of
+/// cloud machines elsewhere.
 #[must_use]
-pub fn is_link_local(address: std::net::IpAddr) -> bool {
+pub fn is_off_limits(address: IpAddr) -> bool {
     match address.to_canonical() {
-        std::net::IpAddr::V4(v4) => v4.is_link_local(),
-        std::net::IpAddr::V6(v6) => v6.is_unicast_link_local(),
+        // Alibaba Cloud, Azure's WireServer, Oracle Cloud.
+        IpAddr::V4(v4) => {
+            v4.is_link_local()
+                || matches!(v4.octets(), [100, 100, 100, 200] | [168, 63, 129, 16] | [192, 0, 0, 192])
+        }
+        IpAddr::V6(v6) => match v6.segments() {
+            // AWS, Google Cloud.
+            [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254] | [0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254] => true,
+            // An address of IPv4 by way of NAT64 (RFC 6052, section 2.1).
+            [0x64, 0xff9b, 0, 0, 0, 0, high, low] => {
+                is_off_limits(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)).into())
+            }
+            _ => v6.is_unicast_link_local(),
+        },
     }
 }

@@ -9,6 +9,7 @@ use overlane_config::diagnostic::Source;
 use overlane_config::lineage::{Content, FileChange};
 use overlane_config::name::{EnvironmentId, ServiceName};
 use overlane_config::url::Url;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -37,6 +38,16 @@ fn start_logs() {
     };
 }
 
+/// Takes as many file descriptors as the process may have: the limit that shells and service managers set is
+/// meant for programs that cannot have many (setrlimit(2), `man 5 systemd.exec`).
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of file descriptors stays {:?}", limit.current);
+    }
+}
+
 /// `overlane run`.
 ///
 /// # Errors
@@ -44,6 +55,7 @@ fn start_logs() {
 pub fn run(args: RunArgs, store: Option<StoreAddress>) -> Result<(), CliError> {
     let settings = Settings::merge(args, store)?;
     start_logs();
+    raise_descriptors();
     let store = settings.store.clone();
     let prepared = Prepared::bind(settings)?;
     let signals = Signals::install(prepared.runtime())?;

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use foldhash::fast::RandomState;
 use overlane_config::blueprint::OnUnavailable;
 use overlane_config::carrier::{Carriers, Keys, Seen};
-use overlane_config::lineage::Policy;
+use overlane_config::lineage::{Policy, is_off_limits};
 use overlane_config::name::{EnvironmentId, HeaderName};
 use overlane_config::route::receipt::{self, Hop, Marks, Own};
 use overlane_config::route::{
@@ -617,7 +617,7 @@ impl Exchange {
     fn chosen(&mut self, endpoint: Arc<Endpoint>) -> Result<Arc<Endpoint>, Refused> {
         let address = &endpoint.address;
         let application = self.target.as_ref().is_ok_and(|target| target.application);
-        if self.plane.is_own(address) || (application && *address == self.gate.address) {
+        if self.plane.is_own(&endpoint) || (application && endpoint.leads_to(&self.gate.address)) {
             let message = format!("`{address}` is a listener of this proxy itself");
             let hint = "an upstream must lead to the service, not back to its proxy".to_owned();
             let answer =
@@ -931,13 +931,10 @@ fn pass_through(
         let hint = Some("add the port to `connectPorts` in the settings".to_owned());
         return Err(Answer { hint, ..Answer::plain(403, "http_request_denied", "refused", what) });
     }
-    if url.host.parse().is_ok_and(overlane_config::lineage::is_link_local) {
-        return Err(Answer::plain(
-            403,
-            "destination_ip_prohibited",
-            "refused",
-            format!("`{}` is a link-local address", url.host),
-        ));
+    if url.host.parse().is_ok_and(is_off_limits) {
+        let what =
+            format!("`{}` is a link-local address, or one that serves a machine's credentials", url.host);
+        return Err(Answer::plain(403, "destination_ip_prohibited", "refused", what));
     }
     let carriers = &plane.carriers;
     let edits = match carriers.keep_for.has(&named) {
@@ -969,7 +966,7 @@ fn outside(url: Url, plane: &Plane) -> Arc<Upstream> {
         if known.len() >= MAX_OUTSIDE {
             known.clear();
         }
-        let upstream = Upstream::new(Arc::new([url.clone()]), &plane.names, false);
+        let upstream = Upstream::outside(url.clone(), &plane.names);
         known.insert(url, upstream.clone());
         upstream
     })

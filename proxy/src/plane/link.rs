@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use foldhash::fast::RandomState;
 use overlane_config::route::Reason;
 use overlane_config::url::Scheme;
+use rustix::io::Errno;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, UnixStream};
@@ -203,7 +204,14 @@ async fn connect(endpoint: &Endpoint, plane: &Plane) -> Result<Socket, Unready> 
     let opened = async {
         match &endpoint.address {
             Address::Tcp(address) => {
-                Socket::tcp(open(*address, plane.passage.mark)?.connect(*address).await?)
+                let socket = match open(*address, plane.passage.mark) {
+                    // Those that nobody uses make room for one that somebody wants.
+                    Err(error) if is_out_of_descriptors(&error) && shed() > 0 => {
+                        open(*address, plane.passage.mark)
+                    }
+                    opened => opened,
+                };
+                Socket::tcp(socket?.connect(*address).await?)
             }
             Address::Unix(path) => UnixStream::connect(&**path).await.map(Socket::Unix),
         }
@@ -225,7 +233,26 @@ fn open(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
+/// Whether the process, or the machine, has no descriptor left.
+#[must_use]
+pub fn is_out_of_descriptors(error: &io::Error) -> bool {
+    error
+        .raw_os_error()
+        .is_some_and(|code| [Errno::MFILE, Errno::NFILE].map(Errno::raw_os_error).contains(&code))
+}
+
+/// Closes this worker's unused connections; returns how many.
+pub fn shed() -> usize {
+    POOL.with_borrow_mut(|pool| {
+        pool.shelves.clear();
+        std::mem::take(&mut pool.count)
+    })
+}
+
 fn reason_of(error: &io::Error) -> (Reason, &'static str) {
+    if is_out_of_descriptors(error) {
+        return (Reason::Unhealthy, "this proxy is out of file descriptors");
+    }
     match error.kind() {
         io::ErrorKind::ConnectionRefused => (Reason::Refused, "connection refused"),
         io::ErrorKind::NotFound => (Reason::Unhealthy, "no such socket"),

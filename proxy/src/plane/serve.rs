@@ -20,6 +20,7 @@ use super::engine::{Engine, Lent, engine};
 use super::exchange::Exchange;
 use super::express::{self, Carried, Shape};
 use super::passage::{self, SILENCE, Said, first_words};
+use super::shortage::is_shedding;
 use super::trust::Peer;
 use super::{EngineChoice, Gate, Plane, h2};
 use crate::access::Line;
@@ -117,7 +118,7 @@ pub async fn serve_intercepted<S: Client>(
 pub async fn serve<S: Client>(mut conn: Conn<S>, gate: Arc<Gate>, peer: Arc<Peer>, worker: Arc<Worker>) {
     let limits = &worker.plane.limits;
     let (mut first, mut limit) = (true, limits.head);
-    while let Awaited::Begun = first_byte(&mut conn, Instant::now() + limit).await {
+    while let Awaited::Begun = first_byte(&mut conn, !first, Instant::now() + limit).await {
         if first && h2::is_spoken(&mut conn).await {
             return Box::pin(h2::serve(conn, gate, peer, worker)).await;
         }
@@ -136,8 +137,9 @@ pub async fn serve<S: Client>(mut conn: Conn<S>, gate: Arc<Gate>, peer: Arc<Peer
     }
 }
 
-/// Waits for the first byte of a request, at most until `until`. Holds no buffer.
-pub(crate) async fn first_byte<S: Client>(conn: &mut Conn<S>, until: Instant) -> Awaited {
+/// Waits for the first byte of a request, at most until `until`; `unused` where there was none for a while.
+/// Holds no buffer.
+pub(crate) async fn first_byte<S: Client>(conn: &mut Conn<S>, unused: bool, until: Instant) -> Awaited {
     if !conn.ahead().is_empty() {
         return Awaited::Begun;
     }
@@ -155,6 +157,7 @@ pub(crate) async fn first_byte<S: Client>(conn: &mut Conn<S>, until: Instant) ->
                 conn.deadline().arm(until);
                 Poll::Ready(Awaited::Begun)
             }
+            Poll::Pending if unused && is_shedding() => Poll::Ready(Awaited::Closed),
             Poll::Pending => conn.deadline().poll(cx).map(|()| Awaited::Nothing),
         }
     })
@@ -218,7 +221,7 @@ pub(super) async fn serve_requests<S: Client>(
         drop(next);
         first = false;
         if conn.ahead().is_empty() {
-            match first_byte(&mut conn, now + BUSY.min(worker.plane.limits.idle)).await {
+            match first_byte(&mut conn, false, now + BUSY.min(worker.plane.limits.idle)).await {
                 Awaited::Begun => {}
                 Awaited::Nothing if !is_draining() => return Served::Idle(conn),
                 Awaited::Nothing | Awaited::Closed => return Served::Over,

@@ -16,14 +16,13 @@ use super::admit::admit;
 use super::drain::{Drain, Stage, announce};
 use super::listen::{Listening, Place, SocketFile, listen};
 use super::serve::Worker;
+use super::shortage::Shortage;
 use super::{Gate, ListenerSettings, Plane, deadline, h2, link, role_name};
 use crate::correlation::{Correlation, CorrelationSettings};
 use crate::metrics::{MeterDoor, answer_scrapes};
 use crate::tls::credentials::Credentials;
 use crate::upstream::Upstream;
 
-/// How long accepting pauses when the process is out of descriptors.
-const PAUSE: Duration = Duration::from_millis(20);
 /// How long a connection that a client has begun to open has to come to its end before its listener closes.
 const SETTLING: Duration = Duration::from_millis(100);
 
@@ -201,7 +200,7 @@ async fn accept(socket: Listening, gate: Arc<Gate>, worker: Arc<Worker>) {
         }
     };
     let limits = &worker.plane.limits;
-    let mut connections = JoinSet::new();
+    let (mut connections, mut shortage) = (JoinSet::new(), Shortage::default());
     let mut draining = pin!(worker.drain.reached(Stage::Draining));
     loop {
         let full = connections.len() >= limits.connections;
@@ -213,10 +212,7 @@ async fn accept(socket: Listening, gate: Arc<Gate>, worker: Arc<Worker>) {
                 Ok(accepted) => {
                     connections.spawn(admit(accepted, gate.clone(), worker.clone()));
                 }
-                Err(error) => {
-                    tracing::warn!(address = %gate.address, %error, "cannot accept a connection");
-                    tokio::time::sleep(PAUSE).await;
-                }
+                Err(error) => shortage.wait(&gate.address, &error).await,
             },
         }
     }

@@ -16,6 +16,7 @@ use super::watch::{Bell, DirWatch, Told};
 use crate::admin::ReloadRequest;
 use crate::clock::Moment;
 use crate::control::{Control, Report, Trigger};
+use crate::panics;
 
 /// A store that is followed.
 pub struct Follower {
@@ -248,7 +249,7 @@ pub async fn follow(
         // Files may be slow (a network, a spun-down disk): not on a thread that serves the control side.
         match tokio::task::spawn_blocking(look).await {
             Ok(back) => (follower, plan) = back,
-            Err(error) => return tracing::error!(%error, "the store is not followed any more"),
+            Err(ended) => return panics::pass_on(ended),
         }
     }
 }

@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use super::credentials::Credentials;
 use super::upstreams::Upstreams;
+use crate::panics;
 use crate::store::read::QUIET;
 use crate::store::watch::DirWatch;
 
@@ -36,7 +37,7 @@ pub async fn follow<F: Followed>(followed: Arc<F>, resync: Duration) {
         });
         match looked.await {
             Ok(back) => watches = back,
-            Err(error) => return tracing::error!(%error, "certificates are not followed any more"),
+            Err(ended) => return panics::pass_on(ended),
         }
         if timeout(resync, bell.notified()).await.is_ok() {
             // A certificate and its key are two files: both are to be there.

@@ -1,6 +1,8 @@
 //! End to end, in process, through real sockets: one binary, a module for each side of the proxy.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+/// What strangers forge.
+mod forged;
 /// The inputs that fuzzing keeps.
 mod fuzzed;
 /// HTTP/1.1, script by script, on each engine.
@@ -9,6 +11,8 @@ mod http;
 mod lost;
 /// Six services whose applications forward this or that.
 mod mesh;
+/// What nobody may reach through a proxy.
+mod off_limits;
 /// Tunnels by CONNECT.
 mod passage;
 /// Every protocol of clients with every protocol of upstreams.
