@@ -148,9 +148,9 @@ impl Control {
         state.note_expiry(&before.table, &table, &applied.changed);
         let table = table.lapse(applied.changed.iter().filter(|id| state.lapsed.contains_key(*id)));
         drop(before);
-        let generation = self.published.publish(table);
+        // Whoever sees the new generation may give the address to somebody else at once.
         lost.iter().for_each(|upstream| upstream.retire());
-        generation
+        self.published.publish(table)
     }
 
     /// Ends the overlays that have expired, for good: they stay so when the clock goes back, until their

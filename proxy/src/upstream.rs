@@ -310,6 +310,15 @@ impl Upstream {
         }
     }
 
+    /// Whether `endpoint` is one of its own; `retired` where one of an upstream that no environment has any
+    /// more does not count.
+    #[must_use]
+    pub fn leads_to(&self, endpoint: &Arc<Endpoint>, retired: bool) -> bool {
+        let endpoints = self.endpoints.load();
+        let own = endpoints.as_ref().is_some_and(|own| own.list.iter().any(|own| Arc::ptr_eq(own, endpoint)));
+        own && !(retired && self.retired.load(Relaxed))
+    }
+
     /// Whether its names were looked for and no address is known.
     pub(crate) fn unresolved(&self) -> bool {
         self.endpoints.load().as_ref().is_some_and(|endpoints| endpoints.list.is_empty())

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 pub mod case;
+pub mod corpus;
 pub mod exchange;
 pub mod fuzz;
 pub mod message;

@@ -84,8 +84,7 @@ pub fn read(bytes: &[u8], kind: Kind, ended: bool) -> Read {
     let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else {
         return Read::NoHead;
     };
-    let mut lines =
-        bytes[..end].split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let mut lines = lines(&bytes[..end]);
     let start = String::from_utf8_lossy(lines.next().unwrap_or_default()).into_owned();
     let found = fields(lines)
         .and_then(|fields| framing(&start, &fields, kind).map(|framing| (fields, framing)))
@@ -127,22 +126,46 @@ pub fn messages(mut bytes: &[u8], kind: Kind) -> Vec<Message> {
     }
 }
 
+/// Lines that end with CRLF; a bare one of either stays in its line, where nothing takes it.
+fn lines(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut over = false;
+    std::iter::from_fn(move || {
+        let end = bytes.windows(2).position(|window| window == b"\r\n");
+        let line = &bytes[..end.unwrap_or(bytes.len())];
+        bytes = end.map_or(&[], |end| &bytes[end + 2..]);
+        (!std::mem::replace(&mut over, end.is_none())).then_some(line)
+    })
+}
+
 fn fields<'b>(lines: impl Iterator<Item = &'b [u8]>) -> Result<Vec<Field>, String> {
     let mut fields = Vec::new();
     for line in lines {
         let text = String::from_utf8_lossy(line);
-        let token = |name: &str| {
-            !name.is_empty()
-                && name.bytes().all(|b| b.is_ascii_graphic() && !b"\"(),/:;<=>?@[\\]{}".contains(&b))
-        };
         match text.split_once(':') {
-            Some((name, value)) if token(name) && !value.contains(['\r', '\0']) => {
+            Some((name, value))
+                if token(name) && !value.contains(|c: char| c.is_ascii_control() && c != '\t') =>
+            {
                 fields.push((name.to_owned(), value.trim_matches([' ', '\t']).to_owned()));
             }
             _ => return Err(format!("the line {text:?} is no field")),
         }
     }
     Ok(fields)
+}
+
+/// RFC 9112, section 3.
+fn request_line(start: &str, hosts: &[&str]) -> Result<(), String> {
+    let words: Vec<_> = start.split(' ').collect();
+    let fine = matches!((&*words, hosts), ([_, _, "HTTP/1.0"], []) | ([_, _, "HTTP/1.0" | "HTTP/1.1"], [_]));
+    let seen = |word: &&str| !word.is_empty() && !word.contains(|c: char| c.is_ascii_control() || c == '#');
+    match fine && token(words[0]) && words.iter().all(seen) {
+        true => Ok(()),
+        false => Err(format!("{start:?} with hosts {hosts:?} is no request line")),
+    }
+}
+
+fn token(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_graphic() && !b"\"(),/:;<=>?@[\\]{}".contains(&b))
 }
 
 /// RFC 9112, section 6.3.
@@ -152,14 +175,15 @@ fn framing(start: &str, fields: &[Field], kind: Kind) -> Result<Framing, String>
     };
     let status = start.split(' ').nth(1).unwrap_or_default();
     if kind != Kind::Request {
-        if !start.starts_with("HTTP/1.") || status.len() != 3 {
+        let seen = !start.contains(|c: char| c.is_ascii_control() && c != '\t');
+        if !start.starts_with("HTTP/1.") || status.len() != 3 || !seen {
             return Err(format!("{start:?} is no status line"));
         }
         if kind == Kind::ResponseToHead || status.starts_with('1') || matches!(status, "204" | "304") {
             return Ok(Framing::Nothing);
         }
-    } else if start.split(' ').count() != 3 || !start.contains(" HTTP/1.") {
-        return Err(format!("{start:?} is no request line"));
+    } else {
+        request_line(start, &values("host"))?;
     }
     match (&*values("transfer-encoding"), &*values("content-length")) {
         ([], []) if kind == Kind::Request => Ok(Framing::Nothing),
@@ -198,7 +222,8 @@ fn chunks(bytes: &[u8], message: &mut Message) -> Result<usize, String> {
     while let Some(length) = bytes[at..].windows(2).position(|window| window == b"\r\n") {
         let line = String::from_utf8_lossy(&bytes[at..at + length]);
         let digits = line.split(';').next().unwrap_or_default();
-        let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let plain = (1..16).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let plain = plain && !line.contains(|c: char| c.is_ascii_control() && c != '\t');
         let size = usize::from_str_radix(digits, 16).ok().filter(|_| plain);
         let size = size.ok_or_else(|| format!("{line:?} is no chunk size"))?;
         let begin = at + length + 2;
@@ -224,8 +249,7 @@ fn trailers(bytes: &[u8], last_chunk: usize, begin: usize, message: &mut Message
         return Ok(last_chunk);
     };
     if end > 0 {
-        let lines = section[2..end].split(|byte| *byte == b'\n');
-        message.trailers = fields(lines.map(|line| line.strip_suffix(b"\r").unwrap_or(line)))?;
+        message.trailers = fields(lines(&section[2..end]))?;
     }
     message.whole = true;
     Ok(begin - 2 + end + 4)
@@ -244,8 +268,9 @@ mod tests {
 
     #[test]
     fn a_message_ends_where_its_framing_says() {
-        let sized = message("POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabcGET", Kind::Request, false);
-        assert_eq!((&*sized.body, sized.whole, sized.length), (&b"abc"[..], true, 41));
+        let sized =
+            message("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabcGET", Kind::Request, false);
+        assert_eq!((&*sized.body, sized.whole, sized.length), (&b"abc"[..], true, 50));
         let chunked =
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n0\r\nA: b\r\n\r\n";
         let whole = message(&format!("{chunked}HTTP"), Kind::Response, false);
@@ -268,6 +293,9 @@ mod tests {
             "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
             "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
             "HTTP/1.1 200 OK\r\nA : b\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nA: b\nC: d\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nA: b\r\n c\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;\n\r\na\r\n0\r\n\r\n",
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n+1\r\na\r\n0\r\n\r\n",
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab\r\n0\r\n\r\n",
             "200 OK\r\n\r\n",

@@ -73,7 +73,6 @@ impl<'b> Head<'b> {
     /// (RFC 9112, section 3.2.2: a proxy ignores the `Host` that came with it).
     fn copy_request_line(&self, out: &mut Vec<u8>) {
         let after = &self.target["http://".len() + self.authority.len()..];
-        let after = after.split('#').next().unwrap_or(after);
         // RFC 9112, section 3.2.4: OPTIONS for a whole server.
         let whole_server = self.method == "OPTIONS" && after.is_empty();
         let start = if whole_server {
@@ -236,12 +235,17 @@ fn read_host(host: Option<&[u8]>, minor: u8) -> Result<&str, Malformed> {
 
 /// Whether the target is absolute, its authority, and its path without query.
 fn split_target<'b>(method: &str, target: &'b str) -> Result<(bool, Option<&'b str>, &'b str), Malformed> {
-    let without_query = |path: &'b str| {
-        let end = memchr::memchr2(b'?', b'#', path.as_bytes()).unwrap_or(path.len());
-        &path[..end]
+    // A fragment is nobody's business but the client's (RFC 9112, section 3.2): who cuts it off and who does not
+    // route by different paths.
+    let without_query = |path: &'b str| match memchr::memchr2(b'?', b'#', path.as_bytes()) {
+        None => Ok(path),
+        Some(end) if memchr::memchr(b'#', &path.as_bytes()[end..]).is_some() => {
+            Err(bad("the request target has a fragment"))
+        }
+        Some(end) => Ok(&path[..end]),
     };
     if target.starts_with('/') {
-        return Ok((false, None, without_query(target)));
+        return Ok((false, None, without_query(target)?));
     }
     if method == "OPTIONS" && target == "*" {
         return Ok((false, None, target));
@@ -260,7 +264,7 @@ fn split_target<'b>(method: &str, target: &'b str) -> Result<(bool, Option<&'b s
             if overlane_config::url::split_authority(authority).is_err() {
                 return Err(bad("the authority of the target is malformed"));
             }
-            let path = without_query(path);
+            let path = without_query(path)?;
             Ok((true, Some(authority), if path.is_empty() { "/" } else { path }))
         }
         _ => Err(bad("the request target is neither a path nor an http:// url")),
@@ -331,6 +335,9 @@ mod tests {
             ("GET /\r\n\r\n", 400),
             ("GET a HTTP/1.1\r\nHost: x\r\n\r\n", 400),
             ("GET http:///a HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+            ("GET /a#b HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+            ("GET /a?b#c HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+            ("GET http://x#a HTTP/1.1\r\nHost: x\r\n\r\n", 400),
             ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", 400),
             ("GET / HTTP/1.1\r\nHost: u@x\r\n\r\n", 400),
             ("GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
@@ -359,7 +366,6 @@ mod tests {
         for (line, expected) in [
             ("GET http://pay:80/a?b HTTP/1.1", "GET /a?b HTTP/1.1\r\nHost: pay:80"),
             ("GET HTTP://pay?x HTTP/1.1", "GET /?x HTTP/1.1\r\nHost: pay"),
-            ("GET http://pay/a#b HTTP/1.1", "GET /a HTTP/1.1\r\nHost: pay"),
             ("OPTIONS http://pay HTTP/1.1", "OPTIONS * HTTP/1.1\r\nHost: pay"),
             ("GET http://pay HTTP/1.0", "GET / HTTP/1.0\r\nHost: pay"),
         ] {

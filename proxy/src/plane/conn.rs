@@ -2,7 +2,7 @@
 //!
 //! Pingora is lent the connection for one request at a time and gives it back. Meanwhile it sees
 //! only that request: `Conn::grant` bounds what it can read, so that a pipelined next request
-//! stays here.
+//! stays here, and a body that readers could frame differently is refused here as well.
 
 use std::io::{self, IoSlice};
 use std::os::fd::AsRawFd;
@@ -24,6 +24,8 @@ use tokio::time::{Sleep, sleep};
 use super::buffer::{Buffer, Want};
 use super::deadline::Deadline;
 use super::tunnel::Side;
+use crate::h1::Malformed;
+use crate::h1::body::{Body, Progress};
 
 /// How much of a pipelined next request is read while the current one is running.
 pub const READ_AHEAD: usize = 16 * 1024;
@@ -50,8 +52,9 @@ pub struct Conn<S> {
     response_deadline: Deadline,
     /// A head that a borrower reads before anything else.
     lent: Bytes,
-    /// How many bytes the borrower may still read; then it sees only the end of the stream.
-    grant: Option<u64>,
+    /// The body that the borrower may still read; after it, it sees only the end of the stream. Without one
+    /// it may read everything.
+    grant: Option<Progress>,
     /// A head that waits for the first bytes of its body, so that both leave in one write.
     unsent: BytesMut,
     write_timeout: Duration,
@@ -62,7 +65,7 @@ impl<S> std::fmt::Debug for Conn<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Conn")
             .field("ahead", &self.ahead.len())
-            .field("grant", &self.grant)
+            .field("lent", &self.grant.is_some())
             .finish_non_exhaustive()
     }
 }
@@ -117,16 +120,17 @@ impl<S: Client> Conn<S> {
         &self.response_deadline
     }
 
-    /// Prepares for a borrower: it reads `head` first, and then `body` bytes, or everything.
-    pub fn lend(&mut self, head: Vec<u8>, body: Option<u64>) {
-        self.grant = body.map(|body| body + head.len() as u64);
+    /// Prepares for a borrower: it reads `head` first, and then `body`, or everything.
+    pub fn lend(&mut self, head: Vec<u8>, body: Option<Body>) {
+        self.grant = body.map(Progress::new);
         self.lent = head.into();
     }
 
-    /// Takes the connection back from a borrower.
-    pub fn take_back(&mut self) {
-        self.grant = None;
+    /// Takes the connection back from a borrower; says whether all of the request was read.
+    pub fn take_back(&mut self) -> bool {
+        let whole = self.lent.is_empty() && self.grant.take().is_none_or(|body| body.is_done());
         self.lent = Bytes::new();
+        whole
     }
 
     /// The protocol that TLS agreed on with the client.
@@ -194,11 +198,37 @@ impl<S: Client> Conn<S> {
         if self.ended { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 
-    fn used(&mut self, read: usize) {
-        if let Some(grant) = self.grant.as_mut() {
-            *grant = grant.saturating_sub(read as u64);
+    /// Reads what the borrower may read, without a detour where the transport's next bytes are its own.
+    fn poll_read_granted(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let next = self.grant.as_ref().map_or(u64::MAX, Progress::payload);
+        let limit = usize::try_from(next).unwrap_or(usize::MAX).min(out.remaining());
+        if self.ahead.is_empty() && limit > 0 {
+            let before = out.filled().len();
+            if limit == out.remaining() {
+                ready!(Pin::new(&mut self.io).poll_read(cx, out))?;
+            } else {
+                let mut limited = ReadBuf::new(out.initialize_unfilled_to(limit));
+                ready!(Pin::new(&mut self.io).poll_read(cx, &mut limited))?;
+                let count = limited.filled().len();
+                out.advance(count);
+            }
+            return Poll::Ready(own(&mut self.grant, &out.filled()[before..]).map(drop));
         }
+        if self.ahead.is_empty() && ready!(self.poll_fill(cx, Want::Head))? == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        let room = out.remaining().min(self.ahead.len());
+        let count = own(&mut self.grant, &self.ahead.filled()[..room])?;
+        out.put_slice(&self.ahead.filled()[..count]);
+        self.ahead.consume(count);
+        Poll::Ready(Ok(()))
     }
+}
+
+/// How many of these bytes are of the body that a borrower may read; they count as read.
+fn own(grant: &mut Option<Progress>, bytes: &[u8]) -> io::Result<usize> {
+    let malformed = |wrong: Malformed| io::Error::new(io::ErrorKind::InvalidData, wrong.what);
+    grant.as_mut().map_or(Ok(bytes.len()), |body| body.advance(bytes).map_err(malformed))
 }
 
 /// Writes two parts in one system call; ready with how many bytes were taken, never 0.
@@ -233,38 +263,15 @@ impl<S: Client> AsyncRead for Conn<S> {
         {
             return Poll::Ready(Err(error));
         }
-        if this.grant == Some(0) {
-            return this.poll_for_end(cx);
-        }
-        let limit = this
-            .grant
-            .map_or(usize::MAX, |grant| usize::try_from(grant).unwrap_or(usize::MAX))
-            .min(out.remaining());
         if !this.lent.is_empty() {
-            let count = limit.min(this.lent.len());
+            let count = this.lent.len().min(out.remaining());
             out.put_slice(&this.lent.split_to(count));
-            this.used(count);
             return Poll::Ready(Ok(()));
         }
-        if !this.ahead.is_empty() {
-            let count = limit.min(this.ahead.len());
-            out.put_slice(&this.ahead.filled()[..count]);
-            this.ahead.consume(count);
-            this.used(count);
-            return Poll::Ready(Ok(()));
+        match this.grant.as_ref().is_some_and(Progress::is_done) {
+            true => this.poll_for_end(cx),
+            false => this.poll_read_granted(cx, out),
         }
-        let before = out.filled().len();
-        if limit == out.remaining() {
-            ready!(Pin::new(&mut this.io).poll_read(cx, out))?;
-        } else {
-            let mut limited = ReadBuf::new(out.initialize_unfilled_to(limit));
-            ready!(Pin::new(&mut this.io).poll_read(cx, &mut limited))?;
-            let count = limited.filled().len();
-            out.advance(count);
-        }
-        let read = out.filled().len() - before;
-        this.used(read);
-        Poll::Ready(Ok(()))
     }
 }
 

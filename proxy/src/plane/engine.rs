@@ -5,6 +5,8 @@
 //! edit.
 
 use std::any::Any;
+use std::io;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,6 +15,7 @@ use http::header::{self, HeaderName, HeaderValue};
 use overlane_config::route::{ROUTE_HEADER, Reason};
 use overlane_config::url::Scheme;
 use pingora_core::modules::http::HttpModules;
+use pingora_core::protocols::Digest;
 use pingora_core::protocols::http::v1::common::is_upgrade_req;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::upstreams::peer::HttpPeer;
@@ -48,6 +51,8 @@ pub struct Carried {
     lent: Option<Box<Lent>>,
     /// The answer of the proxy's own, once it is known.
     answer: Option<Answer>,
+    /// Whether its upstream's address was removed while it was connected to, before anything was sent.
+    moved: bool,
 }
 
 impl Carried {
@@ -164,6 +169,25 @@ impl ProxyHttp for Engine {
         error
     }
 
+    async fn connected_to_upstream(
+        &self,
+        _: &mut Session,
+        reused: bool,
+        _: &HttpPeer,
+        _: RawFd,
+        _: Option<&Digest>,
+        carried: &mut Carried,
+    ) -> Result<()> {
+        let Some(lent) = carried.lent.as_mut().filter(|_| !reused) else {
+            return Ok(());
+        };
+        if lent.exchange.still_leads_there(&lent.head) {
+            return Ok(());
+        }
+        carried.moved = !lent.exchange.was_sent();
+        Err(Error::explain(ErrorType::ConnectionClosed, "the address was removed").into_up())
+    }
+
     async fn upstream_request_filter(
         &self,
         _: &mut Session,
@@ -203,8 +227,10 @@ impl ProxyHttp for Engine {
             return Ok(());
         };
         if response.status.is_informational() && response.status != http::StatusCode::SWITCHING_PROTOCOLS {
-            // The final one has them.
+            // The final one has them, and what they could frame (RFC 9110, section 8.6).
             response.remove_header(ROUTE_HEADER);
+            response.remove_header(&header::CONTENT_LENGTH);
+            response.remove_header(&header::TRANSFER_ENCODING);
             return Ok(());
         }
         fit_to_client(session.req_header().version, response);
@@ -236,9 +262,13 @@ impl ProxyHttp for Engine {
         _: &HttpPeer,
         session: &mut Session,
         mut error: Box<Error>,
-        _: &mut Carried,
+        carried: &mut Carried,
         reused: bool,
     ) -> Box<Error> {
+        if std::mem::take(&mut carried.moved) {
+            error.set_retry(true);
+            return error;
+        }
         let repeatable =
             session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated();
         if repeatable && session.response_written().is_none() {
@@ -308,6 +338,7 @@ fn failure_of(error: &Error) -> Failure {
         ) => Failure::UpstreamMalformed,
         (ErrorSource::Upstream, _) => Failure::UpstreamClosed,
         (ErrorSource::Downstream, ErrorType::ReadTimedout) => Failure::BodySlow,
+        (ErrorSource::Downstream, ErrorType::ReadError) if is_malformed(error) => Failure::BodyMalformed,
         (
             ErrorSource::Downstream,
             ErrorType::WriteError
@@ -318,6 +349,12 @@ fn failure_of(error: &Error) -> Failure {
         (ErrorSource::Downstream, _) => Failure::BodyMalformed,
         _ => Failure::Internal,
     }
+}
+
+/// Whether it was the connection that refused to read on ([`super::conn`]).
+fn is_malformed(error: &Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<io::Error>();
+    cause.is_some_and(|cause| cause.kind() == io::ErrorKind::InvalidData)
 }
 
 /// Why no connection could be made, as a reason and in words.
@@ -379,6 +416,10 @@ fn apply_edits(request: &mut RequestHeader, lent: &Lent) -> Result<()> {
     for (name, value) in field_lines(&lines) {
         let value = HeaderValue::from_bytes(value).or_err(ErrorType::InvalidHTTPHeader, "edits")?;
         request.append_header(name.to_owned(), value)?;
+    }
+    if !request.headers.contains_key(header::HOST) {
+        // A client of HTTP/1.0 need not say it; in HTTP/1.1, as it goes on, there must be one.
+        request.insert_header(header::HOST, lent.exchange.upstream_authority())?;
     }
     Ok(())
 }

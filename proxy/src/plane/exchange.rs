@@ -209,6 +209,8 @@ pub struct Exchange {
     target: Result<Target, Answer>,
     held_since: Option<Instant>,
     held_at_all: bool,
+    /// Whether it goes elsewhere, or otherwise, than was decided first.
+    decided_anew: bool,
     /// The endpoint that it was last sent to.
     endpoint: Option<Arc<Endpoint>>,
     /// Whether bytes may have gone upstream.
@@ -295,6 +297,7 @@ impl Exchange {
             target,
             held_since: None,
             held_at_all: false,
+            decided_anew: false,
             endpoint: None,
             sent: false,
             last_failure: String::new(),
@@ -527,8 +530,21 @@ impl Exchange {
         self.endpoint.as_ref().map(|endpoint| &endpoint.address)
     }
 
+    /// The authority of the url that led there.
+    #[must_use]
+    pub fn upstream_authority(&self) -> String {
+        let url = self.endpoint.as_ref().map(|endpoint| &endpoint.url);
+        url.filter(|url| url.scheme != Scheme::Unix).map_or_else(|| "localhost".to_owned(), Url::authority)
+    }
+
     fn receipt(&self) -> Option<&Receipt> {
         self.target.as_ref().ok()?.receipt.as_ref()
+    }
+
+    /// Whether bytes may have gone upstream.
+    #[must_use]
+    pub fn was_sent(&self) -> bool {
+        self.sent
     }
 
     /// Notes that bytes go upstream now: from here on the request keeps its snapshot.
@@ -696,6 +712,25 @@ impl Exchange {
         }
         self.snapshot = newest;
         self.target = target;
+        self.decided_anew = true;
+    }
+
+    /// Whether the request may go out on a connection that was just made to the endpoint that was chosen last.
+    /// While it was being made the address may have been removed, and who listens there by now may be somebody
+    /// else's: then a request of which nothing was sent is decided again, with its `head`.
+    pub fn still_leads_there(&mut self, head: &[u8]) -> bool {
+        if !self.sent {
+            self.decide_again(head);
+        }
+        let (Ok(target), Some(endpoint)) = (&self.target, &self.endpoint) else {
+            return false;
+        };
+        let leads = target.upstream.leads_to(endpoint, self.sent);
+        if !leads {
+            // Whoever is asked next was not tried yet.
+            self.attempts = 0;
+        }
+        leads
     }
 
     fn decide(&self, head: &[u8], snapshot: &Snapshot) -> Result<Target, Answer> {
@@ -728,6 +763,7 @@ impl Exchange {
         self.held_since = None;
         self.attempts = 0;
         self.target = next;
+        self.decided_anew = true;
         Ok(())
     }
 
@@ -764,10 +800,10 @@ impl Exchange {
         )
     }
 
-    /// Whether it had to wait for an upstream, and may have been decided anew.
+    /// Whether it was decided again since its head was read.
     #[must_use]
-    pub fn was_held(&self) -> bool {
-        self.held_at_all
+    pub fn was_decided_anew(&self) -> bool {
+        self.decided_anew
     }
 
     /// When its head was read; later where it had to wait.

@@ -158,10 +158,20 @@ pub async fn carry<S: Client>(
                 }
             },
         };
+        if !link.reused && !exchange.still_leads_there(unread) {
+            match request {
+                Request::Unsent => continue,
+                // It was sent once, to somebody who is not there any more.
+                Request::Consumed => {
+                    let gone = Failure::UpstreamClosed;
+                    return Box::pin(failed(conn, exchange, gone, 0, shape, None)).await;
+                }
+            }
+        }
         // It is repeated once; a stream is one of a connection that others use, however often it is asked for.
         link.reused &= request == Request::Unsent;
         if request == Request::Unsent {
-            if exchange.was_held() {
+            if exchange.was_decided_anew() {
                 // Decided again, it may go elsewhere, and with another key.
                 text.clear();
                 let read = conn.ahead().filled();

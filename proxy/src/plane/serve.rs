@@ -76,8 +76,8 @@ struct Next {
     express: Option<(Shape, Text)>,
     /// How many bytes its head has.
     head: usize,
-    /// The bytes that belong to its body; `None` where only reading tells.
-    body: Option<u64>,
+    /// How its body is delimited; `None` where what follows may be of another protocol.
+    body: Option<Body>,
 }
 
 /// What came of waiting for a request's first byte.
@@ -313,10 +313,7 @@ fn decide(
         let answer = Answer::plain(405, "http_request_denied", "not-supported", what);
         return Err(Answer { hint: Some(hint), ..answer });
     }
-    let body = match head.body {
-        Body::Length(length) if !head.upgrade => Some(length),
-        _ => None,
-    };
+    let body = (!head.upgrade).then_some(head.body);
     // Tunnels are no engine's.
     let ours = plane.engine == EngineChoice::Auto || head.method == "CONNECT";
     let shape = if ours { Shape::of(head, read) } else { None };
@@ -341,7 +338,7 @@ async fn lend<S: Client>(
     mut conn: Conn<S>,
     exchange: Box<Exchange>,
     length: usize,
-    body: Option<u64>,
+    body: Option<Body>,
     worker: &Worker,
 ) -> Option<Conn<S>> {
     // It was parsed before: it is right and complete.
@@ -354,8 +351,8 @@ async fn lend<S: Client>(
     let back = worker.pingora().process_new_http(session, &worker.draining).await?;
     let (stream, _) = back.consume();
     let mut conn = *stream.into_any().downcast::<Conn<S>>().ok()?;
-    conn.take_back();
-    Some(conn)
+    // What is left of a body is no request.
+    conn.take_back().then_some(conn)
 }
 
 fn refusal_of(malformed: Malformed) -> Answer {

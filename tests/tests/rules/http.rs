@@ -10,6 +10,8 @@ mod carriers;
 mod connections;
 /// `Expect: 100-continue` and interim responses.
 mod continued;
+/// Hostile requests, one a line.
+mod corpus;
 /// The key where applications drop it.
 mod correlation;
 /// What is counted.
@@ -18,6 +20,8 @@ mod counted;
 mod deadlines;
 /// In what the engines differ, and why.
 mod differences;
+/// Hostile requests of HTTP/2.
+mod downgrade;
 /// Final responses that come before the request is all there.
 mod early;
 /// Generated exchanges, compared.
@@ -32,7 +36,7 @@ mod limits;
 mod pipelining;
 /// Receipts of the whole path.
 mod receipts;
-/// Requests on which readers could disagree.
+/// Requests that are rewritten, or too large.
 mod refused_requests;
 /// Responses on which readers could disagree.
 mod refused_responses;

@@ -194,7 +194,7 @@ fn load(running: &Started, count: usize) -> Arrived {
 }
 
 /// The metric with these labels; 0 where it is not there.
-fn counted(running: &Started, metric: &str) -> usize {
+pub(super) fn counted(running: &Started, metric: &str) -> usize {
     let mut stream = TcpStream::connect(running.admin()).unwrap();
     stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
     let mut text = String::new();

@@ -1,16 +1,24 @@
 //! End to end, in process, through real sockets: one binary, a module for each side of the proxy.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+/// Overlays whose upstream is dead.
+mod dead;
 /// What strangers forge.
 mod forged;
+/// Frames of HTTP/2.
+mod frames;
 /// The inputs that fuzzing keeps.
 mod fuzzed;
+/// Upstreams that break off, lie, and talk too much.
+mod hostile;
 /// HTTP/1.1, script by script, on each engine.
 mod http;
 /// The key of many overlays at once, through applications that drop it.
 mod lost;
 /// Six services whose applications forward this or that.
 mod mesh;
+/// Overlays whose upstreams change places under load.
+mod moved;
 /// What nobody may reach through a proxy.
 mod off_limits;
 /// Tunnels by CONNECT.

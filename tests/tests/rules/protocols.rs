@@ -21,6 +21,8 @@ use overlane_config::lineage::{Content, FileChange};
 use overlane_config::route::Role;
 use overlane_config::time::UnixMillis;
 use overlane_tests::stage::{self, Started};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
 
 use client::Speaks;
 use upstream::Seen;
@@ -332,5 +334,38 @@ fn no_more_requests_of_http_2_are_served_at_once_than_there_may_be() {
         while ask(&mut sender).await.is_err() {
             assert!(std::time::Instant::now() < until);
         }
+    });
+}
+
+#[test]
+fn an_address_that_is_removed_while_it_is_connected_to_gets_nothing() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let removed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stage = Stage::new(Speaks::Https1, Limits::default()).await;
+        let service = format!("services: [{{name: web, url: 'https://{}'}}]", removed.local_addr().unwrap());
+        let alice = file("alice", "mode: overlay, baselineId: base", &service);
+        stage.running.control().apply(&[alice], Trigger::Change);
+        let asked = async {
+            let address = stage.address(Speaks::Http1);
+            let mut asked = Speaks::Http1.ask(address, "/echo", &key("alice")).await;
+            asked.finish().await;
+            asked.answer().await
+        };
+        let shaken = async {
+            let stream = removed.accept().await.unwrap().0;
+            // A handshake has begun.
+            stream.peek(&mut [0]).await.unwrap();
+            let alice = FileChange { path: "alice.yaml".into(), content: Content::Gone };
+            stage.running.control().apply(&[alice], Trigger::Change);
+            let mut stream = wire::acceptor("http/1.1").accept(stream).await.unwrap();
+            let mut read = Vec::new();
+            let _ = stream.read_to_end(&mut read).await;
+            read
+        };
+        let (answer, read) = tokio::join!(asked, shaken);
+        assert_eq!((answer.status, &*answer.who), (200, "base"));
+        assert!(answer.receipt.starts_with("web;env=base;via=baseline;reason=unknown"), "{}", answer.receipt);
+        assert_eq!(String::from_utf8_lossy(&read), "");
     });
 }

@@ -110,7 +110,8 @@ async fn reach(exchange: &mut Exchange, head: &[u8]) -> Result<Reached, Answer> 
     loop {
         let endpoint = exchange.endpoint(head).await.map_err(|Refused(answer)| answer)?;
         match Link::raw(&endpoint, exchange.plane()).await {
-            Ok(link) => return Ok((endpoint, link)),
+            Ok(link) if exchange.still_leads_there(head) => return Ok((endpoint, link)),
+            Ok(_) => {}
             Err((reason, why)) => exchange.connect_failed(reason, why),
         }
     }

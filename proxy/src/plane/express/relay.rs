@@ -182,6 +182,8 @@ pub(super) struct Relay<'r, S> {
     /// How much was searched for the end of the response's head.
     searched: usize,
     interim: u32,
+    /// Whether an interim response said what none can say.
+    doubtful: bool,
     /// Whether something of the final response was sent.
     begun: bool,
     status: u16,
@@ -231,6 +233,7 @@ impl<'r, S: Client> Relay<'r, S> {
             late,
             searched: 0,
             interim: 0,
+            doubtful: false,
             begun: false,
             status: 0,
             reusable: false,
@@ -458,8 +461,9 @@ impl<'r, S: Client> Relay<'r, S> {
             Ok(Some((_, SWITCHING, ..))) if !self.switches() => Err(Failure::UpstreamMalformed),
             Err(_) => Err(Failure::UpstreamMalformed),
             Ok(None) => self.wait_for_head(),
-            Ok(Some((length, _, true, ..))) => {
+            Ok(Some((length, _, true, reusable, _))) => {
                 self.interim += 1;
+                self.doubtful |= !reusable;
                 self.searched = 0;
                 self.link.ahead.consume(length);
                 if self.interim > MAX_INTERIM { Err(Failure::UpstreamMalformed) } else { Ok(true) }
@@ -467,7 +471,9 @@ impl<'r, S: Client> Relay<'r, S> {
             Ok(Some((length, status, false, reusable, body))) => {
                 self.link.ahead.consume(length);
                 self.status = status;
-                self.reusable = reusable;
+                // Who was to invite the body and did not may take it for the next request (CVE-2024-24791).
+                let uninvited = self.shape.expects && self.interim == 0;
+                self.reusable = reusable && !uninvited && !self.doubtful;
                 self.response = Some(Progress::new(body));
                 self.chunks = (body == Body::UntilClose).then_some(false);
                 self.streams = matches!(body, Body::Chunked | Body::UntilClose);

@@ -31,7 +31,11 @@ fn line(out: &mut Vec<u8>, name: &str, value: &[u8]) {
 /// What a request of HTTP/2 may not be (RFC 9113, section 8.3.1).
 pub(super) fn request_text(head: &request::Parts, ended: bool) -> Result<(Vec<u8>, bool), Malformed> {
     let fields = &head.headers;
-    let host = fields.get(HOST).map(HeaderValue::as_bytes);
+    let mut hosts = fields.get_all(HOST).iter().map(HeaderValue::as_bytes);
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(bad("several `host` fields"));
+    }
     let authority = head.uri.authority().map(|authority| authority.as_str().as_bytes());
     if let (Some(authority), Some(host)) = (authority, host)
         && !authority.eq_ignore_ascii_case(host)
@@ -268,7 +272,8 @@ mod tests {
         ] {
             assert_eq!(request(builder, ended).as_deref(), Ok(expected));
         }
-        assert!(request(get().header("host", "other"), true).is_err(), "two hosts");
+        assert!(request(get().header("host", "other"), true).is_err(), "another host");
+        assert!(request(get().header("host", "pay:80").header("host", "a"), true).is_err(), "two hosts");
     }
 
     #[test]

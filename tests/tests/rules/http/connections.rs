@@ -298,3 +298,22 @@ fn the_connections_of_an_overlay_that_was_removed_are_closed_and_serve_nobody_el
     holds(answered(own).but_on_pingora(differences::BY_ADDRESS, shared.clone()));
     holds(removed.upstream_ended().but_on_pingora(differences::BY_ADDRESS, shared));
 }
+
+#[test]
+fn a_request_is_not_sent_again_to_an_address_that_was_removed() {
+    // Who listens there by now may be somebody else's.
+    let keyed = |target: &str| format!("GET {target} HTTP/1.1\r\nHost: x\r\nx-overlay-id: alice\r\n\r\n");
+    holds(
+        Script::new()
+            .send(keyed("/1"))
+            .arrives("GET /1")
+            .reply(OK)
+            .answered("200 ok")
+            .send(keyed("/2"))
+            .arrives("GET /2")
+            .alice_goes()
+            .upstream_closes()
+            .refused(502)
+            .nothing_more_arrives(),
+    );
+}

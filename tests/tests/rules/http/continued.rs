@@ -138,3 +138,22 @@ fn an_http_1_0_client_gets_no_interim_responses() {
             .ended(),
     );
 }
+
+#[test]
+fn an_upstream_that_did_not_ask_for_the_body_is_asked_nothing_else_on_that_connection() {
+    // It may take the body for a request.
+    let body = get("/smuggled");
+    let length = body.len();
+    let asked = Script::new()
+        .send(format!(
+            "POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n{body}"
+        ))
+        .arrives(format!("POST / {body}").trim_end())
+        .reply("HTTP/1.1 417 Expectation Failed\r\nContent-Length: 0\r\n\r\n")
+        .answered("417")
+        .client(1)
+        .send(get("/2"))
+        .arrives("GET /2");
+    let next = |connections| asked.clone().upstream_connections(connections).reply(OK).answered("200 ok");
+    holds(next(2).but_on_pingora(differences::KEEPS_DOUBTFUL, next(1)));
+}

@@ -5,12 +5,7 @@ use overlane_tests::case::Difference;
 
 /// Pingora reads the trailers of HTTP/1.1 to their end and looks at none of them.
 pub(super) const TRAILERS: Difference = Difference(
-    "Pingora drops the trailers of HTTP/1.1 messages, also misleading ones, and tells upstreams of no `TE: trailers`",
-);
-
-/// Where a chunked body ends only its reader knows, and that one keeps what it read too much.
-pub(super) const AFTER_CHUNKS: Difference = Difference(
-    "Pingora closes after a chunked request that others follow in the same bytes, and said `keep-alive`",
+    "Pingora drops the trailers of HTTP/1.1 messages, of responses also misleading ones, and tells upstreams of no `TE: trailers`",
 );
 
 /// It watches for the client's end while it waits for the response, and decides then.
@@ -38,11 +33,6 @@ pub(super) const LENIENT_HEADS: Difference = Difference(
 /// The length is gone before a filter sees the head.
 pub(super) const LENGTH_AND_CHUNKS: Difference = Difference(
     "Pingora drops the length of a response that has a length and chunks, as RFC 9112, section 6.3 allows",
-);
-
-/// Its reader of chunks looks at sizes and at little else.
-pub(super) const LENIENT_CHUNKS: Difference = Difference(
-    "Pingora takes an empty line as the last chunk, and does not read extensions and trailers; it reframes what it forwards",
 );
 
 /// It counts no interim responses.
@@ -77,3 +67,8 @@ pub(super) const BY_ADDRESS: Difference =
 /// What it carries ends when its peers end it.
 pub(super) const STREAMS: Difference =
     Difference("Pingora ends no stream and no tunnel because its environment is gone");
+
+/// Whether it keeps a connection is settled when it has read the final head.
+pub(super) const KEEPS_DOUBTFUL: Difference = Difference(
+    "Pingora keeps the connection of an upstream whose interim response had a length, or that did not ask for a body that waited for it",
+);

@@ -219,3 +219,20 @@ fn heads_that_are_too_large() {
     holds(Script::new().send(GET).arrives("GET /").reply(long(2_000_000)).refused(502));
     holds(Script::new().send(GET).arrives("GET /").reply("A".repeat(2_000_000)).refused(502));
 }
+
+#[test]
+fn after_an_interim_response_that_says_what_none_can_say_the_connection_is_not_used_again() {
+    let hints = "HTTP/1.1 103 Early Hints\r\nContent-Length: 38\r\n\r\n";
+    let asked = Script::new()
+        .send(get("/1"))
+        .arrives("GET /1")
+        .reply(format!("{hints}{OK}"))
+        .answered("103")
+        .lacks("content-length")
+        .answered("200 ok")
+        .client(1)
+        .send(get("/2"))
+        .arrives("GET /2");
+    let next = |connections| asked.clone().upstream_connections(connections).reply(OK).answered("200 ok");
+    holds(next(2).but_on_pingora(differences::KEEPS_DOUBTFUL, next(1)));
+}
