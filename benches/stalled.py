@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How much memory clients of HTTP/2 can hold that open 100 streams each and read nothing.
+"""How much memory clients of HTTP/2 can hold that open 100 streams each and read nothing, and how much is kept when they are gone.
 
     python3 benches/stalled.py BINARY [--connections N] [--upstream h2c|http]
 
@@ -85,6 +85,9 @@ def main():
               f"{before:.0f} -> {after:.0f} MiB")
         for client in clients:
             client.close()
+        # Nobody asks anything meanwhile.
+        time.sleep(10)
+        print(f"10 s after they are gone: {resident(pid):.0f} MiB")
 
 
 if __name__ == "__main__":

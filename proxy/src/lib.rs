@@ -17,6 +17,7 @@ pub mod correlation;
 pub mod demo;
 pub mod explain;
 pub mod h1;
+pub mod memory;
 pub mod messages;
 pub mod metrics;
 pub mod names;

@@ -17,6 +17,7 @@ use prometheus::{Encoder, TextEncoder};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::calls::Call;
+use crate::plane::h2::budget::{Flood, Side};
 use crate::store::cache::CacheFigures;
 use crate::tls::accept::HandshakeFailure;
 
@@ -81,6 +82,9 @@ pub enum Event {
 /// How often each failure occurred.
 type HandshakeFailures = [u64; HandshakeFailure::ALL.len()];
 
+/// How often each flood was ended, of clients and of upstreams.
+type Floods = [[u64; Flood::ALL.len()]; Side::ALL.len()];
+
 const EVENTS: usize = Event::HandshakeResumed as usize + 1;
 
 /// What a request is counted under.
@@ -124,6 +128,7 @@ pub struct Meter {
     /// Keys that are no ids, by carrier.
     invalid: HashMap<Box<str>, u64, RandomState>,
     handshake_failures: HandshakeFailures,
+    floods: Floods,
     events: [u64; EVENTS],
 }
 
@@ -165,6 +170,7 @@ struct Counting {
     calls: HashMap<Call, u64, RandomState>,
     invalid: HashMap<Box<str>, u64, RandomState>,
     handshake_failures: HandshakeFailures,
+    floods: Floods,
     events: [u64; EVENTS],
 }
 
@@ -192,6 +198,11 @@ pub fn count_handshake_failure(failure: HandshakeFailure) {
     COUNTING.with_borrow_mut(|counting| counting.handshake_failures[failure as usize] += 1);
 }
 
+/// Counts on this thread a connection of HTTP/2 that was ended for a flood.
+pub fn count_flood(from: Side, flood: Flood) {
+    COUNTING.with_borrow_mut(|counting| counting.floods[from as usize][flood as usize] += 1);
+}
+
 /// Counts a call on this thread.
 pub fn count_call(call: Call) {
     COUNTING.with_borrow_mut(|counting| *counting.calls.entry(call).or_default() += 1);
@@ -215,8 +226,8 @@ pub fn observe(labels: Labels, took: Duration) {
 fn counted() -> Meter {
     COUNTING.with_borrow(|counting| {
         let (calls, invalid) = (counting.calls.clone(), counting.invalid.clone());
-        let Counting { handshake_failures, events, .. } = *counting;
-        let mut meter = Meter { calls, invalid, handshake_failures, events, ..Meter::default() };
+        let Counting { handshake_failures, floods, events, .. } = *counting;
+        let mut meter = Meter { calls, invalid, handshake_failures, floods, events, ..Meter::default() };
         for (labels, observed) in counting.requests.values() {
             meter.requests.entry(labels.clone()).or_default().add(observed);
         }
@@ -263,6 +274,9 @@ pub async fn gather(doors: &[MeterDoor]) -> Meter {
             *total += own;
         }
         for (total, own) in sum.handshake_failures.iter_mut().zip(meter.handshake_failures) {
+            *total += own;
+        }
+        for (total, own) in sum.floods.as_flattened_mut().iter_mut().zip(meter.floods.as_flattened()) {
             *total += own;
         }
         for (labels, own) in meter.requests {
@@ -312,6 +326,7 @@ pub struct ControlFigures {
 pub fn render(meter: &Meter, control: &ControlFigures) -> String {
     let mut families = request_families(meter);
     families.push(call_family(meter));
+    families.push(flood_family(meter));
     families.extend(event_families(meter));
     families.extend(control_families(control));
     families.extend(control.cache.map(cache_family));
@@ -431,6 +446,22 @@ fn call_family(meter: &Meter) -> MetricFamily {
         "Calls of the application, by what became of the key: kept, restored, stamped, lost, contradicting.",
         MetricType::COUNTER,
         calls.collect(),
+    )
+}
+
+fn flood_family(meter: &Meter) -> MetricFamily {
+    let floods = Side::ALL.iter().flat_map(|side| {
+        let counted = Flood::ALL.iter().map(|flood| {
+            let labels = vec![pair("reason", flood.as_str()), pair("side", side.as_str())];
+            counter(labels, meter.floods[*side as usize][*flood as usize])
+        });
+        counted.collect::<Vec<_>>()
+    });
+    family(
+        "overlane_http2_floods_total",
+        "Connections of HTTP/2 that were ended, since their peer sent too much of what costs it nothing.",
+        MetricType::COUNTER,
+        floods.collect(),
     )
 }
 

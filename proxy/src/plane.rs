@@ -41,6 +41,7 @@ use crate::snapshot::Published;
 use crate::tls::credentials::Credentials;
 use crate::tls::upstreams::Upstreams;
 use crate::upstream::{Address, Endpoint, Upstream};
+use deadline::Pace;
 use passage::PassageSettings;
 use trust::Trust;
 
@@ -53,8 +54,12 @@ pub struct Limits {
     pub idle: Duration,
     /// Between two reads of a request's body; none for calls of gRPC, and once a stream answers.
     pub body: Duration,
+    /// How many bytes per second of a body a client sends while it is waited for, on average over `body`.
+    pub body_rate: u32,
     /// For a write to a client that makes no progress.
     pub write: Duration,
+    /// How many bytes per second of a response a client takes while it is waited for, on average over `write`.
+    pub write_rate: u32,
     /// For a connection to an upstream.
     pub connect: Duration,
     /// For a response's head, and between two reads of a response that says its length. None for calls of
@@ -82,7 +87,9 @@ impl Default for Limits {
             head: Duration::from_secs(10),
             idle: Duration::from_secs(75),
             body: Duration::from_secs(60),
+            body_rate: 240,
             write: Duration::from_secs(30),
+            write_rate: 240,
             connect: Duration::from_secs(2),
             upstream_read: Duration::from_secs(300),
             upstream_write: Duration::from_secs(30),
@@ -93,6 +100,20 @@ impl Default for Limits {
             head_bytes: 64 * 1024,
             connections: 16 * 1024,
         }
+    }
+}
+
+impl Limits {
+    /// How fast a client has to send a request's body.
+    #[must_use]
+    pub fn body_pace(&self) -> Pace {
+        Pace { within: self.body, rate: self.body_rate }
+    }
+
+    /// How fast a client has to take a response.
+    #[must_use]
+    pub fn write_pace(&self) -> Pace {
+        Pace { within: self.write, rate: self.write_rate }
     }
 }
 

@@ -15,6 +15,7 @@ use crate::access::{AccessLog, Written};
 use crate::admin::{self, Admin, ReloadRequest};
 use crate::clock;
 use crate::control::{Control, Report, Trigger};
+use crate::memory;
 use crate::metrics::MeterDoor;
 use crate::names::Names;
 use crate::panics;
@@ -150,6 +151,7 @@ impl Prepared {
         if let Some(cache) = &cache {
             runtime.spawn(keep(cache.clone(), control.clone()));
         }
+        runtime.spawn(memory::give_back());
         let (reload, reloads) = mpsc::channel(8);
         let (stopped, over) = watch::channel(false);
         if let Some(follower) = follower {

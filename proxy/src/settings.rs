@@ -156,6 +156,7 @@ struct File {
     socket_mode: Option<String>,
     resync: Option<String>,
     timeouts: Timeouts,
+    min_rates: MinRates,
     correlation: CorrelationFile,
     carriers: CarriersFile,
     keep_for: Vec<String>,
@@ -267,6 +268,14 @@ struct Timeouts {
     grace: Option<String>,
     lame_duck: Option<String>,
     drain: Option<String>,
+}
+
+/// Bytes per second; see [`Limits`].
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct MinRates {
+    body: Option<u32>,
+    write: Option<u32>,
 }
 
 /// Everything that a process runs on, checked.
@@ -849,7 +858,9 @@ fn limits(file: &File) -> Result<Limits, SettingsError> {
         head: duration("timeouts.head", timeouts.head.as_ref(), default.head)?,
         idle: duration("timeouts.idle", timeouts.idle.as_ref(), default.idle)?,
         body: duration("timeouts.body", timeouts.body.as_ref(), default.body)?,
+        body_rate: file.min_rates.body.unwrap_or(default.body_rate),
         write: duration("timeouts.write", timeouts.write.as_ref(), default.write)?,
+        write_rate: file.min_rates.write.unwrap_or(default.write_rate),
         connect: duration("timeouts.connect", timeouts.connect.as_ref(), default.connect)?,
         upstream_read: duration(
             "timeouts.upstreamRead",
@@ -988,14 +999,18 @@ mod tests {
                 RunArgs { config: Some(file.path().to_owned()), workers: Some(3), ..RunArgs::default() };
             merge(flags)
         };
-        let settings =
-            with("workers: 2\ntimeouts: {head: 3s}\ngateway: 127.0.0.1:1\nstore: /tmp/x\n").expect("file");
+        let settings = with(
+            "workers: 2\ntimeouts: {head: 3s}\nminRates: {body: 0}\ngateway: 127.0.0.1:1\nstore: /tmp/x\n",
+        )
+        .expect("file");
         assert_eq!((settings.workers, settings.limits.head), (3, Duration::from_secs(3)));
+        assert_eq!((settings.limits.body_rate, settings.limits.write_rate), (0, 240));
         for (text, word) in [
             ("worker: 2", "worker"),
             ("timeouts: {head: 0s}", "head"),
             ("timeouts: {lameDuck: soon}", "timeouts.lameDuck"),
             ("timeouts: {head: soon}", "soon"),
+            ("minRates: {read: 5}", "read"),
             ("baseline: A", "baseline"),
             ("store: etcd:x", "store"),
             ("carriers: {read: [header, sigandot]}", "`carriers.read[1]`: `sigandot` is no carrier"),

@@ -662,3 +662,38 @@ fn a_completion_script_is_printed() {
         assert!(done.status.success() && script.starts_with(beginning), "{}", &script[..200]);
     }
 }
+
+/// Resident memory of a process but for its code, in KiB.
+fn resident(child: &Child) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn memory_goes_back_while_nobody_asks_anything() {
+    const CLIENTS: u64 = 300;
+    let folder = folder(([127, 0, 0, 1], 1).into());
+    let proxy = Proxy::run(&[], folder.path());
+    let address = proxy.address("gateway");
+    let before = resident(&proxy.child);
+    // Heads that do not end, and are just not too large.
+    let head = format!("GET / HTTP/1.1\r\nHost: web\r\nX: {}", "x".repeat(60_000));
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let mut client = TcpStream::connect(address).unwrap();
+            client.write_all(head.as_bytes()).unwrap();
+            client
+        })
+        .collect();
+    let until = |what: &str, wanted: &dyn Fn(u64) -> bool| {
+        let end = Instant::now() + LIMIT;
+        while !wanted(resident(&proxy.child)) {
+            assert!(Instant::now() < end, "{what}: {before} KiB, and now {}", resident(&proxy.child));
+            thread::yield_now();
+        }
+    };
+    until("it is held", &|now| now > before + CLIENTS * 50);
+    drop(clients);
+    until("it goes back", &|now| now < before + CLIENTS * 25);
+}

@@ -52,7 +52,7 @@ pub fn admit(accepted: Accepted, gate: Arc<Gate>, worker: Arc<Worker>) -> impl F
             }
             Accepted::Unix(stream) => (Socket::Unix(stream), LOCAL, None),
         };
-        let mut conn = Conn::new(socket, worker.plane.limits.write);
+        let mut conn = Conn::new(socket, worker.plane.limits.write_pace());
         let Some(address) = client_of(&mut conn, peer, &gate, &worker).await else {
             return count(Event::ProxyHeaderRefused);
         };

@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::{Buf, Bytes, BytesMut};
@@ -19,10 +19,10 @@ use pingora_core::protocols::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Sleep, sleep_until};
 
 use super::buffer::{Buffer, Want};
-use super::deadline::Deadline;
+use super::deadline::{Deadline, Pace, Patience};
 use super::tunnel::Side;
 use crate::h1::Malformed;
 use crate::h1::body::{Body, Progress};
@@ -57,8 +57,45 @@ pub struct Conn<S> {
     grant: Option<Progress>,
     /// A head that waits for the first bytes of its body, so that both leave in one write.
     unsent: BytesMut,
-    write_timeout: Duration,
-    write_deadline: Option<Pin<Box<Sleep>>>,
+    /// How fast the client takes what a borrower writes, and sends a body that a borrower reads.
+    write_pace: Pace,
+    body_pace: Pace,
+    writing: Waiting,
+    reading: Waiting,
+}
+
+/// A borrower's waiting for the client.
+#[derive(Default)]
+struct Waiting {
+    patience: Patience,
+    /// How many bytes the client has moved.
+    moved: u64,
+    /// While the client is waited for.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Waiting {
+    /// What an attempt to move bytes came to; an error where the client is too slow.
+    fn attempted(
+        &mut self,
+        cx: &mut Context<'_>,
+        pace: Pace,
+        polled: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(came) = &polled {
+            self.moved += came.as_ref().map_or(0, |moved| *moved as u64);
+            if self.timer.take().is_some() {
+                self.patience.end(Instant::now());
+            }
+            return polled;
+        }
+        let Self { patience, moved, timer } = self;
+        let timer = timer.get_or_insert_with(|| {
+            Box::pin(sleep_until(patience.begin(Instant::now(), *moved, pace).into()))
+        });
+        ready!(timer.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
 }
 
 impl<S> std::fmt::Debug for Conn<S> {
@@ -71,8 +108,8 @@ impl<S> std::fmt::Debug for Conn<S> {
 }
 
 impl<S: Client> Conn<S> {
-    /// A connection on which a borrower's write that makes no progress for `write_timeout` fails.
-    pub fn new(io: S, write_timeout: Duration) -> Self {
+    /// A connection on which a borrower's write fails where the client does not keep `write_pace`.
+    pub fn new(io: S, write_pace: Pace) -> Self {
         Self {
             io,
             ahead: Buffer::default(),
@@ -82,8 +119,10 @@ impl<S: Client> Conn<S> {
             lent: Bytes::new(),
             grant: None,
             unsent: BytesMut::new(),
-            write_timeout,
-            write_deadline: None,
+            write_pace,
+            body_pace: write_pace,
+            writing: Waiting::default(),
+            reading: Waiting::default(),
         }
     }
 
@@ -120,8 +159,10 @@ impl<S: Client> Conn<S> {
         &self.response_deadline
     }
 
-    /// Prepares for a borrower: it reads `head` first, and then `body`, or everything.
-    pub fn lend(&mut self, head: Vec<u8>, body: Option<Body>) {
+    /// Prepares for a borrower: it reads `head` first, and then `body`, as long as that comes in `pace`, or
+    /// everything.
+    pub fn lend(&mut self, head: Vec<u8>, body: Option<Body>, pace: Pace) {
+        (self.body_pace, self.reading) = (pace, Waiting::default());
         self.grant = body.map(Progress::new);
         self.lent = head.into();
     }
@@ -167,26 +208,19 @@ impl<S: Client> Conn<S> {
     fn poll_send_unsent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.unsent.is_empty() {
             let polled = Pin::new(&mut self.io).poll_write(cx, &self.unsent);
-            let sent = ready!(self.poll_within_deadline(cx, polled.map(not_zero)))?;
+            let sent = ready!(self.poll_sent(cx, polled.map(not_zero)))?;
             self.unsent.advance(sent);
         }
         Poll::Ready(Ok(()))
     }
 
-    /// What sending came to; an error where it makes no progress for too long.
-    fn poll_within_deadline<T>(
+    /// What sending came to; an error where the client is too slow.
+    fn poll_sent(
         &mut self,
         cx: &mut Context<'_>,
-        polled: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        if polled.is_ready() {
-            self.write_deadline = None;
-            return polled;
-        }
-        let limit = self.write_timeout;
-        let timer = self.write_deadline.get_or_insert_with(|| Box::pin(sleep(limit)));
-        ready!(timer.as_mut().poll(cx));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        polled: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        self.writing.attempted(cx, self.write_pace, polled)
     }
 
     /// The request is read whole: only the end of the stream is shown. What else arrives is the
@@ -198,24 +232,43 @@ impl<S: Client> Conn<S> {
         if self.ended { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 
+    /// What reading a borrower's body came to; an error where the client is too slow. Without a bound nobody
+    /// knows whether something has to come.
+    fn poll_brought(
+        &mut self,
+        cx: &mut Context<'_>,
+        polled: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        match self.grant {
+            Some(_) => self.reading.attempted(cx, self.body_pace, polled),
+            None => polled,
+        }
+    }
+
     /// Reads what the borrower may read, without a detour where the transport's next bytes are its own.
     fn poll_read_granted(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let next = self.grant.as_ref().map_or(u64::MAX, Progress::payload);
         let limit = usize::try_from(next).unwrap_or(usize::MAX).min(out.remaining());
         if self.ahead.is_empty() && limit > 0 {
             let before = out.filled().len();
-            if limit == out.remaining() {
-                ready!(Pin::new(&mut self.io).poll_read(cx, out))?;
+            let polled = if limit == out.remaining() {
+                Pin::new(&mut self.io).poll_read(cx, out)
             } else {
                 let mut limited = ReadBuf::new(out.initialize_unfilled_to(limit));
-                ready!(Pin::new(&mut self.io).poll_read(cx, &mut limited))?;
+                let polled = Pin::new(&mut self.io).poll_read(cx, &mut limited);
                 let count = limited.filled().len();
                 out.advance(count);
-            }
+                polled
+            };
+            let read = out.filled().len() - before;
+            ready!(self.poll_brought(cx, polled.map_ok(|()| read)))?;
             return Poll::Ready(own(&mut self.grant, &out.filled()[before..]).map(drop));
         }
-        if self.ahead.is_empty() && ready!(self.poll_fill(cx, Want::Head))? == 0 {
-            return Poll::Ready(Ok(()));
+        if self.ahead.is_empty() {
+            let polled = self.poll_fill(cx, Want::Head);
+            if ready!(self.poll_brought(cx, polled))? == 0 {
+                return Poll::Ready(Ok(()));
+            }
         }
         let room = out.remaining().min(self.ahead.len());
         let count = own(&mut self.grant, &self.ahead.filled()[..room])?;
@@ -293,19 +346,19 @@ impl<S: Client> AsyncWrite for Conn<S> {
         }
         ready!(this.poll_send_unsent(cx))?;
         let polled = Pin::new(&mut this.io).poll_write(cx, bytes);
-        this.poll_within_deadline(cx, polled.map(not_zero))
+        this.poll_sent(cx, polled.map(not_zero))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_send_unsent(cx))?;
         let polled = Pin::new(&mut self.io).poll_flush(cx);
-        self.poll_within_deadline(cx, polled)
+        self.poll_sent(cx, polled.map_ok(|()| 0)).map_ok(drop)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_send_unsent(cx))?;
         let polled = Pin::new(&mut self.io).poll_shutdown(cx);
-        self.poll_within_deadline(cx, polled)
+        self.poll_sent(cx, polled.map_ok(|()| 0)).map_ok(drop)
     }
 }
 
@@ -463,6 +516,8 @@ without_digests!(Socket);
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use tokio::io::AsyncWriteExt;
 
@@ -508,10 +563,10 @@ mod tests {
 
     #[tokio::test]
     async fn what_the_transport_holds_back_has_the_deadline_of_writing() {
-        let mut conn = Conn::new(Stuck, Duration::from_millis(1));
+        let mut conn = Conn::new(Stuck, Pace { within: Duration::from_millis(1), rate: 240 });
         conn.write_all(b"body").await.expect("taken");
         assert_eq!(conn.flush().await.map_err(|error| error.kind()), Err(io::ErrorKind::TimedOut));
-        let mut conn = Conn::new(Stuck, Duration::from_millis(1));
+        let mut conn = Conn::new(Stuck, Pace { within: Duration::from_millis(1), rate: 240 });
         let ended = AsyncWriteExt::shutdown(&mut conn).await;
         assert_eq!(ended.map_err(|error| error.kind()), Err(io::ErrorKind::TimedOut));
     }

@@ -116,6 +116,50 @@ impl Drop for Deadline {
     }
 }
 
+/// How fast a peer has to be while it is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    /// For how long it may move nothing.
+    pub within: Duration,
+    /// How many bytes per second it has to move on average over that time; 0: one byte at a time will do.
+    pub rate: u32,
+}
+
+/// How long a peer is still waited for that has to move bytes: as long as its [`Pace`] has it, less what it
+/// was waited for already; and each byte that it moves gives back the time in which it was due. So time in
+/// which it is not waited for costs it nothing (docs/decisions/0027-minimum-rates.md).
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Patience {
+    /// For how long it was waited, less what was given back.
+    used: Duration,
+    /// Since when it is being waited for.
+    since: Option<Instant>,
+    /// How much it had moved then.
+    moved: u64,
+}
+
+impl Patience {
+    /// A wait begins for a peer that has `moved` so many bytes in all; says when it is over.
+    pub fn begin(&mut self, now: Instant, moved: u64, pace: Pace) -> Instant {
+        self.end(now);
+        let bytes = moved - self.moved;
+        (self.since, self.moved) = (Some(now), moved);
+        self.used = match pace.rate {
+            0 if bytes > 0 => Duration::ZERO,
+            0 => self.used,
+            rate => self.used.saturating_sub(Duration::from_secs(bytes) / rate),
+        };
+        now + pace.within.saturating_sub(self.used)
+    }
+
+    /// It is waited for no longer.
+    pub fn end(&mut self, now: Instant) {
+        if let Some(since) = self.since.take() {
+            self.used += now.saturating_duration_since(since);
+        }
+    }
+}
+
 /// Wakes every task that waits with a deadline, so that it looks around.
 pub fn wake_all() {
     WATCH.with_borrow_mut(|watch| {
@@ -212,6 +256,51 @@ mod tests {
         deadline.arm(Instant::now() + Duration::from_secs(3600));
         WATCH.with_borrow_mut(Watch::look);
         assert!(deadline.poll(&Context::from_waker(Waker::noop())).is_pending());
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn only_waiting_costs_patience_and_bytes_give_it_back() {
+        let pace = Pace { within: 10 * SECOND, rate: 100 };
+        let (start, mut patience) = (Instant::now(), Patience::default());
+        let left = |over: Instant, now: u32| over - (start + now * SECOND);
+        assert_eq!(left(patience.begin(start, 0, pace), 0), 10 * SECOND);
+        patience.end(start + 4 * SECOND);
+        // What the other side takes is not its fault.
+        assert_eq!(left(patience.begin(start + 60 * SECOND, 100, pace), 60), 7 * SECOND);
+        assert_eq!(left(patience.begin(start + 62 * SECOND, 100, pace), 62), 5 * SECOND);
+        // However much it moves, it has no more than all of it.
+        assert_eq!(left(patience.begin(start + 63 * SECOND, 1 << 40, pace), 63), 10 * SECOND);
+        assert_eq!(left(patience.begin(start + 90 * SECOND, 1 << 40, pace), 90), Duration::ZERO);
+    }
+
+    #[test]
+    fn without_a_rate_any_byte_will_do() {
+        let pace = Pace { within: 10 * SECOND, rate: 0 };
+        let (start, mut patience) = (Instant::now(), Patience::default());
+        for second in [0, 9, 18, 27] {
+            let over = patience.begin(start + second * SECOND, second.into(), pace);
+            assert_eq!(over, start + (second + 10) * SECOND);
+        }
+        assert_eq!(patience.begin(start + 30 * SECOND, 27, pace), start + 37 * SECOND);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn who_keeps_the_pace_is_never_cut(waits in proptest::collection::vec((0_u64..10_000, 0_u64..10_000), 1..50)) {
+            // Each wait is shorter than the patience, and brings what is due in it.
+            let pace = Pace { within: 10 * SECOND, rate: 1000 };
+            let (mut now, mut moved, mut patience) = (Instant::now(), 0, Patience::default());
+            for (wait, pause) in waits {
+                let over = patience.begin(now, moved, pace);
+                now += Duration::from_millis(wait);
+                proptest::prop_assert!(over >= now);
+                patience.end(now);
+                moved += wait;
+                now += Duration::from_millis(pause);
+            }
+        }
     }
 
     #[test]

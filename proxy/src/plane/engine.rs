@@ -338,7 +338,12 @@ fn failure_of(error: &Error) -> Failure {
         ) => Failure::UpstreamMalformed,
         (ErrorSource::Upstream, _) => Failure::UpstreamClosed,
         (ErrorSource::Downstream, ErrorType::ReadTimedout) => Failure::BodySlow,
-        (ErrorSource::Downstream, ErrorType::ReadError) if is_malformed(error) => Failure::BodyMalformed,
+        (ErrorSource::Downstream, ErrorType::ReadError) if stopped_as(error, io::ErrorKind::InvalidData) => {
+            Failure::BodyMalformed
+        }
+        (ErrorSource::Downstream, ErrorType::ReadError) if stopped_as(error, io::ErrorKind::TimedOut) => {
+            Failure::BodySlow
+        }
         (
             ErrorSource::Downstream,
             ErrorType::WriteError
@@ -351,10 +356,10 @@ fn failure_of(error: &Error) -> Failure {
     }
 }
 
-/// Whether it was the connection that refused to read on ([`super::conn`]).
-fn is_malformed(error: &Error) -> bool {
+/// Whether it was the connection that refused to read on, or the client that was too slow ([`super::conn`]).
+fn stopped_as(error: &Error, kind: io::ErrorKind) -> bool {
     let cause = error.root_cause().downcast_ref::<io::Error>();
-    cause.is_some_and(|cause| cause.kind() == io::ErrorKind::InvalidData)
+    cause.is_some_and(|cause| cause.kind() == kind)
 }
 
 /// Why no connection could be made, as a reason and in words.

@@ -298,16 +298,13 @@ fn skip<S: Client>(conn: &mut Conn<S>, shape: Shape) -> bool {
     true
 }
 
-/// Writes all of `bytes`; false where the client is gone, or makes no progress within `limit`.
+/// Writes all of `bytes`; false where the client is gone, or does not take them within `limit`: they are few.
 pub async fn send<S: Client>(conn: &mut Conn<S>, mut bytes: &[u8], limit: Duration) -> bool {
     conn.deadline().arm(Instant::now() + limit);
     poll_fn(|cx| {
         while !bytes.is_empty() {
             match conn.poll_send(cx, [bytes, &[]]) {
-                Poll::Ready(Ok(sent)) => {
-                    bytes = &bytes[sent..];
-                    conn.deadline().arm(Instant::now() + limit);
-                }
+                Poll::Ready(Ok(sent)) => bytes = &bytes[sent..],
                 Poll::Ready(Err(_)) => return Poll::Ready(false),
                 Poll::Pending => return conn.deadline().poll(cx).map(|()| false),
             }

@@ -6,6 +6,7 @@
 //! the other side can take it: flow control reaches from one end to the other.
 
 mod body;
+pub mod budget;
 mod cork;
 mod server;
 mod text;

@@ -118,7 +118,7 @@ impl Link {
         let (transport, reused) = match endpoint.url.scheme {
             Scheme::H2c => {
                 let connect = || async { plain(endpoint, plane).await.map(Agreed::Http2) };
-                match h2::call(endpoint, http::uri::Scheme::HTTP, connect).await? {
+                match h2::call(endpoint, http::uri::Scheme::HTTP, &plane.limits, connect).await? {
                     Called::Stream(call, reused) => (Transport::Call(call), reused),
                     Called::Http1(_) => return Err((Reason::Unhealthy, "it does not speak HTTP/2")),
                 }
@@ -294,7 +294,7 @@ async fn call_in_tls(endpoint: &Arc<Endpoint>, plane: &Plane) -> Result<(Transpo
         }
         Ok(if agreed { Agreed::Http2(transport) } else { Agreed::Http1(transport) })
     };
-    match h2::call(endpoint, http::uri::Scheme::HTTPS, connect).await? {
+    match h2::call(endpoint, http::uri::Scheme::HTTPS, &plane.limits, connect).await? {
         Called::Stream(call, reused) => Ok((Transport::Call(call), reused)),
         Called::Http1(Some(transport)) => Ok((transport, false)),
         Called::Http1(None) => Ok((connect_tls(endpoint, plane, false).await?.0, false)),

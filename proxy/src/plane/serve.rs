@@ -344,7 +344,7 @@ async fn lend<S: Client>(
     // It was parsed before: it is right and complete.
     let head = request::parse(conn.ahead().filled(), request::in_origin_form).ok()??;
     conn.ahead().consume(length);
-    conn.lend(head.clone(), body);
+    conn.lend(head.clone(), body, worker.plane.limits.body_pace());
     let mut session = ServerSession::new_http1(Box::new(conn));
     session.set_keepalive(Some(KEEPALIVE));
     session.set_connection_user_context(Some(Box::new(Lent { exchange: *exchange, head })));

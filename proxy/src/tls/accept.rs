@@ -123,13 +123,13 @@ pub async fn accept(
                 _ => Event::Handshake,
             });
             let peer = Peer::over_tls(address, &gate.trust, identity(session));
-            Some((Conn::new(Tls(Box::new(stream)), limits.write), peer))
+            Some((Conn::new(Tls(Box::new(stream)), limits.write_pace()), peer))
         }
         Err(Failed { failure, why, wire }) => {
             failed(failure, address, &why);
             if let Some(wire) = wire {
                 // Closed with something unread, it would be reset, and the alert could be lost.
-                see_off(&mut Conn::new(wire.io, limits.write), worker).await;
+                see_off(&mut Conn::new(wire.io, limits.write_pace()), worker).await;
             }
             None
         }

@@ -32,8 +32,10 @@ mod hop_by_hop;
 mod keys;
 /// How much is taken, kept and held back.
 mod limits;
-/// Several requests on one connection.
 mod pipelining;
+/// Several requests on one connection.
+/// How slowly clients may send.
+mod rates;
 /// Receipts of the whole path.
 mod receipts;
 /// Requests that are rewritten, or too large.

@@ -3,6 +3,8 @@
 
 /// Overlays whose upstream is dead.
 mod dead;
+/// HTTP/2 as attackers speak it.
+mod floods;
 /// What strangers forge.
 mod forged;
 /// Frames of HTTP/2.

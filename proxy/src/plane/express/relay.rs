@@ -12,7 +12,7 @@ use crate::plane::Limits;
 use crate::plane::answer::{Answer, Failure, Form};
 use crate::plane::buffer::{Text, Want};
 use crate::plane::conn::{Client, Conn, READ_AHEAD};
-use crate::plane::deadline::Deadline;
+use crate::plane::deadline::{Deadline, Pace, Patience};
 use crate::plane::drain::is_leaving;
 use crate::plane::exchange::{Exchange, ROUTE};
 use crate::plane::h2;
@@ -60,43 +60,51 @@ enum Sending {
     Cut,
 }
 
-/// For how long a direction has made no progress.
+/// For how long a direction waits for a peer.
 #[derive(Debug, Clone, Copy)]
 struct Wait {
     /// When the first wait began: no need to ask for the time again.
     since: Option<Instant>,
     on: Option<On>,
-    moved: u32,
+    moved: u64,
+    client: Patience,
 }
 
 impl Wait {
-    /// It waits for nobody; when it does, that begins then.
-    fn ended() -> Self {
-        Self { since: None, on: None, moved: 0 }
+    /// It waits for nobody; when it first does, that begins at `since`, or then.
+    fn new(since: Option<Instant>) -> Self {
+        Self { since, on: None, moved: 0, client: Patience::default() }
     }
 
-    /// When it began, if it is another one than before.
-    fn begin(&mut self, on: On, moved: u32) -> Option<Instant> {
+    /// It waits for nobody, or has no limit.
+    fn end(&mut self) {
+        if self.on == Some(On::Client) {
+            self.client.end(Instant::now());
+        }
+        (self.since, self.on) = (None, None);
+    }
+
+    /// Until when it may go on, if it is another one than before. `moved` is how many bytes that peer has moved.
+    fn begin(&mut self, on: On, moved: u64, pace: Pace) -> Option<Instant> {
         if self.on == Some(on) && self.moved == moved {
             return None;
         }
-        let since = self.since.unwrap_or_else(Instant::now);
-        *self = Self { since: None, on: Some(on), moved };
-        Some(since)
+        let since = self.since.take().unwrap_or_else(Instant::now);
+        let until = match on {
+            On::Client => self.client.begin(since, moved, pace),
+            On::Upstream => {
+                self.client.end(since);
+                since + pace.within
+            }
+        };
+        (self.on, self.moved) = (Some(on), moved);
+        Some(until)
     }
 
-    /// Whether nothing has moved for `limit` while this waits `on` the same peer; else the task is
-    /// woken when that is so.
-    fn is_over(
-        &mut self,
-        deadline: &Deadline,
-        cx: &Context<'_>,
-        on: On,
-        moved: u32,
-        limit: Duration,
-    ) -> bool {
-        if let Some(since) = self.begin(on, moved) {
-            deadline.arm(since + limit);
+    /// Whether the peer is too slow; else the task is woken when it is.
+    fn is_over(&mut self, deadline: &Deadline, cx: &Context<'_>, on: On, moved: u64, pace: Pace) -> bool {
+        if let Some(until) = self.begin(on, moved, pace) {
+            deadline.arm(until);
         }
         deadline.poll(cx).is_ready()
     }
@@ -158,9 +166,10 @@ pub(super) struct Relay<'r, S> {
     request: &'r mut Upload,
     sending: Sending,
     request_wait: Wait,
-    request_moved: u32,
-    /// Whether the client has sent some of its body, as far as it was not there with the head.
-    request_begun: bool,
+    /// How much of the body was read from the client, as far as it was not there with the head.
+    request_read: u64,
+    /// How much the upstream took.
+    request_sent: u64,
 
     /// Heads on their way to the client, and how much of them is sent.
     text: Text,
@@ -176,7 +185,10 @@ pub(super) struct Relay<'r, S> {
     streams: bool,
     lasting: Lasting,
     response_wait: Wait,
-    response_moved: u32,
+    /// How much was read from the upstream.
+    response_read: u64,
+    /// How much the client took.
+    response_sent: u64,
     /// When the client's own patience ends.
     late: Option<Deadline>,
     /// How much was searched for the end of the response's head.
@@ -204,7 +216,7 @@ impl<'r, S: Client> Relay<'r, S> {
         request: &'r mut Upload,
         since: Instant,
     ) -> Self {
-        let wait = Wait { since: Some(since), on: None, moved: 0 };
+        let wait = Wait::new(Some(since));
         let late = exchange.deadline().map(|at| {
             let deadline = Deadline::default();
             deadline.arm(at);
@@ -219,8 +231,8 @@ impl<'r, S: Client> Relay<'r, S> {
             request,
             sending: Sending::Open,
             request_wait: wait,
-            request_moved: 0,
-            request_begun: false,
+            request_read: 0,
+            request_sent: 0,
             text: Text::default(),
             text_sent: 0,
             response: None,
@@ -229,7 +241,8 @@ impl<'r, S: Client> Relay<'r, S> {
             streams: false,
             lasting: Lasting::No,
             response_wait: wait,
-            response_moved: 0,
+            response_read: 0,
+            response_sent: 0,
             late,
             searched: 0,
             interim: 0,
@@ -324,10 +337,7 @@ impl<'r, S: Client> Relay<'r, S> {
             }
             match self.conn.poll_fill(cx, Want::Body) {
                 Poll::Ready(Ok(0)) => return Err(Failure::BodyMalformed),
-                Poll::Ready(Ok(_)) => {
-                    self.request_moved += 1;
-                    self.request_begun = true;
-                }
+                Poll::Ready(Ok(read)) => self.request_read += read as u64,
                 Poll::Ready(Err(_)) => return Err(Failure::ClientGone),
                 Poll::Pending => return Ok(Some(On::Client)),
             }
@@ -335,7 +345,7 @@ impl<'r, S: Client> Relay<'r, S> {
     }
 
     fn request_sent(&mut self, sent: usize) {
-        self.request_moved += 1;
+        self.request_sent += sent as u64;
         let of_head = sent.min(self.head.len());
         self.head = &self.head[of_head..];
         let of_body = sent - of_head;
@@ -386,7 +396,7 @@ impl<'r, S: Client> Relay<'r, S> {
                 }
                 Poll::Ready(Err(error)) if h2::is_unprocessed(&error) => return Err(Failure::Unprocessed),
                 Poll::Ready(Ok(0) | Err(_)) => return Err(Failure::UpstreamClosed),
-                Poll::Ready(Ok(_)) => self.response_moved += 1,
+                Poll::Ready(Ok(read)) => self.response_read += read as u64,
                 Poll::Pending => return Ok(self.poll_flushed(cx)?.or(Some(On::Upstream))),
             }
         }
@@ -415,7 +425,7 @@ impl<'r, S: Client> Relay<'r, S> {
     }
 
     fn response_sent(&mut self, sent: usize) {
-        self.response_moved += 1;
+        self.response_sent += sent as u64;
         self.begun |= self.response.is_some();
         let of_text = sent.min(self.text.len() - self.text_sent);
         self.text_sent += of_text;
@@ -507,23 +517,23 @@ impl<'r, S: Client> Relay<'r, S> {
         }
         if let Some(on) = request {
             match self.request_limit(on) {
-                Some((limit, failure)) => {
-                    let deadline = self.conn.deadline();
-                    if self.request_wait.is_over(deadline, cx, on, self.request_moved, limit) {
+                Some((pace, failure)) => {
+                    let moved = if on == On::Client { self.request_read } else { self.request_sent };
+                    if self.request_wait.is_over(self.conn.deadline(), cx, on, moved, pace) {
                         return Err(failure);
                     }
                 }
-                None => self.request_wait = Wait::ended(),
+                None => self.request_wait.end(),
             }
         }
         match self.response_limit(response, request) {
-            Some((limit, failure)) => {
-                let deadline = self.conn.response_deadline();
-                if self.response_wait.is_over(deadline, cx, response, self.response_moved, limit) {
+            Some((pace, failure)) => {
+                let moved = if response == On::Client { self.response_sent } else { self.response_read };
+                if self.response_wait.is_over(self.conn.response_deadline(), cx, response, moved, pace) {
                     return Err(failure);
                 }
             }
-            None => self.response_wait = Wait::ended(),
+            None => self.response_wait.end(),
         }
         match response == On::Upstream && (self.is_call() || self.streams) {
             true => self.poll_lasting(cx),
@@ -549,31 +559,33 @@ impl<'r, S: Client> Relay<'r, S> {
         Ok(())
     }
 
-    /// For how long the request may wait for a peer, if there is a limit.
-    fn request_limit(&self, on: On) -> Option<(Duration, Failure)> {
-        let Limits { body, upstream_read, upstream_write, .. } = *self.exchange.limits();
+    /// How fast a peer has to take the request on, if there is a limit.
+    fn request_limit(&self, on: On) -> Option<(Pace, Failure)> {
+        let limits = self.exchange.limits();
+        let Limits { upstream_read, upstream_write, .. } = *limits;
         // Who waits for `100 Continue` owes nothing yet.
-        let invited = !self.shape.expects || self.interim > 0 || self.request_begun;
+        let invited = !self.shape.expects || self.interim > 0 || self.request_read > 0;
         match on {
-            On::Upstream => Some((upstream_write, Failure::UpstreamSilent)),
+            On::Upstream => Some((Pace { within: upstream_write, rate: 0 }, Failure::UpstreamSilent)),
             // Both sides speak when they have something to say.
             On::Client if self.is_call() || self.streams => None,
-            On::Client if !invited => Some((upstream_read, Failure::UpstreamSilent)),
-            On::Client => Some((body, Failure::BodySlow)),
+            On::Client if !invited => {
+                Some((Pace { within: upstream_read, rate: 0 }, Failure::UpstreamSilent))
+            }
+            On::Client => Some((limits.body_pace(), Failure::BodySlow)),
         }
     }
 
-    /// For how long the response may wait for a peer, if there is a limit. `request` is whom the request
-    /// waits for.
-    fn response_limit(&self, on: On, request: Option<On>) -> Option<(Duration, Failure)> {
-        let Limits { write, upstream_read, .. } = *self.exchange.limits();
+    /// How fast a peer has to take the response on, if there is a limit. `request` is whom the request waits for.
+    fn response_limit(&self, on: On, request: Option<On>) -> Option<(Pace, Failure)> {
+        let limits = self.exchange.limits();
         match on {
-            On::Client => Some((write, Failure::ClientGone)),
+            On::Client => Some((limits.write_pace(), Failure::ClientGone)),
             // The next event comes when it comes. That a peer is gone is seen by its connection.
             On::Upstream if self.is_call() || self.streams => None,
             // It waits for the rest of the request, whose own deadline counts.
             On::Upstream if request.is_some() => None,
-            On::Upstream => Some((upstream_read, Failure::UpstreamSilent)),
+            On::Upstream => Some((Pace { within: limits.upstream_read, rate: 0 }, Failure::UpstreamSilent)),
         }
     }
 
@@ -601,14 +613,28 @@ mod tests {
 
     #[test]
     fn only_the_first_wait_begins_with_the_exchange() {
+        let pace = Pace { within: Duration::from_secs(1), rate: 0 };
         let start = Instant::now();
-        let mut wait = Wait { since: Some(start), on: None, moved: 0 };
-        assert_eq!(wait.begin(On::Upstream, 0), Some(start));
-        assert_eq!(wait.begin(On::Upstream, 0), None, "it is the same");
+        let mut wait = Wait::new(Some(start));
+        assert_eq!(wait.begin(On::Upstream, 0, pace), Some(start + pace.within));
+        assert_eq!(wait.begin(On::Upstream, 0, pace), None, "it is the same");
         for other in [(On::Client, 0), (On::Client, 1)] {
-            assert!(wait.begin(other.0, other.1).is_some_and(|since| since > start));
+            assert!(wait.begin(other.0, other.1, pace).is_some_and(|until| until > start + pace.within));
         }
-        wait = Wait::ended();
-        assert!(wait.begin(On::Client, 0).is_some_and(|since| since > start));
+        wait.end();
+        assert!(wait.begin(On::Client, 1, pace).is_some());
+    }
+
+    #[test]
+    fn a_client_is_not_charged_for_waiting_for_the_upstream() {
+        let pace = Pace { within: Duration::from_secs(10), rate: 1 };
+        let start = Instant::now();
+        let mut wait = Wait::new(Some(start));
+        wait.begin(On::Client, 0, pace);
+        // As if that had been long ago.
+        wait.since = Some(start + Duration::from_secs(4));
+        wait.begin(On::Upstream, 0, pace);
+        wait.since = Some(start + Duration::from_secs(60));
+        assert_eq!(wait.begin(On::Client, 1, pace), Some(start + Duration::from_secs(67)));
     }
 }

@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::body::{Incoming, Outgoing};
+use super::budget::Side;
 use super::cork::Cork;
 use super::{CLIENT_WINDOW, SEND_BUFFER, STREAM_WINDOW, broken, malformed, text};
 use crate::h1::has_end;
@@ -75,14 +76,14 @@ pub async fn serve<S: Client>(conn: Conn<S>, gate: Arc<Gate>, peer: Arc<Peer>, w
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
         .max_send_buffer_size(SEND_BUFFER);
-    let Ok(Ok(mut connection)) = timeout(limits.head, builder.handshake::<_, Bytes>(Cork::new(conn))).await
-    else {
+    let cork = Cork::new(conn, Side::Client, limits.head, limits.write);
+    let Ok(Ok(mut connection)) = timeout(limits.head, builder.handshake::<_, Bytes>(cork)).await else {
         return count(Event::HeadRefused);
     };
     let mut streams = JoinSet::new();
     let mut idle = Idle::new(limits.idle);
     while let Some((request, respond)) =
-        poll_fn(|cx| poll_request(&mut connection, &mut streams, &mut idle, cx)).await
+        poll_fn(|cx| poll_request(&mut connection, &mut streams, &mut idle, &peer, cx)).await
     {
         let Some(counted) = Counted::new(limits.connections) else {
             refuse(respond);
@@ -91,7 +92,7 @@ pub async fn serve<S: Client>(conn: Conn<S>, gate: Arc<Gate>, peer: Arc<Peer>, w
         let (gate, peer, worker) = (gate.clone(), peer.clone(), worker.clone());
         streams.spawn(async move {
             let _counted = counted;
-            let write = worker.plane.limits.write;
+            let write = worker.plane.limits.write_pace();
             match Stream::new(request, respond) {
                 Ok(stream) => {
                     drop(serve_requests(Conn::new(stream, write), &gate, &peer, &worker, true).await);
@@ -147,6 +148,7 @@ fn poll_request<S: Client>(
     connection: &mut Connection<Cork<Conn<S>>, Bytes>,
     streams: &mut JoinSet<()>,
     idle: &mut Idle,
+    peer: &Peer,
     cx: &mut Context<'_>,
 ) -> Poll<Option<Arrived>> {
     while let Poll::Ready(Some(_)) = streams.poll_join_next(cx) {}
@@ -159,7 +161,7 @@ fn poll_request<S: Client>(
     match connection.poll_accept(cx) {
         Poll::Ready(Some(Ok(arrived))) => Poll::Ready(Some(arrived)),
         Poll::Ready(Some(Err(error))) => {
-            tracing::debug!(%error, "a connection of HTTP/2 failed");
+            tracing::debug!(client = %peer.address, %error, "a connection of HTTP/2 failed");
             Poll::Ready(None)
         }
         Poll::Ready(None) => Poll::Ready(None),

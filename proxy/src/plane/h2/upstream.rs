@@ -21,12 +21,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
 use super::body::{Incoming, Outgoing};
+use super::budget::Side;
 use super::cork::Cork;
 use super::{
     SEND_BUFFER, STREAM_WINDOW, UPSTREAM_WINDOW, Unprocessed, broken, is_unprocessed, malformed, text,
 };
 use crate::h1::body::Body;
 use crate::h1::has_end;
+use crate::plane::Limits;
 use crate::upstream::Endpoint;
 
 /// Streams on one connection, where the upstream allows more: another connection is made for more.
@@ -158,6 +160,7 @@ pub enum Called<T> {
 pub async fn call<T, C>(
     endpoint: &Arc<Endpoint>,
     scheme: Scheme,
+    limits: &Limits,
     connect: impl FnOnce() -> C,
 ) -> Result<Called<T>, Unready>
 where
@@ -177,7 +180,7 @@ where
                 let connecting = Connecting(endpoint);
                 let made = async {
                     match connect().await? {
-                        Agreed::Http2(io) => handshake(io).await.map(Ok),
+                        Agreed::Http2(io) => handshake(io, endpoint, limits).await.map(Ok),
                         Agreed::Http1(io) => Ok(Err(io)),
                     }
                 };
@@ -214,20 +217,24 @@ where
 
 async fn handshake<T: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     io: T,
+    endpoint: &Endpoint,
+    limits: &Limits,
 ) -> Result<SendRequest<Bytes>, Unready> {
     let mut builder = Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(UPSTREAM_WINDOW)
+        .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
         .max_send_buffer_size(SEND_BUFFER)
         .enable_push(false);
     let (mut sender, connection) = builder
-        .handshake(Cork::new(io))
+        .handshake(Cork::new(io, Side::Upstream, limits.upstream_read, limits.upstream_write))
         .await
         .map_err(|_| (Unavailable::Unhealthy, "it does not speak HTTP/2"))?;
+    let upstream = endpoint.address.clone();
     tokio::spawn(async move {
         if let Err(error) = connection.await {
-            tracing::debug!(%error, "an upstream's connection of HTTP/2 ended");
+            tracing::debug!(%upstream, %error, "an upstream's connection of HTTP/2 ended");
         }
     });
     poll_fn(|cx| sender.poll_ready(cx))
