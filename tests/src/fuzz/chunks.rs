@@ -19,7 +19,7 @@ pub fn check(input: &[u8]) {
         "nor does how it is read"
     );
     let Ok((own, done)) = whole else { return };
-    let head = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let head = "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
     let theirs = theirs(&[head.as_bytes(), bytes].concat());
     assert_eq!(theirs.whole, done);
     if done {
