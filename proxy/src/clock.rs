@@ -40,6 +40,23 @@ pub fn now() -> UnixMillis {
 /// Milliseconds since the first call in this process; never goes back.
 #[must_use]
 pub fn monotonic_millis() -> u64 {
+    #[cfg(test)]
+    if let Some(now) = told::NOW.get() {
+        return now;
+    }
     static START: OnceLock<Instant> = OnceLock::new();
     u64::try_from(START.get_or_init(Instant::now).elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The monotonic clock of a test's thread, where it is told what time it is.
+#[cfg(test)]
+pub(crate) mod told {
+    use std::cell::Cell;
+
+    thread_local!(pub(super) static NOW: Cell<Option<u64>> = const { Cell::new(None) });
+
+    /// From now on it is so late on this thread.
+    pub(crate) fn tell(now: u64) {
+        NOW.set(Some(now));
+    }
 }

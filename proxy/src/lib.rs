@@ -25,6 +25,8 @@ pub mod panics;
 pub mod plane;
 pub mod process;
 pub mod settings;
+#[cfg(test)]
+mod simulation;
 pub mod snapshot;
 pub mod stack;
 pub mod store;

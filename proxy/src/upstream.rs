@@ -387,6 +387,9 @@ pub fn literal_address(url: &Url) -> Option<Address> {
 }
 
 #[cfg(test)]
+mod simulation;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -39,10 +39,12 @@ ROOM, ROOM_MIB = 1.10, 4
 RECOVERY = 1.0
 # Unused connections to upstreams of HTTP/2 are kept for a minute.
 SETTLE = 75
-SETTINGS = """
+# Seconds for a request's head.
+HEAD = 2
+SETTINGS = f"""
 resync: 5s
-timeouts: {head: 2s, idle: 5s, body: 5s, write: 5s, upstreamRead: 10s, grace: 2s, drain: 5s}
-correlation: {traces: 4096}
+timeouts: {{head: {HEAD}s, idle: 5s, body: 5s, write: 5s, upstreamRead: 10s, grace: 2s, drain: 5s}}
+correlation: {{traces: 4096}}
 """
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
@@ -204,7 +206,8 @@ class World:
         # The first half is changed and written wrong, the other half is deleted and made again as well.
         self.lasting, self.passing = names[:len(names) // 2], names[len(names) // 2:]
         self.nameless = [f"nowhere-{number}" for number in range(NAMELESS)]
-        self.allowed = {name: {name} for name in names}
+        # Who may answer for a key, and since when.
+        self.allowed = {name: [(0.0, {name})] for name in names}
         self.version = 0
         self.write("base", "name: base\nrouting: {mode: baseline, holdFor: 300ms}\nservices:\n"
                    f"- {{name: web, expose: true, hosts: [web.test], url: 'http://127.0.0.1:{ports[0]}'}}\n"
@@ -220,6 +223,12 @@ class World:
         self.write("crowd", "---\n".join(
             f"name: {name}\nrouting: {{mode: overlay, baselineId: {parent}}}\nservices: [{{name: other, url: 'http://127.0.0.1:1'}}]\n"
             for name, parent in self.crowd.items()))
+
+    def allow(self, name, *answering):
+        self.allowed[name].append((time.monotonic(), set(answering)))
+
+    def is_there(self, name):
+        return self.allowed[name][-1][1] == {name}
 
     def overlay(self, name):
         self.version += 1
@@ -251,7 +260,10 @@ class World:
 
     def may_answer(self, owner, since):
         """Who may have answered a request that began then; and whether it may have failed."""
-        allowed = {"base"} if owner == "base" else set(self.allowed[owner])
+        times = [(0.0, {"base"})] if owner == "base" else self.allowed[owner]
+        # What was in force as it began, and whatever came since.
+        begin = max(at for at, (when, _) in enumerate(times) if when <= since)
+        allowed = set().union(*(answering for _, answering in times[begin:]))
         down = any(name in self.group and self.group[name].was_down(since) for name in allowed)
         if owner != "base" and down and self.falls_back(owner):
             allowed.add("base")
@@ -392,13 +404,15 @@ class Soak:
         await client.open()
         request = head("GET", "/", key)
         try:
-            for at in range(0, len(request), 8):
-                client.writer.write(request[at:at + 8])
+            for at in range(0, len(request), 16):
+                client.writer.write(request[at:at + 16])
                 await asyncio.sleep(0.02)
+            in_time = time.monotonic() < since + HEAD
             status, body = await client.answer()
         except (Cut, OSError) as why:
             return self.cut(owner, since, why)
-        self.judge("slow writers", owner, since, status, body)
+        if in_time or status != 408:
+            self.judge("slow writers", owner, since, status, body)
 
     async def endless_head(self, client):
         """A head that never ends is cut off."""
@@ -600,24 +614,24 @@ class Soak:
         raise Wrong(f"`{key}` is not served by `{name}` 10 s after its file said so")
 
     async def change(self):
-        name = self.random.choice(self.world.lasting + [name for name in self.world.passing if self.world.allowed[name] == {name}])
+        name = self.random.choice(self.world.lasting + [name for name in self.world.passing if self.world.is_there(name)])
         self.world.write(name, self.world.overlay(name))
         self.count["files changed"] += 1
 
     async def delete_and_make_again(self):
         world, name = self.world, self.random.choice(self.world.passing)
-        world.allowed[name] = {name, "base"}
+        world.allow(name, name, "base")
         (world.store / f"{name}.yaml").unlink()
         await self.until_answered(name, "base")
         # Requests that were under way have their snapshot.
         await asyncio.sleep(0.5)
-        world.allowed[name] = {"base"}
+        world.allow(name, "base")
         await asyncio.sleep(self.random.random())
-        world.allowed[name] = {name, "base"}
+        world.allow(name, name, "base")
         world.write(name, world.overlay(name))
         await self.until_answered(name, name)
         await asyncio.sleep(0.5)
-        world.allowed[name] = {name}
+        world.allow(name, name)
         self.count["overlays deleted and made again"] += 1
 
     async def wrong_file(self):

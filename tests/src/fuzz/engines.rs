@@ -87,7 +87,6 @@ fn is_known(request: &Message) -> bool {
     !request.trailers.is_empty()
         || has("trailer")
         || has("expect")
-        || request.start.contains('#')
         || nominates("host")
         || nominates("content-length")
         || nominates("transfer-encoding")

@@ -20,6 +20,7 @@ use overlane_config::table::Environment;
 use super::super::read::Files;
 use super::*;
 use crate::names::Names;
+use crate::simulation::each_seed;
 
 /// How many seeds; `OVERLANE_SEEDS` asks for more.
 const SEEDS: u64 = 8;
@@ -424,10 +425,5 @@ impl World {
 
 #[test]
 fn whatever_happens_to_files_events_and_clocks_only_what_files_said_is_in_force() {
-    let asked = |name| std::env::var(name).ok().map(|number| number.parse::<u64>().expect("a number"));
-    let many = asked("OVERLANE_SEEDS").unwrap_or(SEEDS);
-    for seed in asked("OVERLANE_SEED").map_or(0..many, |seed| seed..seed + 1) {
-        let ran = std::panic::catch_unwind(|| World::new(seed).run());
-        assert!(ran.is_ok(), "again: OVERLANE_SEED={seed} cargo test -p overlane simulation");
-    }
+    each_seed(SEEDS, |seed| World::new(seed).run());
 }
