@@ -308,7 +308,7 @@ fn alice(policy: &str, service: &str) -> FileChange {
 }
 
 impl Mesh {
-    async fn of(policy: &str, service: &str) -> Self {
+    async fn of(policy: &str, service: &str, upstream_read: Duration) -> Self {
         let base = Arc::new(AtomicUsize::new(0));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -316,7 +316,8 @@ impl Mesh {
         let text = format!(
             "name: base\nrouting: {{mode: baseline}}\nservices: [{{name: web, expose: true, url: 'http://{address}'}}]\n"
         );
-        let limits = Limits { upstream_read: Duration::from_millis(200), ..Limits::default() };
+        // A busy machine is no dead upstream.
+        let limits = Limits { upstream_read, connect: Duration::from_secs(30), ..Limits::default() };
         let listeners = vec![stage::listener(Role::Gateway, "", None, Trust::Any)];
         let allow_unix = vec!["/".to_owned()];
         let settings = Settings { limits, allow_unix, ..Settings::in_process(listeners) };
@@ -325,7 +326,7 @@ impl Mesh {
     }
 
     async fn ask(&self, ask: Ask) -> Got {
-        let asked = tokio::time::timeout(Duration::from_secs(20), ask.of(self.running.addresses()[0])).await;
+        let asked = tokio::time::timeout(Duration::from_secs(120), ask.of(self.running.addresses()[0])).await;
         asked.unwrap_or_else(|_| panic!("{ask:?} hangs"))
     }
 }
@@ -384,7 +385,9 @@ fn what_the_blueprint_says_happens_and_nothing_is_sent_twice_or_elsewhere() {
             for falls_back in [false, true] {
                 let seen = Arc::new(AtomicUsize::new(0));
                 let policy = if falls_back { "holdFor: 0s, onUnavailable: fallback" } else { "holdFor: 0s" };
-                let mesh = Mesh::of(policy, &death.service(seen.clone()).await).await;
+                // Only who hangs is waited for.
+                let patience = Duration::from_millis(if death == Death::Hangs { 200 } else { 60_000 });
+                let mesh = Mesh::of(policy, &death.service(seen.clone()).await, patience).await;
                 for ask in asks() {
                     let got = mesh.ask(ask).await;
                     let (seen, base) = (seen.swap(0, SeqCst), mesh.base.swap(0, SeqCst));
@@ -398,7 +401,7 @@ fn what_the_blueprint_says_happens_and_nothing_is_sent_twice_or_elsewhere() {
 
 /// Waits until so many requests were held.
 async fn until_held(mesh: &Mesh, count: usize) {
-    let until = std::time::Instant::now() + Duration::from_secs(10);
+    let until = std::time::Instant::now() + Duration::from_secs(60);
     while crate::lost::counted(&mesh.running, "overlane_held_requests_total") < count {
         assert!(std::time::Instant::now() < until, "nothing is held");
         tokio::task::yield_now().await;
@@ -419,8 +422,9 @@ fn a_held_request_goes_to_the_overlay_once_when_it_is_back() {
                     1 => format!("{{name: web, url: 'unix:{}'}}", socket.display()),
                     _ => "{name: web}".to_owned(),
                 };
-                let policy = "holdFor: 10s, onUnavailable: fallback";
-                let (mesh, seen) = (Mesh::of(policy, &service).await, Arc::new(AtomicUsize::new(0)));
+                let policy = "holdFor: 60s, onUnavailable: fallback";
+                let mesh = Mesh::of(policy, &service, Duration::from_secs(60)).await;
+                let seen = Arc::new(AtomicUsize::new(0));
                 let back = async {
                     until_held(&mesh, 1).await;
                     if number == 1 {
