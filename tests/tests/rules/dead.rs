@@ -188,6 +188,9 @@ async fn die_in_http2(mut stream: TcpStream, death: Death, seen: Arc<AtomicUsize
         };
         let _ = stream.write_all(&said).await;
         if ended && matches!(death, Death::GoesAway(_)) {
+            // Closed with something unread, it would be reset, and what it said be lost.
+            let _ = stream.shutdown().await;
+            while matches!(stream.read(&mut [0; 1024]).await, Ok(1..)) {}
             return;
         }
     }
