@@ -31,6 +31,8 @@ pub fn check(bytes: &[u8]) {
 fn naive(header: &[u8]) -> Option<Announced> {
     match header.strip_prefix(SIGNATURE) {
         Some(rest) => naive_v2(rest),
+        // What else is on the line is ignored, whatever it is.
+        None if header.starts_with(b"PROXY UNKNOWN") => Some(Announced::Itself),
         None => naive_v1(std::str::from_utf8(header).ok()?.strip_suffix("\r\n")?),
     }
 }
@@ -38,7 +40,6 @@ fn naive(header: &[u8]) -> Option<Announced> {
 fn naive_v1(line: &str) -> Option<Announced> {
     let words: Vec<_> = line.split(' ').collect();
     let source = match words[..] {
-        ["PROXY", "UNKNOWN", ..] => return Some(Announced::Itself),
         ["PROXY", family, source, destination, from, to] => {
             from.parse::<u16>().ok()?;
             to.parse::<u16>().ok()?;
