@@ -4,7 +4,7 @@ use overlane::plane::EngineChoice;
 
 use crate::case::differing;
 use crate::exchange::{Seen, exchange};
-use crate::message::{Kind, Message, Read, messages, read};
+use crate::message::{Kind, Message, Read, messages, read, token};
 
 /// What the upstream answers to every request.
 const REPLY: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -92,6 +92,7 @@ fn is_known(request: &Message) -> bool {
     !request.trailers.is_empty()
         || has("trailer")
         || has("expect")
+        || request.values("connection").any(|value| !value.split(',').all(|option| token(option.trim())))
         || nominates("host")
         || nominates("content-length")
         || nominates("transfer-encoding")

@@ -5,6 +5,8 @@
 
 use std::str;
 
+use arrayvec::ArrayVec;
+
 use super::{Item, MAX_BYTES, MAX_ITEMS, Malformed, Marks};
 use crate::name::is_label;
 use crate::route::Via;
@@ -183,15 +185,29 @@ impl<'v> Text<'v> {
     fn display_string(&mut self) -> Result<Value<'v>, Malformed> {
         self.expect(b'%')?;
         self.expect(b'"')?;
+        // The bytes of a letter that is not all there yet: what is encoded has to be UTF-8.
+        let mut letter = ArrayVec::<u8, 4>::new();
         loop {
-            self.take(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'%');
-            if self.accept(b'"') {
+            let plain = self.take(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'%');
+            let ends = self.accept(b'"');
+            if (ends || !plain.is_empty()) && !letter.is_empty() {
+                return Err(Malformed);
+            }
+            if ends {
                 return Ok(Value::Other);
             }
             self.expect(b'%')?;
             let hex = self.text.as_bytes().get(self.at..self.at + 2).ok_or(Malformed)?;
             if !hex.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
                 return Err(Malformed);
+            }
+            let digit = |byte: u8| (byte as char).to_digit(16).unwrap_or(0);
+            let byte = u8::try_from(digit(hex[0]) * 16 + digit(hex[1])).map_err(|_| Malformed)?;
+            letter.try_push(byte).map_err(|_| Malformed)?;
+            match str::from_utf8(&letter) {
+                Ok(_) => letter.clear(),
+                Err(error) if error.error_len().is_some() => return Err(Malformed),
+                Err(_) => {}
             }
             self.at += 2;
         }
