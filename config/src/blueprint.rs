@@ -8,6 +8,7 @@ mod node;
 mod plain;
 mod read;
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -159,6 +160,8 @@ pub struct Service {
     pub hosts: Vec<Spanned<Box<str>>>,
     /// The path prefix at the gateway; begins with `/`.
     pub path: Option<Spanned<Box<str>>>,
+    /// How many requests a proxy has there at once at most; the proxy's own limit, where it is not said.
+    pub max_requests: Option<NonZeroU32>,
     /// The container image: kept and shown.
     pub image: Option<Box<str>>,
 }

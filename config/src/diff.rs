@@ -125,5 +125,5 @@ fn services(resolved: &Resolved) -> impl Iterator<Item = Placed<'_>> {
 fn routed<'r>((service, urls): Placed<'r>) -> impl PartialEq + use<'r> {
     let hosts: Vec<_> = service.hosts.iter().map(|host| &host.value).collect();
     let path = service.path.as_ref().map(|path| &path.value);
-    (&service.name.value, urls, service.expose, hosts, path)
+    (&service.name.value, urls, service.expose, hosts, path, service.max_requests)
 }

@@ -10,6 +10,8 @@ pub mod receipt;
 mod refusal;
 mod require;
 
+use std::num::NonZeroU32;
+
 use crate::carrier::Keys;
 use crate::diagnostic::Location;
 use crate::lineage::Policy;
@@ -207,6 +209,8 @@ pub struct Served<'t, U> {
     pub key: Option<&'t EnvironmentId>,
     /// What happens when the upstream is unavailable.
     pub policy: Policy,
+    /// How many requests a proxy has there at once at most, where the service's blueprint says.
+    pub max_requests: Option<NonZeroU32>,
     /// The keys with which it travels on, stamped ones included; `None` keeps our headers off it.
     pub onward: Option<Keys>,
     /// Where it goes.

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::BuildHasher;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use foldhash::fast::{FixedState, RandomState};
@@ -32,6 +33,8 @@ pub struct Route<U> {
     pub service: ServiceName,
     /// Its addresses; none while it is *pending*.
     pub urls: Arc<[Url]>,
+    /// How many requests a proxy has there at once at most, where its blueprint says.
+    pub max_requests: Option<NonZeroU32>,
     /// Where the service is declared.
     pub declared: Location,
     /// What the data plane attached.
@@ -404,6 +407,7 @@ fn routes<U>(
             environment: id.clone(),
             service: shared.map_or(name, |route| &route.service).clone(),
             urls: urls.clone(),
+            max_requests: service.max_requests,
             declared: resolved.blueprint.location(service.name.span),
             upstream: attach(id, name, urls),
         })
@@ -512,6 +516,7 @@ mod tests {
                 environment: environment.parse().expect("an id"),
                 service: service.parse().expect("a name"),
                 urls: Arc::new([]),
+                max_requests: None,
                 declared: Location { source, span: crate::diagnostic::Span::default() },
                 upstream: (),
             }),

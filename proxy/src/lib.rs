@@ -8,6 +8,7 @@ pub mod access;
 pub mod admin;
 pub mod bench;
 pub mod calls;
+pub mod capacity;
 pub mod cli;
 pub mod client;
 pub mod clock;

@@ -17,7 +17,9 @@ use prometheus::{Encoder, TextEncoder};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::calls::Call;
+use crate::capacity::Full;
 use crate::plane::h2::budget::{Flood, Side};
+use crate::plane::overload::{Limit, levels};
 use crate::store::cache::CacheFigures;
 use crate::tls::accept::HandshakeFailure;
 
@@ -61,6 +63,14 @@ pub enum Event {
     Held,
     /// A request fell back to another owner.
     FellBack,
+    /// A request was sent again that its upstream had refused unprocessed.
+    Repeated,
+    /// It was not, since too many were.
+    RepeatRefused,
+    /// A connection that was not in use was closed to make room for another one.
+    IdleClosed,
+    /// A connection came to a listener that had as many as it may.
+    ListenerFull,
     /// An access-log line was dropped because the writer could not keep up.
     AccessLogDropped,
     /// A trace that was in memory made room for another one before its time.
@@ -84,6 +94,9 @@ type HandshakeFailures = [u64; HandshakeFailure::ALL.len()];
 
 /// How often each flood was ended, of clients and of upstreams.
 type Floods = [[u64; Flood::ALL.len()]; Side::ALL.len()];
+
+/// Requests that were refused, by the limit, and by whether all of it was taken or a share of it.
+type Overloads = [[u64; 2]; Limit::ALL.len()];
 
 const EVENTS: usize = Event::HandshakeResumed as usize + 1;
 
@@ -129,6 +142,9 @@ pub struct Meter {
     invalid: HashMap<Box<str>, u64, RandomState>,
     handshake_failures: HandshakeFailures,
     floods: Floods,
+    overloads: Overloads,
+    /// Requests in flight, and those of them that wait for an upstream.
+    levels: [u64; 2],
     events: [u64; EVENTS],
 }
 
@@ -171,6 +187,7 @@ struct Counting {
     invalid: HashMap<Box<str>, u64, RandomState>,
     handshake_failures: HandshakeFailures,
     floods: Floods,
+    overloads: Overloads,
     events: [u64; EVENTS],
 }
 
@@ -203,6 +220,12 @@ pub fn count_flood(from: Side, flood: Flood) {
     COUNTING.with_borrow_mut(|counting| counting.floods[from as usize][flood as usize] += 1);
 }
 
+/// Counts on this thread a request that is refused under a limit.
+pub fn count_overload(limit: Limit, full: Full) {
+    let share = usize::from(full != Full::All);
+    COUNTING.with_borrow_mut(|counting| counting.overloads[limit as usize][share] += 1);
+}
+
 /// Counts a call on this thread.
 pub fn count_call(call: Call) {
     COUNTING.with_borrow_mut(|counting| *counting.calls.entry(call).or_default() += 1);
@@ -226,8 +249,9 @@ pub fn observe(labels: Labels, took: Duration) {
 fn counted() -> Meter {
     COUNTING.with_borrow(|counting| {
         let (calls, invalid) = (counting.calls.clone(), counting.invalid.clone());
-        let Counting { handshake_failures, floods, events, .. } = *counting;
+        let Counting { handshake_failures, floods, overloads, events, .. } = *counting;
         let mut meter = Meter { calls, invalid, handshake_failures, floods, events, ..Meter::default() };
+        (meter.overloads, meter.levels) = (overloads, levels());
         for (labels, observed) in counting.requests.values() {
             meter.requests.entry(labels.clone()).or_default().add(observed);
         }
@@ -277,6 +301,12 @@ pub async fn gather(doors: &[MeterDoor]) -> Meter {
             *total += own;
         }
         for (total, own) in sum.floods.as_flattened_mut().iter_mut().zip(meter.floods.as_flattened()) {
+            *total += own;
+        }
+        for (total, own) in sum.overloads.iter_mut().flatten().zip(meter.overloads.iter().flatten()) {
+            *total += own;
+        }
+        for (total, own) in sum.levels.iter_mut().zip(meter.levels) {
             *total += own;
         }
         for (labels, own) in meter.requests {
@@ -492,6 +522,14 @@ fn event_families(meter: &Meter) -> Vec<MetricFamily> {
         let now = of(from).saturating_sub(of(to)) as f64;
         family(name, help, MetricType::GAUGE, vec![gauge(Vec::new(), now)])
     };
+    let overloads = Limit::ALL.into_iter().flat_map(|limit| {
+        ["all", "overlay"]
+            .into_iter()
+            .zip(meter.overloads[limit as usize])
+            .map(move |(of, count)| counter(vec![pair("limit", limit.as_str()), pair("of", of)], count))
+    });
+    let in_flight = [Limit::Requests, Limit::Held].into_iter().zip(meter.levels);
+    let in_flight = in_flight.map(|(limit, level)| gauge(vec![pair("limit", limit.as_str())], level as f64));
     let mut invalid = BTreeMap::from([("header", 0), ("baggage", 0)]);
     invalid.extend(meter.invalid.iter().map(|(carrier, count)| (&**carrier, *count)));
     let invalid = invalid.into_iter().map(|(carrier, count)| counter(vec![pair("carrier", carrier)], count));
@@ -564,6 +602,38 @@ fn event_families(meter: &Meter) -> Vec<MetricFamily> {
             "overlane_upstream_connect_failures_total",
             "Connections to upstreams that could not be made.",
             Event::ConnectFailed,
+        ),
+        family(
+            "overlane_overload_refused_total",
+            "Requests that were refused, by what there was too much of, and of whom: of all, or of one overlay.",
+            MetricType::COUNTER,
+            overloads.collect(),
+        ),
+        family(
+            "overlane_requests_in_flight",
+            "Requests that have a seat, by the limit that they are held to.",
+            MetricType::GAUGE,
+            in_flight.collect(),
+        ),
+        total(
+            "overlane_repeats_total",
+            "Requests that were sent again, since their upstream of HTTP/2 had refused them unprocessed.",
+            Event::Repeated,
+        ),
+        total(
+            "overlane_repeats_refused_total",
+            "Requests that were not sent again, since too many of that upstream's were already.",
+            Event::RepeatRefused,
+        ),
+        total(
+            "overlane_idle_connections_closed_total",
+            "Client connections that were not in use and were closed to make room for others.",
+            Event::IdleClosed,
+        ),
+        total(
+            "overlane_listener_full_total",
+            "Client connections that waited, since their listener had `maxConnections` on that worker.",
+            Event::ListenerFull,
         ),
         total("overlane_held_requests_total", "Requests that waited for an upstream.", Event::Held),
         total("overlane_fallbacks_total", "Requests that fell back to another owner.", Event::FellBack),

@@ -18,6 +18,7 @@ pub mod h2;
 pub mod leave;
 pub mod link;
 pub mod listen;
+pub mod overload;
 pub mod passage;
 pub mod propagation;
 pub mod serve;
@@ -79,6 +80,12 @@ pub struct Limits {
     pub head_bytes: usize,
     /// The most connections that a worker serves at once, on each listener; and the most requests of HTTP/2.
     pub connections: usize,
+    /// The most requests that a worker has in flight.
+    pub requests: u32,
+    /// The most requests that all workers have at one service of one environment, where its blueprint does not say.
+    pub upstream_requests: u32,
+    /// The most requests of a worker that wait for an upstream.
+    pub held: u32,
 }
 
 impl Default for Limits {
@@ -99,6 +106,9 @@ impl Default for Limits {
             drain: Duration::from_secs(20),
             head_bytes: 64 * 1024,
             connections: 16 * 1024,
+            requests: 8 * 1024,
+            upstream_requests: 8 * 1024,
+            held: 1024,
         }
     }
 }
@@ -159,6 +169,12 @@ pub struct Gate {
 }
 
 impl Gate {
+    /// Tells it apart from others: where it is in memory.
+    #[must_use]
+    pub fn place(&self) -> usize {
+        std::ptr::from_ref(self) as usize
+    }
+
     /// The role's name in logs.
     #[must_use]
     pub fn role(&self) -> &'static str {

@@ -166,6 +166,9 @@ struct File {
     mark: Option<u32>,
     max_head_bytes: Option<usize>,
     max_connections: Option<usize>,
+    max_requests: Option<u32>,
+    max_upstream_requests: Option<u32>,
+    max_held: Option<u32>,
     tls: Option<TlsFile>,
     upstream_tls: Vec<UpstreamTlsFile>,
 }
@@ -843,6 +846,13 @@ fn lame_duck(text: Option<&String>, listeners: &[ListenerSettings]) -> Result<Du
     }
 }
 
+fn at_least_one(key: &str, told: Option<u32>, default: u32) -> Result<u32, SettingsError> {
+    match told.unwrap_or(default) {
+        0 => Err(error(format!("`{key}` is 0"), "at least 1")),
+        most => Ok(most),
+    }
+}
+
 fn limits(file: &File) -> Result<Limits, SettingsError> {
     let default = Limits::default();
     let timeouts = &file.timeouts;
@@ -882,6 +892,13 @@ fn limits(file: &File) -> Result<Limits, SettingsError> {
         drain: duration("timeouts.drain", timeouts.drain.as_ref(), default.drain)?,
         head_bytes,
         connections,
+        requests: at_least_one("maxRequests", file.max_requests, default.requests)?,
+        upstream_requests: at_least_one(
+            "maxUpstreamRequests",
+            file.max_upstream_requests,
+            default.upstream_requests,
+        )?,
+        held: at_least_one("maxHeld", file.max_held, default.held)?,
     })
 }
 
@@ -1011,6 +1028,9 @@ mod tests {
             ("timeouts: {lameDuck: soon}", "timeouts.lameDuck"),
             ("timeouts: {head: soon}", "soon"),
             ("minRates: {read: 5}", "read"),
+            ("maxRequests: 0", "`maxRequests` is 0"),
+            ("maxUpstreamRequests: 0", "`maxUpstreamRequests` is 0"),
+            ("maxHeld: 0", "`maxHeld` is 0"),
             ("baseline: A", "baseline"),
             ("store: etcd:x", "store"),
             ("carriers: {read: [header, sigandot]}", "`carriers.read[1]`: `sigandot` is no carrier"),

@@ -6,18 +6,24 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use arc_swap::ArcSwapOption;
 use overlane_config::route::Reason;
 use overlane_config::url::{Scheme, Url};
 use tokio::sync::Notify;
 
+use crate::capacity::Capacity;
 use crate::clock::monotonic_millis;
 use crate::names::Names;
 
 /// How long an endpoint that failed to connect is passed over, in milliseconds.
 const PASSED_OVER: u64 = 200;
+
+/// One in so many of the requests at an upstream may be a repeat (the budgets of Finagle and Envoy: 20 %).
+const REPEATED_SHARE: u32 = 5;
+/// So many repeats may be under way however few requests there are.
+const MIN_REPEATS: u32 = 3;
 
 /// Where to connect, or to listen.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize)]
@@ -163,6 +169,24 @@ impl Endpoint {
             && (speaks == Speaks::OnlyHttp2 as u8 || (http2 && speaks != Speaks::OnlyHttp1 as u8))
     }
 
+    /// Whether a request may be sent there. Once it was passed over long enough, one of all requests finds out
+    /// for the others whether it is back: however many there are, a dead one sees few attempts.
+    fn is_offered(&self) -> bool {
+        let until = self.passed_over_until.load(Relaxed);
+        if until == 0 {
+            return true;
+        }
+        // The clock is only read when something failed before.
+        let now = monotonic_millis();
+        let again = now + PASSED_OVER;
+        until <= now && self.passed_over_until.compare_exchange(until, again, Relaxed, Relaxed).is_ok()
+    }
+
+    /// Notes that a connection was made; says whether that is news.
+    fn reached(&self) -> bool {
+        self.passed_over_until.load(Relaxed) != 0 && self.passed_over_until.swap(0, Relaxed) != 0
+    }
+
     fn reason(&self) -> Reason {
         if self.refused.load(Relaxed) == 1 { Reason::Refused } else { Reason::Unhealthy }
     }
@@ -186,6 +210,10 @@ pub struct Upstream {
     pub(crate) outside: bool,
     /// Whether its names wait to be resolved, or are.
     resolving: AtomicBool,
+    /// The requests that are there now.
+    pub requests: Capacity,
+    /// How many of them are there once again.
+    repeats: AtomicU32,
     /// Whether a request asked since the last refresh.
     asked: AtomicBool,
     /// Whether the names are being resolved in the background.
@@ -223,6 +251,8 @@ impl Upstream {
             turn: AtomicUsize::new(0),
             outside,
             resolving: AtomicBool::new(false),
+            requests: Capacity::default(),
+            repeats: AtomicU32::new(0),
             asked: AtomicBool::new(eager),
             known_to_names: AtomicBool::new(false),
             changed: Notify::new(),
@@ -270,11 +300,7 @@ impl Upstream {
         let count = endpoints.list.len();
         let turn = if count > 1 { self.turn.fetch_add(1, Relaxed) } else { 0 };
         let in_turn = || (0..count).map(|step| &endpoints.list[turn.wrapping_add(step) % count]);
-        // The clock is only read when something failed before.
-        let fresh = in_turn().find(|endpoint| match endpoint.passed_over_until.load(Relaxed) {
-            0 => true,
-            until => until <= monotonic_millis(),
-        });
+        let fresh = in_turn().find(|endpoint| endpoint.is_offered());
         match (fresh, in_turn().next()) {
             (Some(endpoint), _) => Ok(endpoint.clone()),
             (None, Some(endpoint)) => Err(endpoint.reason()),
@@ -286,6 +312,30 @@ impl Upstream {
     #[must_use]
     pub fn problem(&self) -> String {
         self.endpoints.load().as_ref().and_then(|endpoints| endpoints.problem.clone()).unwrap_or_default()
+    }
+
+    /// Notes that a connection to `endpoint` was made: who waits for that goes on.
+    pub fn reached(&self, endpoint: &Endpoint) {
+        if endpoint.reached() {
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// One of the repeats that may be under way at once, where there is one left: so many that what is
+    /// refused under load does not become more load by being sent again.
+    #[must_use]
+    pub fn may_repeat(&self) -> bool {
+        let most = MIN_REPEATS.max(self.requests.taken() / REPEATED_SHARE);
+        let may = self.repeats.fetch_add(1, Relaxed) < most;
+        if !may {
+            self.repeated();
+        }
+        may
+    }
+
+    /// Notes that a repeat is over.
+    pub fn repeated(&self) {
+        self.repeats.fetch_sub(1, Relaxed);
     }
 
     /// Completes when the endpoints change after this was called.
@@ -448,6 +498,34 @@ mod tests {
         let upstream = upstream(&["http://127.0.0.1:1"]);
         upstream.pick().expect("fresh").failed(Reason::Refused);
         assert_eq!(upstream.pick().err(), Some(Reason::Refused));
+    }
+
+    #[test]
+    fn once_a_dead_endpoint_was_passed_over_one_request_finds_out_for_all() {
+        let upstream = upstream(&["http://127.0.0.1:1"]);
+        let endpoint = upstream.pick().expect("fresh");
+        endpoint.failed(Reason::Refused);
+        // Its time has passed.
+        endpoint.passed_over_until.store(1, Relaxed);
+        let offered = (0..100).filter(|_| upstream.pick().is_ok()).count();
+        assert_eq!(offered, 1);
+        upstream.reached(&endpoint);
+        assert_eq!((0..100).filter(|_| upstream.pick().is_ok()).count(), 100);
+    }
+
+    #[test]
+    fn repeats_are_a_part_of_what_is_under_way() {
+        let upstream = upstream(&["http://127.0.0.1:1"]);
+        let repeats = |most: usize| {
+            let granted = (0..1000).take_while(|_| upstream.may_repeat()).count();
+            (0..granted).for_each(|_| upstream.repeated());
+            assert_eq!(granted, most);
+        };
+        repeats(3);
+        let seats: Vec<_> = (0..100).map(|_| upstream.requests.take(1000, None).expect("a seat")).collect();
+        repeats(20);
+        seats.into_iter().for_each(|seat| seat.leave(&upstream.requests));
+        repeats(3);
     }
 
     #[test]

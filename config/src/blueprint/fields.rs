@@ -78,6 +78,7 @@ pub(super) const SERVICE: &[&str] = &[
     "expose",
     "hosts",
     "path",
+    "maxRequests",
     "image",
     "annotations",
     "args",

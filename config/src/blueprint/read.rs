@@ -1,6 +1,7 @@
 //! Trees to blueprints: the format, field by field.
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +34,7 @@ const ENDPOINT_HINT: &str = "such as `10.0.0.1:8080` or `http://10.0.0.1:8080`";
 const HOST_HINT: &str = "such as `shop.staging.example.com`";
 const PATH_HINT: &str = "such as `/api`";
 const HOLD_HINT: &str = "such as `2s`; clients and proxies give up after a minute";
+const REQUESTS_HINT: &str = "a number from 1 on, such as `50`: so many requests are there at once at most";
 const SERVICES_HINT: &str = "write `services:` and below it `- name: payments-api`";
 
 /// Reads every document of a source and reports every mistake in it.
@@ -599,7 +601,11 @@ fn service(node: &Node<'_>, problems: &mut Problems<'_>) -> Option<Service> {
         fields.get("image").and_then(|node| problems.scalar(node, "image")).map(|(text, _)| text.into());
     // Who gives a host or a path means to expose it.
     let expose = expose.unwrap_or(!hosts.is_empty() || path.is_some());
-    Some(Service { name: name?, urls, url_spans, expose, hosts, path, image })
+    let max_requests = fields
+        .get("maxRequests")
+        .and_then(|node| problems.value_with(node, "maxRequests", REQUESTS_HINT, requests))
+        .map(|most| most.value);
+    Some(Service { name: name?, urls, url_spans, expose, hosts, path, max_requests, image })
 }
 
 fn urls(
@@ -619,6 +625,10 @@ fn urls(
     let endpoints =
         items.iter().filter_map(|node| problems.value_with(node, "endpoints", ENDPOINT_HINT, endpoint));
     url.into_iter().chain(endpoints).collect()
+}
+
+fn requests(text: &str) -> Result<NonZeroU32, String> {
+    text.parse().map_err(|_| format!("`{}` is no number of requests", printable(text, 40)))
 }
 
 /// A url, or `host:port` for plain HTTP.

@@ -336,6 +336,7 @@ impl<'t, 'r, U> Lookup<'t, 'r, U> {
             reason,
             key: key.map(|overlay| &overlay.id),
             policy: key.map_or(self.baseline.policy, |overlay| overlay.policy),
+            max_requests: found.filter(|found| found.environment == own).and_then(|found| found.max_requests),
             onward: self.onward(),
             to: To::Application,
         }
@@ -473,6 +474,7 @@ impl<'t, 'r, U> Lookup<'t, 'r, U> {
             reason,
             key: key.map(|overlay| &overlay.id),
             policy: key.map_or(self.baseline.policy, |overlay| overlay.policy),
+            max_requests: route.max_requests,
             onward: self.onward(),
             to: To::Upstream { route, marked: false },
         }

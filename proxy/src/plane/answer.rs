@@ -6,6 +6,8 @@ use pingora_http::ResponseHeader;
 use serde_json::json;
 
 use super::grpc;
+use super::h2::Unprocessed;
+use super::overload::OVERLOAD;
 use crate::h1::request::Head;
 use crate::upstream::Address;
 
@@ -69,7 +71,7 @@ pub enum Failure {
     /// The time that the client gave it is over.
     Late,
     /// The upstream said that it did nothing about the request.
-    Unprocessed,
+    Unprocessed(Unprocessed),
     /// The environment of a stream is gone.
     Gone,
 }
@@ -79,7 +81,7 @@ impl Failure {
     #[must_use]
     pub fn reason(self) -> &'static str {
         match self {
-            Self::UpstreamSilent | Self::UpstreamMalformed | Self::UpstreamClosed | Self::Unprocessed => {
+            Self::UpstreamSilent | Self::UpstreamMalformed | Self::UpstreamClosed | Self::Unprocessed(_) => {
                 "unhealthy"
             }
             Self::BodySlow | Self::Late => "timeout",
@@ -96,7 +98,7 @@ impl Failure {
     pub fn is_upstreams(self) -> bool {
         matches!(
             self,
-            Self::UpstreamSilent | Self::UpstreamMalformed | Self::UpstreamClosed | Self::Unprocessed
+            Self::UpstreamSilent | Self::UpstreamMalformed | Self::UpstreamClosed | Self::Unprocessed(_)
         )
     }
 
@@ -118,7 +120,7 @@ impl Failure {
                 "connection_terminated",
                 format!("the upstream{at} closed the connection before it answered"),
             ),
-            Self::Unprocessed => {
+            Self::Unprocessed(_) => {
                 (503, "connection_terminated", format!("the upstream{at} refused the stream unprocessed"))
             }
             Self::BodySlow => {
@@ -248,6 +250,10 @@ impl Answer {
             let message = format!("overlane: {} ({}){hint}", self.message, self.reason);
             fields.push(("grpc-status", grpc::status_of(self.status, self.reason).to_string()));
             fields.push(("grpc-message", grpc::escape(&message)));
+            if self.reason == OVERLOAD {
+                // What `Retry-After` is to others (gRPC proposal A6, "Pushback").
+                fields.push(("grpc-retry-pushback-ms", "1000".to_owned()));
+            }
         } else if self.status == 503 {
             fields.push(("Retry-After", "1".to_owned()));
         }

@@ -13,6 +13,9 @@ use slab::Slab;
 /// Deadlines are late by at most this many milliseconds, so that one look serves many; a power of two.
 const GRAIN: u64 = 16;
 const NEVER: u64 = u64::MAX;
+/// For how many milliseconds nothing was asked on a connection that is closed to make room: what was just
+/// accepted is not.
+const UNUSED: u64 = 1000;
 /// A slot whose deadline has passed.
 const PASSED: u64 = 0;
 
@@ -21,6 +24,16 @@ struct Slot {
     /// In milliseconds of this thread.
     due: u64,
     waker: Option<Waker>,
+    idle: Option<Idle>,
+}
+
+/// Of what nobody asks anything: it may be closed early, where room is needed.
+#[derive(Debug, Clone, Copy)]
+struct Idle {
+    /// Of which listener.
+    listener: usize,
+    /// In milliseconds of this thread.
+    since: u64,
 }
 
 #[derive(Debug)]
@@ -37,16 +50,27 @@ thread_local! {
         RefCell::new(Watch { start: Instant::now(), slots: Slab::new(), look: NEVER, watcher: None });
 }
 
+impl Slot {
+    fn pass(&mut self) {
+        self.due = PASSED;
+        self.idle = None;
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
 impl Watch {
     fn millis(&self, at: Instant) -> u64 {
         let since = at.saturating_duration_since(self.start);
         since.as_secs() * 1000 + u64::from(since.subsec_millis())
     }
 
-    fn arm(&mut self, slot: usize, at: Instant) {
+    fn arm(&mut self, slot: usize, at: Instant, idle: Option<Idle>) {
         let due = (self.millis(at) + GRAIN) & !(GRAIN - 1);
         if let Some(slot) = self.slots.get_mut(slot) {
             slot.due = due;
+            slot.idle = idle;
         }
         if due < self.look {
             self.look = due;
@@ -62,10 +86,7 @@ impl Watch {
         self.look = NEVER;
         for (_, slot) in &mut self.slots {
             if slot.due <= now && slot.due != PASSED {
-                slot.due = PASSED;
-                if let Some(waker) = slot.waker.take() {
-                    waker.wake();
-                }
+                slot.pass();
             } else if slot.due != PASSED {
                 self.look = self.look.min(slot.due);
             }
@@ -81,7 +102,8 @@ pub struct Deadline {
 
 impl Default for Deadline {
     fn default() -> Self {
-        let slot = WATCH.with_borrow_mut(|watch| watch.slots.insert(Slot { due: NEVER, waker: None }));
+        let slot =
+            WATCH.with_borrow_mut(|watch| watch.slots.insert(Slot { due: NEVER, waker: None, idle: None }));
         Self { slot }
     }
 }
@@ -89,7 +111,25 @@ impl Default for Deadline {
 impl Deadline {
     /// Sets it to `at`.
     pub fn arm(&self, at: Instant) {
-        WATCH.with_borrow_mut(|watch| watch.arm(self.slot, at));
+        WATCH.with_borrow_mut(|watch| watch.arm(self.slot, at, None));
+    }
+
+    /// Sets it to `at` for a connection of a listener on which nothing is asked from now on: it passes earlier
+    /// where others need the room ([`close_idle`]).
+    pub fn arm_idle(&self, at: Instant, listener: usize) {
+        WATCH.with_borrow_mut(|watch| {
+            let since = watch.millis(Instant::now());
+            watch.arm(self.slot, at, Some(Idle { listener, since }));
+        });
+    }
+
+    /// Something is asked: it passes when it was set to.
+    pub fn not_idle(&self) {
+        WATCH.with_borrow_mut(|watch| {
+            if let Some(slot) = watch.slots.get_mut(self.slot) {
+                slot.idle = None;
+            }
+        });
     }
 
     /// Ready once it has passed; else the task is woken when it does.
@@ -158,6 +198,29 @@ impl Patience {
             self.used += now.saturating_duration_since(since);
         }
     }
+}
+
+/// Lets the deadlines pass of at most `most` connections of a listener on which nothing was asked for the
+/// longest time, and for [`UNUSED`] at least; returns how many these are.
+pub fn close_idle(listener: usize, most: usize) -> usize {
+    WATCH.with_borrow_mut(|watch| {
+        let now = watch.millis(Instant::now());
+        let idle =
+            |slot: &Slot| slot.idle.filter(|idle| idle.listener == listener && idle.since + UNUSED <= now);
+        let mut found: Vec<_> =
+            watch.slots.iter().filter_map(|(at, slot)| Some((idle(slot)?.since, at))).collect();
+        let most = most.min(found.len());
+        if most == 0 {
+            return 0;
+        }
+        let (longest, _, _) = found.select_nth_unstable(most - 1);
+        let longest: Vec<_> = longest.iter().map(|(_, at)| *at).collect();
+        let last = found[most - 1].1;
+        for at in longest.into_iter().chain([last]) {
+            watch.slots[at].pass();
+        }
+        most
+    })
 }
 
 /// Wakes every task that waits with a deadline, so that it looks around.
@@ -301,6 +364,39 @@ mod tests {
                 now += Duration::from_millis(pause);
             }
         }
+    }
+
+    #[test]
+    fn who_was_idle_for_the_longest_time_goes_first_and_others_stay() {
+        let now = Instant::now();
+        let ready = |deadline: &Deadline| deadline.poll(&Context::from_waker(Waker::noop())).is_ready();
+        let later = now + Duration::from_secs(3600);
+        let [oldest, older, fresh, busy, elsewhere, asked] = std::array::from_fn(|_| Deadline::default());
+        elsewhere.arm_idle(later, 2);
+        busy.arm(later);
+        for deadline in [&oldest, &older, &fresh, &asked] {
+            deadline.arm_idle(later, 1);
+        }
+        asked.not_idle();
+        let since = |deadline: &Deadline, ago: u64| {
+            WATCH.with_borrow_mut(|watch| {
+                // So that there is a time before.
+                watch.start = now.checked_sub(Duration::from_secs(60)).expect("a minute ago");
+                let now = watch.millis(Instant::now());
+                watch.slots[deadline.slot].idle.as_mut().expect("idle").since = now - ago;
+            });
+        };
+        for (deadline, ago) in [(&oldest, 9000), (&older, 5000), (&fresh, 0), (&elsewhere, 9000)] {
+            since(deadline, ago);
+        }
+        assert_eq!(close_idle(1, 1), 1);
+        assert_eq!([&oldest, &older].map(ready), [true, false]);
+        assert_eq!(close_idle(1, 10), 1);
+        assert_eq!(
+            [&older, &fresh, &busy, &elsewhere, &asked].map(ready),
+            [true, false, false, false, false]
+        );
+        assert_eq!(close_idle(1, 10), 0);
     }
 
     #[test]

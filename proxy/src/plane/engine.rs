@@ -181,6 +181,7 @@ impl ProxyHttp for Engine {
         let Some(lent) = carried.lent.as_mut().filter(|_| !reused) else {
             return Ok(());
         };
+        lent.exchange.connected();
         if lent.exchange.still_leads_there(&lent.head) {
             return Ok(());
         }

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -28,9 +29,11 @@ use tokio::time::timeout;
 use super::answer::{Answer, Failure};
 use super::grpc;
 use super::leave::{Leave, leave};
+use super::overload::{self, Limit};
 use super::propagation::Propagation;
 use super::trust::Peer;
 use super::{Gate, Plane};
+use crate::capacity::{Guest, Seat};
 use crate::clock;
 use crate::correlation::Calls;
 use crate::h1::request::{self, Head};
@@ -186,6 +189,36 @@ struct Target {
     overlay: Option<EnvironmentId>,
     /// Whether the upstream is the application behind this sidecar.
     application: bool,
+    /// Whose request it is, where that is not whose listener and services these are.
+    guest: Option<Guest>,
+    /// How many requests may be at the upstream at once, where its blueprint says.
+    max_requests: Option<NonZeroU32>,
+}
+
+impl Target {
+    /// Whose request it is, where that is not who owns the upstream.
+    fn guest_of_owner(&self) -> Option<Guest> {
+        let owner = self.receipt.as_ref().map(|receipt| &receipt.environment);
+        self.guest.filter(|_| owner != self.overlay.as_ref())
+    }
+
+    fn asked(&self) -> overload::Asked<'_> {
+        let service = self.receipt.as_ref().map(|receipt| (&receipt.service, &receipt.environment));
+        overload::Asked { overlay: self.overlay.as_ref(), service }
+    }
+}
+
+/// What a request has of what is limited (see [`overload`]).
+#[derive(Debug, Default)]
+struct Seats {
+    /// Among the worker's requests.
+    worker: Option<Seat>,
+    /// Among those that wait for an upstream.
+    held: Option<Seat>,
+    /// At the upstream of its target.
+    upstream: Option<Seat>,
+    /// Whether it is at that upstream once again.
+    repeats: bool,
 }
 
 /// Why no upstream can be had.
@@ -207,6 +240,7 @@ pub struct Exchange {
     tried: Tried,
     snapshot: Arc<Snapshot>,
     target: Result<Target, Answer>,
+    seats: Seats,
     held_since: Option<Instant>,
     held_at_all: bool,
     /// Whether it goes elsewhere, or otherwise, than was decided first.
@@ -295,6 +329,7 @@ impl Exchange {
             tried: Tried::default(),
             snapshot,
             target,
+            seats: Seats::default(),
             held_since: None,
             held_at_all: false,
             decided_anew: false,
@@ -558,11 +593,14 @@ impl Exchange {
     /// # Errors
     /// The answer to give.
     pub async fn endpoint(&mut self, head: &[u8]) -> Result<Arc<Endpoint>, Refused> {
-        if let Some(endpoint) = self.endpoint_now() {
-            return Ok(endpoint);
-        }
-        // Boxed: it is rare, and would be part of every request's memory.
-        let found = Box::pin(self.find_endpoint(head)).await;
+        let found = match self.enter() {
+            Ok(()) => match self.endpoint_now() {
+                Some(found) => found,
+                // Boxed: it is rare, and would be part of every request's memory.
+                None => Box::pin(self.find_endpoint(head)).await,
+            },
+            Err(refused) => Err(refused),
+        };
         if let Err(Refused(answer)) = &found {
             self.failed = Some(answer.reason);
             let reasons = [Reason::Refused, Reason::Pending];
@@ -593,16 +631,34 @@ impl Exchange {
         self.handed_over = true;
     }
 
+    /// Takes its seat among the worker's requests, once.
+    fn enter(&mut self) -> Result<(), Refused> {
+        let (Ok(target), None) = (&self.target, &self.seats.worker) else {
+            return Ok(());
+        };
+        let most = self.plane.limits.requests;
+        let own = match &self.gate.listener.role {
+            Role::Gateway => None,
+            Role::Outbound { environment, .. } | Role::Inbound { environment, .. } => environment.as_ref(),
+        };
+        let guest = target.guest.filter(|_| own.is_none() || own != target.overlay.as_ref());
+        let seat = overload::enter(most, guest);
+        let seat =
+            seat.map_err(|full| Refused(overload::refuse(Limit::Requests, full, most, target.asked())))?;
+        self.seats.worker = Some(seat);
+        Ok(())
+    }
+
     /// Where to connect, if nothing has to be waited for.
-    fn endpoint_now(&mut self) -> Option<Arc<Endpoint>> {
+    fn endpoint_now(&mut self) -> Option<Result<Arc<Endpoint>, Refused>> {
         if std::mem::take(&mut self.handed_over) {
-            return self.endpoint.clone();
+            return self.endpoint.clone().map(Ok);
         }
         if self.attempts > 0 {
             return None;
         }
         let endpoint = self.target.as_ref().ok()?.upstream.pick().ok()?;
-        self.chosen(endpoint).ok()
+        Some(self.chosen(endpoint))
     }
 
     async fn find_endpoint(&mut self, head: &[u8]) -> Result<Arc<Endpoint>, Refused> {
@@ -611,10 +667,10 @@ impl Exchange {
                 Ok(target) => target,
                 Err(answer) => return Err(Refused(answer.clone())),
             };
-            let picked = match target.upstream.pick() {
+            let picked = match self.is_held_enough(target) {
                 // Each was tried, and none answers: one that is not passed over any more does not end the hold.
-                Ok(_) if self.is_held_enough(target) => Err(self.last_reason),
-                picked => picked,
+                true => Err(self.last_reason),
+                false => target.upstream.pick(),
             };
             match picked {
                 Ok(endpoint) => return self.chosen(endpoint),
@@ -640,8 +696,58 @@ impl Exchange {
                 Answer { hint: Some(hint), ..Answer::plain(508, "proxy_loop_detected", "refused", message) };
             return Err(Refused(answer));
         }
+        self.take_seat_upstream()?;
+        if let Some(seat) = self.seats.held.take() {
+            overload::waited(seat);
+        }
         self.endpoint = Some(endpoint.clone());
         Ok(endpoint)
+    }
+
+    /// Takes its seat at the upstream, where it has none.
+    fn take_seat_upstream(&mut self) -> Result<(), Refused> {
+        let (Ok(target), None) = (&self.target, &self.seats.upstream) else {
+            return Ok(());
+        };
+        let most = target.max_requests.map_or(self.plane.limits.upstream_requests, NonZeroU32::get);
+        let seat = target.upstream.requests.take(most, target.guest_of_owner());
+        let seat =
+            seat.map_err(|full| Refused(overload::refuse(Limit::Upstream, full, most, target.asked())))?;
+        self.seats.upstream = Some(seat);
+        Ok(())
+    }
+
+    /// Gives back what it has at the upstream.
+    fn leave_upstream(&mut self) {
+        let Ok(target) = &self.target else { return };
+        if let Some(seat) = self.seats.upstream.take() {
+            seat.leave(&target.upstream.requests);
+        }
+        if std::mem::take(&mut self.seats.repeats) {
+            target.upstream.repeated();
+        }
+    }
+
+    /// Gives back what it has in its worker.
+    fn leave_worker(&mut self) {
+        self.seats.held.take().into_iter().for_each(overload::waited);
+        self.seats.worker.take().into_iter().for_each(overload::leave);
+    }
+
+    /// Whether it may be sent to its upstream again, which did nothing about it.
+    #[must_use]
+    pub fn may_repeat(&mut self) -> bool {
+        let may = self.seats.repeats || self.target.as_ref().is_ok_and(|target| target.upstream.may_repeat());
+        self.seats.repeats = may;
+        count(if may { Event::Repeated } else { Event::RepeatRefused });
+        may
+    }
+
+    /// Notes that a connection was made to the endpoint that was chosen last.
+    pub fn connected(&self) {
+        if let (Ok(target), Some(endpoint)) = (&self.target, &self.endpoint) {
+            target.upstream.reached(endpoint);
+        }
     }
 
     /// Notes that no connection could be made to the endpoint that was chosen last.
@@ -654,6 +760,7 @@ impl Exchange {
             endpoint.failed(reason);
             self.last_failure = format!("{} ({why})", endpoint.address);
         }
+        self.leave_upstream();
     }
 
     /// Waits a little for the upstream, or gives it up when it was held long enough.
@@ -676,6 +783,12 @@ impl Exchange {
                 let late = Failure::Late.answer(self.upstream_address());
                 return Err(Refused(late.unwrap_or_else(|| self.unavailable(head, reason))));
             }
+        }
+        if self.seats.held.is_none() {
+            let most = self.plane.limits.held;
+            let seat = overload::wait(most, target.guest);
+            let refused = |full| Refused(overload::refuse(Limit::Held, full, most, target.asked()));
+            self.seats.held = Some(seat.map_err(refused)?);
         }
         let mut generations = self.plane.published.generations();
         // A snapshot published since the decision is news already.
@@ -711,6 +824,10 @@ impl Exchange {
             self.attempts = 0;
         }
         self.snapshot = newest;
+        let stays = |old: &Target, new: &Target| Arc::ptr_eq(&old.upstream, &new.upstream);
+        if !matches!((&self.target, &target), (Ok(old), Ok(new)) if stays(old, new)) {
+            self.leave_upstream();
+        }
         self.target = target;
         self.decided_anew = true;
     }
@@ -730,7 +847,8 @@ impl Exchange {
             // Whoever is asked next was not tried yet.
             self.attempts = 0;
         }
-        leads
+        // Where it is another upstream that leads there, its seat is to be taken there.
+        leads && self.take_seat_upstream().is_ok()
     }
 
     fn decide(&self, head: &[u8], snapshot: &Snapshot) -> Result<Target, Answer> {
@@ -762,6 +880,7 @@ impl Exchange {
         count(Event::FellBack);
         self.held_since = None;
         self.attempts = 0;
+        self.leave_upstream();
         self.target = next;
         self.decided_anew = true;
         Ok(())
@@ -866,6 +985,8 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         // Cut short: by the end of the process, or of the engine that had it.
         self.ended(0, Instant::now());
+        self.leave_upstream();
+        self.leave_worker();
         count(Event::RequestEnded);
         self.propagation.end(&self.gate);
     }
@@ -933,6 +1054,12 @@ fn decide(
                 policy: served.policy,
                 receipt: Some(served.receipt()),
                 overlay: served.key.cloned(),
+                guest: match (served.key, served.reason) {
+                    (Some(overlay), _) => Some(Guest::named(overlay)),
+                    (None, Reason::Unknown | Reason::Expired) => Some(Guest::UNKNOWN),
+                    (None, _) => None,
+                },
+                max_requests: served.max_requests,
             })
         }
     }
@@ -984,6 +1111,8 @@ fn pass_through(
         policy: Policy { on_unavailable: OnUnavailable::Fail, hold_for: PASS_THROUGH_HOLD },
         receipt: None,
         overlay: None,
+        guest: None,
+        max_requests: None,
     })
 }
 

@@ -17,6 +17,7 @@ use super::buffer::Text;
 use super::conn::{Client, Conn};
 use super::drain::is_leaving;
 use super::exchange::{Exchange, Refused};
+use super::h2::Unprocessed;
 use super::link::Link;
 use super::tunnel::pump;
 use crate::h1::Name;
@@ -151,7 +152,10 @@ pub async fn carry<S: Client>(
         let mut link = match unused {
             Some(link) => link,
             None => match Box::pin(Link::new(&endpoint, exchange.plane(), http2)).await {
-                Ok(link) => link,
+                Ok(link) => {
+                    exchange.connected();
+                    link
+                }
                 Err((reason, why)) => {
                     exchange.connect_failed(reason, why);
                     continue;
@@ -200,7 +204,12 @@ pub async fn carry<S: Client>(
             }
             // An unused connection that the upstream had closed (docs/decisions/0009).
             Err((Failure::UpstreamClosed, 0)) if link.reused && !link.heard && shape.repeatable => {}
-            Err((Failure::Unprocessed, 0)) if repeats < REPEATS && upload.can_repeat() => {
+            // What is not wanted now is not sent again and again (docs/decisions/0028); who goes away wants it elsewhere.
+            Err((Failure::Unprocessed(why), 0))
+                if repeats < REPEATS
+                    && upload.can_repeat()
+                    && (why == Unprocessed::Gone || exchange.may_repeat()) =>
+            {
                 repeats += 1;
                 upload.repeat(text);
             }

@@ -33,21 +33,29 @@ const SEND_BUFFER: usize = 16 * 1024;
 
 /// The peer says that it did nothing about a request: it may be sent again, whatever it asks for
 /// (RFC 9113, section 8.7).
-#[derive(Debug)]
-struct Unprocessed;
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unprocessed {
+    /// It does not want it now.
+    Refused,
+    /// Its connection ends, or ended before.
+    Gone,
+}
 
 impl fmt::Display for Unprocessed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the stream was refused unprocessed")
+        f.write_str(match self {
+            Self::Refused => "the stream was refused unprocessed",
+            Self::Gone => "the connection ended before the stream was processed",
+        })
     }
 }
 
 impl std::error::Error for Unprocessed {}
 
-/// Whether an error says that the peer did nothing about the request.
+/// Why the peer did nothing about the request, where an error says that.
 #[must_use]
-pub fn is_unprocessed(error: &io::Error) -> bool {
-    error.get_ref().and_then(|inner| inner.downcast_ref::<Unprocessed>()).is_some()
+pub fn unprocessed(error: &io::Error) -> Option<Unprocessed> {
+    error.get_ref().and_then(|inner| inner.downcast_ref()).copied()
 }
 
 /// Whether an error says that the peer ended a stream, and not the whole connection.
@@ -60,7 +68,7 @@ fn broken(error: h2::Error) -> io::Error {
     let refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
     let gone = error.is_go_away() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR);
     if refused || gone {
-        return io::Error::other(Unprocessed);
+        return io::Error::other(if refused { Unprocessed::Refused } else { Unprocessed::Gone });
     }
     if error.is_io() {
         return error.into_io().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into());

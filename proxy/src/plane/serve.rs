@@ -118,7 +118,8 @@ pub async fn serve_intercepted<S: Client>(
 pub async fn serve<S: Client>(mut conn: Conn<S>, gate: Arc<Gate>, peer: Arc<Peer>, worker: Arc<Worker>) {
     let limits = &worker.plane.limits;
     let (mut first, mut limit) = (true, limits.head);
-    while let Awaited::Begun = first_byte(&mut conn, !first, Instant::now() + limit).await {
+    let listener = Some(gate.place());
+    while let Awaited::Begun = first_byte(&mut conn, !first, Instant::now() + limit, listener).await {
         if first && h2::is_spoken(&mut conn).await {
             return Box::pin(h2::serve(conn, gate, peer, worker)).await;
         }
@@ -138,12 +139,21 @@ pub async fn serve<S: Client>(mut conn: Conn<S>, gate: Arc<Gate>, peer: Arc<Peer
 }
 
 /// Waits for the first byte of a request, at most until `until`; `unused` where there was none for a while.
-/// Holds no buffer.
-pub(crate) async fn first_byte<S: Client>(conn: &mut Conn<S>, unused: bool, until: Instant) -> Awaited {
+/// Holds no buffer. Where it is told of which `listener` the connection is, it may be closed earlier to make
+/// room there.
+pub(crate) async fn first_byte<S: Client>(
+    conn: &mut Conn<S>,
+    unused: bool,
+    until: Instant,
+    listener: Option<usize>,
+) -> Awaited {
     if !conn.ahead().is_empty() {
         return Awaited::Begun;
     }
-    conn.deadline().arm(until);
+    match listener {
+        Some(listener) => conn.deadline().arm_idle(until, listener),
+        None => conn.deadline().arm(until),
+    }
     let mut told = false;
     poll_fn(|cx| {
         if !told && is_draining() {
@@ -221,7 +231,7 @@ pub(super) async fn serve_requests<S: Client>(
         drop(next);
         first = false;
         if conn.ahead().is_empty() {
-            match first_byte(&mut conn, false, now + BUSY.min(worker.plane.limits.idle)).await {
+            match first_byte(&mut conn, false, now + BUSY.min(worker.plane.limits.idle), None).await {
                 Awaited::Begun => {}
                 Awaited::Nothing if !is_draining() => return Served::Idle(conn),
                 Awaited::Nothing | Awaited::Closed => return Served::Over,

@@ -19,12 +19,18 @@ use super::serve::Worker;
 use super::shortage::Shortage;
 use super::{Gate, ListenerSettings, Plane, deadline, h2, link, role_name};
 use crate::correlation::{Correlation, CorrelationSettings};
-use crate::metrics::{MeterDoor, answer_scrapes};
+use crate::metrics::{Event, MeterDoor, answer_scrapes, count};
 use crate::tls::credentials::Credentials;
 use crate::upstream::Upstream;
 
 /// How long a connection that a client has begun to open has to come to its end before its listener closes.
 const SETTLING: Duration = Duration::from_millis(100);
+/// One in so many connections is closed at a time to make room: looking for them costs.
+const ROOM: usize = 64;
+/// How often it is looked for them, where there are none.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// How long it may take until those are gone: clients of HTTP/2 are told before.
+const CLOSING: Duration = Duration::from_millis(1500);
 
 /// Listeners that are bound and not yet served, so that everything that can fail has failed.
 pub struct Bound {
@@ -190,6 +196,14 @@ async fn work(
     }
 }
 
+/// Closes connections of a listener on which nothing is asked, those first that were so for the longest time:
+/// whoever keeps connections open without using them does not keep others out. Returns when to try again.
+fn make_room(gate: &Arc<Gate>, connections: usize) -> Duration {
+    let closed = deadline::close_idle(gate.place(), connections.div_ceil(ROOM));
+    (0..closed).for_each(|_| count(Event::IdleClosed));
+    if closed == 0 { LOOK_AGAIN } else { CLOSING }
+}
+
 /// Accepts on one socket until told to stop, then sees its connections to their end.
 async fn accept(socket: Listening, gate: Arc<Gate>, worker: Arc<Worker>) {
     let socket = match socket.accepting() {
@@ -202,19 +216,34 @@ async fn accept(socket: Listening, gate: Arc<Gate>, worker: Arc<Worker>) {
     let limits = &worker.plane.limits;
     let (mut connections, mut shortage) = (JoinSet::new(), Shortage::default());
     let mut draining = pin!(worker.drain.reached(Stage::Draining));
+    // The one that came when there was no room.
+    let mut waiting = None;
     loop {
         let full = connections.len() >= limits.connections;
+        if let Some(accepted) = waiting.take_if(|_| !full) {
+            connections.spawn(admit(accepted, gate.clone(), worker.clone()));
+            continue;
+        }
+        let look_again = waiting.is_some().then(|| make_room(&gate, limits.connections));
         tokio::select! {
             biased;
             () = &mut draining => break,
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
-            accepted = socket.accept(), if !full => match accepted {
+            () = tokio::time::sleep(look_again.unwrap_or_default()), if look_again.is_some() => {}
+            accepted = socket.accept(), if waiting.is_none() => match accepted {
+                Ok(accepted) if full => {
+                    count(Event::ListenerFull);
+                    waiting = Some(accepted);
+                }
                 Ok(accepted) => {
                     connections.spawn(admit(accepted, gate.clone(), worker.clone()));
                 }
                 Err(error) => shortage.wait(&gate.address, &error).await,
             },
         }
+    }
+    if let Some(accepted) = waiting {
+        connections.spawn(admit(accepted, gate.clone(), worker.clone()));
     }
     // The kernel has told clients of connections that wait here that they are open, and tells those whose
     // handshake is under way: closing now would reset them.

@@ -104,7 +104,7 @@ pub async fn accept(
 ) -> Option<(Conn<Tls>, Arc<Peer>)> {
     let limits = &worker.plane.limits;
     let until = Instant::now() + limits.head;
-    let Awaited::Begun = first_byte(&mut conn, false, until).await else {
+    let Awaited::Begun = first_byte(&mut conn, false, until, Some(gate.place())).await else {
         // Somebody who only looks whether the port is open.
         return None;
     };

@@ -19,7 +19,7 @@ struct Known {
     port: u16,
     /// Which of all endpoints that ever were it is: one that went and came back is another one.
     number: usize,
-    /// When it last failed, and how.
+    /// Since when it is passed over, and how it failed last.
     failed: Option<(u64, Reason)>,
 }
 
@@ -88,7 +88,13 @@ impl World {
         match (in_turn.iter().find(is_over), picked) {
             (Some(expected), Ok(picked)) => {
                 assert_eq!(picked.address, address(expected.port), "whose turn it is");
-                self.picked.push((expected.number, picked));
+                let number = expected.number;
+                self.picked.push((number, picked));
+                // This one finds out for the others, who pass it over as if it had failed now.
+                let now = self.now;
+                if let Some(failed) = self.known_as(number).and_then(|known| known.failed.as_mut()) {
+                    failed.0 = now;
+                }
             }
             (None, Err(reason)) => {
                 assert_eq!(Some(reason), in_turn[0].failed.map(|(_, reason)| reason), "why nobody is there");
@@ -98,27 +104,44 @@ impl World {
         self.turn += usize::from(count > 1);
     }
 
+    fn known_as(&mut self, number: usize) -> Option<&mut Known> {
+        self.known.iter_mut().find(|known| known.number == number)
+    }
+
+    /// What is on its way, and no longer is.
+    fn arrives(&mut self) -> Option<(usize, Arc<Endpoint>)> {
+        let at = (!self.picked.is_empty()).then(|| self.rng.usize(..self.picked.len()))?;
+        Some(self.picked.swap_remove(at))
+    }
+
+    /// A connection was made.
+    fn reach(&mut self) {
+        let Some((number, endpoint)) = self.arrives() else { return };
+        self.upstream.reached(&endpoint);
+        if let Some(known) = self.known_as(number) {
+            known.failed = None;
+        }
+    }
+
     /// A connection could not be made.
     fn fail(&mut self) {
-        if self.picked.is_empty() {
-            return;
-        }
-        let at = self.rng.usize(..self.picked.len());
-        let (number, endpoint) = self.picked.swap_remove(at);
+        let Some((number, endpoint)) = self.arrives() else { return };
         let reason = if self.rng.bool() { Reason::Refused } else { Reason::Unhealthy };
         endpoint.failed(reason);
-        if let Some(known) = self.known.iter_mut().find(|known| known.number == number) {
-            known.failed = Some((self.now, reason));
+        let now = self.now;
+        if let Some(known) = self.known_as(number) {
+            known.failed = Some((now, reason));
         }
     }
 
     fn step(&mut self) {
         tell(self.now);
-        match self.rng.u8(..10) {
+        match self.rng.u8(..11) {
             0..5 => self.pick(),
             5 | 6 => self.fail(),
             7 => drop(self.picked.pop()),
-            8 => self.now += self.rng.u64(..2 * PASSED_OVER),
+            8 => self.reach(),
+            9 => self.now += self.rng.u64(..2 * PASSED_OVER),
             _ => self.resolve(),
         }
     }

@@ -23,6 +23,8 @@ mod mesh;
 mod moved;
 /// What nobody may reach through a proxy.
 mod off_limits;
+/// More than can be served.
+mod overload;
 /// Tunnels by CONNECT.
 mod passage;
 /// Every protocol of clients with every protocol of upstreams.

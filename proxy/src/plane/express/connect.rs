@@ -110,8 +110,12 @@ async fn reach(exchange: &mut Exchange, head: &[u8]) -> Result<Reached, Answer> 
     loop {
         let endpoint = exchange.endpoint(head).await.map_err(|Refused(answer)| answer)?;
         match Link::raw(&endpoint, exchange.plane()).await {
-            Ok(link) if exchange.still_leads_there(head) => return Ok((endpoint, link)),
-            Ok(_) => {}
+            Ok(link) => {
+                exchange.connected();
+                if exchange.still_leads_there(head) {
+                    return Ok((endpoint, link));
+                }
+            }
             Err((reason, why)) => exchange.connect_failed(reason, why),
         }
     }

@@ -394,8 +394,10 @@ impl<'r, S: Client> Relay<'r, S> {
                     self.begin_chunk(0);
                     self.response = Some(Progress::new(Body::Length(0)));
                 }
-                Poll::Ready(Err(error)) if h2::is_unprocessed(&error) => return Err(Failure::Unprocessed),
-                Poll::Ready(Ok(0) | Err(_)) => return Err(Failure::UpstreamClosed),
+                Poll::Ready(Ok(0)) => return Err(Failure::UpstreamClosed),
+                Poll::Ready(Err(error)) => {
+                    return Err(h2::unprocessed(&error).map_or(Failure::UpstreamClosed, Failure::Unprocessed));
+                }
                 Poll::Ready(Ok(read)) => self.response_read += read as u64,
                 Poll::Pending => return Ok(self.poll_flushed(cx)?.or(Some(On::Upstream))),
             }

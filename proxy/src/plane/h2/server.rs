@@ -81,7 +81,7 @@ pub async fn serve<S: Client>(conn: Conn<S>, gate: Arc<Gate>, peer: Arc<Peer>, w
         return count(Event::HeadRefused);
     };
     let mut streams = JoinSet::new();
-    let mut idle = Idle::new(limits.idle);
+    let mut idle = Idle::new(limits.idle, gate.place());
     while let Some((request, respond)) =
         poll_fn(|cx| poll_request(&mut connection, &mut streams, &mut idle, &peer, cx)).await
     {
@@ -173,6 +173,7 @@ fn poll_request<S: Client>(
 /// For how long a connection is open of which nobody asks anything.
 struct Idle {
     limit: Duration,
+    listener: usize,
     deadline: Deadline,
     /// Whether nothing was under way when this was looked at last.
     unused: bool,
@@ -181,15 +182,18 @@ struct Idle {
 }
 
 impl Idle {
-    fn new(limit: Duration) -> Self {
-        Self { limit, deadline: Deadline::default(), unused: false, told: false }
+    fn new(limit: Duration, listener: usize) -> Self {
+        Self { limit, listener, deadline: Deadline::default(), unused: false, told: false }
     }
 
     /// Whether the client is to be told to go, which is done once: at the end of the process, or after a
     /// time in which it asked nothing.
     fn tells_to_go(&mut self, unused: bool, cx: &Context<'_>) -> bool {
-        if unused && !self.unused {
-            self.deadline.arm(Instant::now() + if self.told { GOING } else { self.limit });
+        match (self.unused, unused) {
+            (false, true) if self.told => self.deadline.arm(Instant::now() + GOING),
+            (false, true) => self.deadline.arm_idle(Instant::now() + self.limit, self.listener),
+            (true, false) => self.deadline.not_idle(),
+            _ => {}
         }
         self.unused = unused;
         // Asked also while it is used, so that the end of the process wakes this task.

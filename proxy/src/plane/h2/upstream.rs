@@ -23,9 +23,7 @@ use tokio::sync::Notify;
 use super::body::{Incoming, Outgoing};
 use super::budget::Side;
 use super::cork::Cork;
-use super::{
-    SEND_BUFFER, STREAM_WINDOW, UPSTREAM_WINDOW, Unprocessed, broken, is_unprocessed, malformed, text,
-};
+use super::{SEND_BUFFER, STREAM_WINDOW, UPSTREAM_WINDOW, Unprocessed, broken, malformed, text, unprocessed};
 use crate::h1::body::Body;
 use crate::h1::has_end;
 use crate::plane::Limits;
@@ -326,7 +324,7 @@ impl Call {
     /// the answer, also.
     fn write_head(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.send_head(bytes).inspect_err(|error| {
-            let told = is_unprocessed(error).then(|| io::Error::other(Unprocessed));
+            let told = unprocessed(error).map(io::Error::other);
             self.unsent = Some(told.unwrap_or_else(|| error.kind().into()));
         })
     }
@@ -346,7 +344,7 @@ impl Call {
         self.to_head = request.method() == http::Method::HEAD;
         let sent = self.sender.send_request(request, body == Body::Length(0));
         // It never left.
-        let (coming, stream) = sent.map_err(|_| io::Error::other(Unprocessed))?;
+        let (coming, stream) = sent.map_err(|_| io::Error::other(Unprocessed::Gone))?;
         self.coming = Some(coming);
         self.request = Some(Outgoing::new(stream, body));
         Ok(length - before)
