@@ -41,9 +41,8 @@ HEAD_END = b"\r\n\r\n"
 UNLIMITED = "maxRequests: 4294967295\nmaxUpstreamRequests: 4294967295\nmaxHeld: 4294967295\n"
 
 
-def upstreams():
-    """The service that takes so many at once, the others waiting in its queue; and one that never answers."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+def upstream(port, answers):
+    """A service that takes so many at once, the others waiting in its queue; or one that never answers."""
     room = asyncio.Semaphore(AT_ONCE)
 
     async def serve(reader, writer):
@@ -63,9 +62,7 @@ def upstreams():
         writer.close()
 
     async def run():
-        servers = [await asyncio.start_server(serve, "127.0.0.1", SHARED, backlog=4096),
-                   await asyncio.start_server(silent, "127.0.0.1", SILENT, backlog=4096)]
-        await asyncio.gather(*(server.serve_forever() for server in servers))
+        await (await asyncio.start_server(serve if answers else silent, "127.0.0.1", port, backlog=4096)).serve_forever()
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     asyncio.run(run())
@@ -136,16 +133,18 @@ def result(process):
     return json.loads(told.splitlines()[0])
 
 
-def failed(one):
-    return one["errors"] + one["unsent"] + sum(count for status, count in one["status"].items() if status != "200")
+def asked(one):
+    """How many requests were to be sent, and how many of them were not answered as they should."""
+    requests = one["errors"] + one["unsent"] + sum(one["status"].values())
+    return requests, requests - one["status"].get("200", 0)
 
 
 def others(binary, number, seconds):
     """Two others ask ten times in a second each."""
     asking = [bench(binary, number, key, 10, 20, seconds) for key in ["bob", ""]]
     answers = [result(one) for one in asking]
-    requests = sum(one["requests"] + one["unsent"] for one in answers)
-    return requests, sum(map(failed, answers)), max(one["latency_us"]["p99"] for one in answers) / 1000
+    requests, lost = (sum(counts) for counts in zip(*map(asked, answers)))
+    return requests, lost, max(one["latency_us"]["p99"] for one in answers) / 1000
 
 
 def shared(options, binary):
@@ -224,8 +223,10 @@ def main():
     binary = str(pathlib.Path(options.binary).resolve())
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    service = multiprocessing.Process(target=upstreams, daemon=True)
-    service.start()
+    # Each has a process of its own: what is thrown at one slows no other.
+    services = [multiprocessing.Process(target=upstream, args=one, daemon=True) for one in [(SHARED, True), (SILENT, False)]]
+    for service in services:
+        service.start()
     try:
         with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
             folder = pathlib.Path(folder)
@@ -233,7 +234,8 @@ def main():
                     for number, limited in enumerate([True, False])]
             problems = shared(options, binary) + dead(options, binary) + memory(options, binary, pids)
     finally:
-        service.terminate()
+        for service in services:
+            service.terminate()
     if problems:
         sys.exit("\n".join(problems))
 
