@@ -201,7 +201,7 @@ impl Patience {
 }
 
 /// Lets the deadlines pass of at most `most` connections of a listener on which nothing was asked for the
-/// longest time, and for [`UNUSED`] at least; returns how many these are.
+/// longest time, and for a second at least; returns how many these are.
 pub fn close_idle(listener: usize, most: usize) -> usize {
     WATCH.with_borrow_mut(|watch| {
         let now = watch.millis(Instant::now());
