@@ -122,7 +122,7 @@ const ATTACKS: [(&str, Attack); 11] = [
     }),
     // CVE-2024-27316 and its like.
     ("continuation", |number| {
-        let part = field(b"x", b"y");
+        let part = literal(b"x", b"y");
         once(number, request(1, END_STREAM, "GET", b""), frame(CONTINUATION, 0, 1, &part))
     }),
     ("data", |number| once(number, request(1, END_HEADERS, "POST", b""), frame(DATA, 0, 1, b""))),
@@ -132,7 +132,7 @@ const ATTACKS: [(&str, Attack); 11] = [
         once(number, request(1, WHOLE, "GET", &large), request(1 + 2 * number, WHOLE, "GET", &[0xbe; 4000]))
     }),
     // Requests that are none.
-    ("errors", |number| request(1 + 2 * number, WHOLE, "GET", &field(b"connection", b"close"))),
+    ("errors", |number| request(1 + 2 * number, WHOLE, "GET", &literal(b"connection", b"close"))),
 ];
 
 #[test]
@@ -257,7 +257,7 @@ fn a_body_that_is_not_what_its_head_says_is_no_request() {
     let running = gateway(Limits::default(), &format!("http://{address}"));
     for (length, body) in [("3", "abcde"), ("5", "abc"), ("5", "")] {
         let mut client = Raw::connect(running.addresses()[0], &[]);
-        let head = request(1, END_HEADERS, "POST", &field(b"content-length", length.as_bytes()));
+        let head = request(1, END_HEADERS, "POST", &literal(b"content-length", length.as_bytes()));
         client.send(&[head, frame(DATA, END_STREAM, 1, body.as_bytes())].concat());
         let code = client.until(Came::code);
         assert_eq!(code, Some(PROTOCOL_ERROR), "{length} {body}");
@@ -300,7 +300,7 @@ fn a_client_that_takes_nothing_is_cut() {
     let mut client = Raw::connect(running.addresses()[0], &[]);
     // Answers that nobody reads, until nothing more is read from it.
     let mut stream = 1;
-    while client.send(&request(stream, WHOLE, "GET", &field(b"x-overlay-id", b"no key!"))) {
+    while client.send(&request(stream, WHOLE, "GET", &literal(b"x-overlay-id", b"no key!"))) {
         stream += 2;
     }
     assert_eq!(status(running.addresses()[0]), 200);
@@ -360,7 +360,7 @@ const HOSTILE: [(&str, Attack); 11] = [
         once(
             number,
             frame(HEADERS, 0, 1, &block(&[(":status", "200")])),
-            frame(CONTINUATION, 0, 1, &field(b"x", b"y")),
+            frame(CONTINUATION, 0, 1, &literal(b"x", b"y")),
         )
     }),
     ("header-list", |number| {

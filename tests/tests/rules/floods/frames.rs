@@ -4,51 +4,21 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
-pub(super) const DATA: u8 = 0;
-pub(super) const HEADERS: u8 = 1;
-pub(super) const PRIORITY: u8 = 2;
-pub(super) const RST_STREAM: u8 = 3;
-pub(super) const SETTINGS: u8 = 4;
-pub(super) const PUSH_PROMISE: u8 = 5;
-pub(super) const PING: u8 = 6;
-pub(super) const GOAWAY: u8 = 7;
-pub(super) const WINDOW_UPDATE: u8 = 8;
-pub(super) const CONTINUATION: u8 = 9;
+pub(super) use crate::frames::{
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PRIORITY, PUSH_PROMISE, RST_STREAM,
+    SETTINGS, WINDOW_UPDATE, frame, literal,
+};
 
-pub(super) const END_STREAM: u8 = 1;
 pub(super) const ACK: u8 = 1;
-pub(super) const END_HEADERS: u8 = 4;
 /// Of a head that is all of its message.
 pub(super) const WHOLE: u8 = END_STREAM | END_HEADERS;
 
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
-pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
-}
-
-/// A length as HPACK has it, under a prefix of 7 bits (RFC 7541, section 5.1).
-fn length(of: &[u8]) -> Vec<u8> {
-    let Some(mut rest) = of.len().checked_sub(127) else { return vec![u8::try_from(of.len()).unwrap()] };
-    let mut out = vec![127];
-    while rest >= 128 {
-        out.push(128 | u8::try_from(rest % 128).unwrap());
-        rest /= 128;
-    }
-    out.push(u8::try_from(rest).unwrap());
-    out
-}
-
-/// A field that nobody remembers (RFC 7541, section 6.2.2).
-pub(super) fn field(name: &[u8], value: &[u8]) -> Vec<u8> {
-    [&[0], &*length(name), name, &*length(value), value].concat()
-}
-
 /// The block of a head.
 pub(super) fn block(fields: &[(&str, &str)]) -> Vec<u8> {
-    fields.iter().flat_map(|(name, value)| field(name.as_bytes(), value.as_bytes())).collect()
+    fields.iter().flat_map(|(name, value)| literal(name, value)).collect()
 }
 
 /// The pseudo-header fields of a request.
