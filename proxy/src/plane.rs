@@ -23,6 +23,7 @@ pub mod passage;
 pub mod propagation;
 pub mod serve;
 pub mod shortage;
+pub mod standing;
 pub mod trust;
 pub mod tunnel;
 pub mod worker;

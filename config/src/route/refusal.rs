@@ -1,6 +1,6 @@
 //! The answers that the proxy gives itself, as plain data.
 
-use super::{Reason, Via};
+use super::{REQUIRE_HEADER, Reason, Via};
 use crate::blueprint::OnUnavailable;
 use crate::diagnostic::Location;
 use crate::lineage::Policy;
@@ -15,6 +15,8 @@ pub enum Problem {
     UnknownKey,
     /// The key's environment has expired, and the baseline rejects such keys: 410.
     ExpiredKey,
+    /// The sender may not choose the overlay that the request requires: 403.
+    Untrusted,
     /// No service is exposed there: 404.
     NoRoute,
     /// The marked request is not for this environment: 421 (RFC 9110, section 15.5.20).
@@ -41,6 +43,7 @@ impl Problem {
     pub fn status(self) -> u16 {
         match self {
             Self::InvalidKey => 400,
+            Self::Untrusted => 403,
             Self::UnknownKey | Self::NoRoute => 404,
             Self::ExpiredKey => 410,
             Self::WrongEnvironment | Self::NotReached | Self::Unverified => 412,
@@ -57,6 +60,7 @@ impl Problem {
             Self::InvalidKey => "invalid-key",
             Self::UnknownKey => "unknown",
             Self::ExpiredKey => "expired",
+            Self::Untrusted => "untrusted",
             Self::NoRoute => "no-route",
             Self::Misdirected => "misdirected",
             Self::WrongEnvironment => "wrong-environment",
@@ -77,7 +81,9 @@ impl Problem {
             Self::UnknownKey | Self::ExpiredKey | Self::NoRoute | Self::Misdirected => {
                 "destination_not_found"
             }
-            Self::WrongEnvironment | Self::NotReached | Self::Unverified => "http_request_denied",
+            Self::Untrusted | Self::WrongEnvironment | Self::NotReached | Self::Unverified => {
+                "http_request_denied"
+            }
             Self::Loop => "proxy_loop_detected",
             Self::NoBaseline | Self::BrokenBlueprint => "proxy_configuration_error",
             Self::Unavailable(Reason::Refused) => "connection_refused",
@@ -119,6 +125,17 @@ impl Refusal {
     pub fn invalid_key(header: &str, error: &crate::carrier::InvalidKey) -> Self {
         Self::new(Problem::InvalidKey, format!("header `{header}`: {error}"))
             .hint("send the id of an overlay, or leave the header out")
+    }
+
+    /// The refusal of a key that its sender may not choose, where the request requires it. It is the same whether
+    /// there is such an overlay or not.
+    #[must_use]
+    pub fn untrusted() -> Self {
+        let what = format!(
+            "the request requires its overlay (`{REQUIRE_HEADER}`), and its sender may not choose it"
+        );
+        Self::new(Problem::Untrusted, what)
+            .hint("ask from where `--trust` has it, or with a right to this overlay")
     }
 
     /// The refusal when the upstream of `route` stays unavailable for `reason`, under `policy`.

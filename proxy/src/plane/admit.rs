@@ -12,7 +12,7 @@ use super::conn::{Conn, Socket};
 use super::listen::Accepted;
 use super::passage::original_destination;
 use super::serve::{Worker, serve, serve_intercepted};
-use super::trust::Peer;
+use super::standing::Standing;
 use crate::metrics::{Event, count};
 use crate::tls::accept::accept;
 use crate::tls::credentials::Credentials;
@@ -58,11 +58,11 @@ pub fn admit(accepted: Accepted, gate: Arc<Gate>, worker: Arc<Worker>) -> impl F
         };
         match (gate.tls.clone(), meant) {
             (_, Some(meant)) => {
-                let peer = Peer::intercepted(address, &gate.trust, meant);
+                let peer = Standing::intercepted(address, &gate.trust, meant);
                 Box::pin(serve_intercepted(conn, gate, peer, worker, meant)).await;
             }
             (None, None) => {
-                let peer = Peer::new(address, &gate.trust);
+                let peer = Standing::of_peer(address, &gate.trust);
                 serve(conn, gate, peer, worker).await;
             }
             // Boxed, so that others do not pay for its size.

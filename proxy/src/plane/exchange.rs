@@ -31,7 +31,7 @@ use super::grpc;
 use super::leave::{Leave, leave};
 use super::overload::{self, Limit};
 use super::propagation::Propagation;
-use super::trust::Peer;
+use super::standing::{Right, Standing};
 use super::{Gate, Plane};
 use crate::capacity::{Guest, Seat};
 use crate::clock;
@@ -70,17 +70,18 @@ struct Inquiry<'h> {
 }
 
 impl<'h> Inquiry<'h> {
-    /// Headers of the untrusted are not read. A requirement that came with the request counts before one
-    /// that was restored with its key.
-    fn read(head: &'h Head<'h>, peer: &Peer) -> Self {
-        let meant = peer.meant;
-        if !peer.trusted {
+    /// What somebody without a right says is not read, and marks only of who may choose any overlay. A requirement
+    /// that came with the request counts before one that was restored with its key.
+    fn read(head: &'h Head<'h>, standing: &Standing, key: &Key) -> Self {
+        let meant = standing.meant;
+        if key.untrusted || standing.right == Right::Nobody {
             return Self { head, hop: None, require: Cow::default(), meant };
         }
         let mut required = required(head).map(String::from_utf8_lossy);
         let first = required.next().unwrap_or_default();
         let require = required.fold(first, |all, line| format!("{all},{line}").into());
-        Self { head, hop: head.values(HOP).next().map(String::from_utf8_lossy), require, meant }
+        let hop = if standing.right.is_any() { head.values(HOP).next() } else { None };
+        Self { head, hop: hop.map(String::from_utf8_lossy), require, meant }
     }
 
     fn with(self, restored: Option<&'h str>) -> Self {
@@ -113,9 +114,9 @@ struct Key {
     header: HeaderName,
     /// What that header is among those that somebody looks for.
     known: Known,
-    /// The key that a trusted sender put on the request.
+    /// The key that the request carries, where its sender may choose it.
     keys: Option<Keys>,
-    /// Whether overlay headers of an untrusted sender must be removed.
+    /// Whether overlay headers must be removed: the sender may not choose what they name.
     untrusted: bool,
     /// Whether another carrier names another key.
     contradicted: bool,
@@ -127,27 +128,35 @@ impl Key {
         gate: &Gate,
         carriers: &Carriers,
         head: &Head<'_>,
-        trusted: bool,
+        right: &Right,
     ) -> (Self, Option<Refusal>) {
         let baseline = snapshot.table.baseline(gate.listener.baseline.as_ref());
         let header = baseline.map_or_else(HeaderName::default_key, |baseline| baseline.header.clone());
         let known = Name::of(header.as_str()).known();
         let mut key = Self { header, known, keys: None, untrusted: false, contradicted: false };
-        if !trusted {
-            key.untrusted =
-                [HOP, HOPS, REQUIRE, ROUTE].into_iter().any(|name| head.values(name).next().is_some())
-                    || carriers.any(key.header.as_str(), &head.fields);
-            if key.untrusted {
-                count(Event::UntrustedHeaders);
+        if *right == Right::Nobody {
+            let refusal = match carriers.any(key.header.as_str(), &head.fields) {
+                true => key.refused(head),
+                false => None,
+            };
+            let ours = [HOP, HOPS, REQUIRE, ROUTE];
+            if !key.untrusted && ours.into_iter().any(|name| head.values(name).next().is_some()) {
+                key.remove();
             }
-            return (key, None);
+            return (key, refusal);
         }
-        let read = carriers.read(key.header.as_str(), &head.fields, |carrier, seen| {
-            if let Seen::Invalid(_) = seen {
-                count_invalid_key(carrier.name());
-            }
+        let mut may_choose = true;
+        let read = carriers.read(key.header.as_str(), &head.fields, |carrier, seen| match seen {
+            Seen::Invalid(_) => count_invalid_key(carrier.name()),
+            // Also what does not count here: somebody else may read it first.
+            Seen::Key(keys) | Seen::Contradicts(keys) => may_choose &= right.may_choose_all(keys),
+            Seen::Same => {}
         });
         match read {
+            Ok(_) if !may_choose => {
+                let refusal = key.refused(head);
+                (key, refusal)
+            }
             Ok(arrived) => {
                 (key.keys, key.contradicted) = (arrived.keys, arrived.contradicted);
                 if key.contradicted {
@@ -161,6 +170,18 @@ impl Key {
                 (key, Some(refusal))
             }
         }
+    }
+
+    /// Overlay headers of the request are removed, and counted.
+    fn remove(&mut self) {
+        self.untrusted = true;
+        count(Event::UntrustedHeaders);
+    }
+
+    /// What it chooses, its sender may not choose: it is as if nothing was chosen, unless the request requires it.
+    fn refused(&mut self, head: &Head<'_>) -> Option<Refusal> {
+        self.remove();
+        required(head).next().map(|_| Refusal::untrusted())
     }
 
     /// The name of its header.
@@ -229,7 +250,7 @@ pub struct Refused(pub Answer);
 pub struct Exchange {
     plane: Arc<Plane>,
     gate: Arc<Gate>,
-    peer: Arc<Peer>,
+    standing: Arc<Standing>,
     key: Key,
     propagation: Propagation,
     /// How many proxies it passed before this one.
@@ -287,24 +308,25 @@ impl std::fmt::Debug for Exchange {
 }
 
 impl Exchange {
-    /// Decides a request whose head was just read.
+    /// Decides a request whose head was just read, and whose sender has this standing.
     #[must_use]
-    pub fn new(plane: &Arc<Plane>, gate: &Arc<Gate>, head: &Head<'_>, peer: &Arc<Peer>) -> Self {
+    pub fn new(plane: &Arc<Plane>, gate: &Arc<Gate>, head: &Head<'_>, standing: Arc<Standing>) -> Self {
         count(Event::RequestStarted);
         let started = Instant::now();
         let snapshot = plane.published.load_full();
-        let (mut key, refusal) = Key::read(&snapshot, gate, &plane.carriers, head, peer.trusted);
-        let inquiry = Inquiry::read(head, peer);
-        let propagation = match peer.trusted {
+        let (mut key, refusal) = Key::read(&snapshot, gate, &plane.carriers, head, &standing.right);
+        let inquiry = Inquiry::read(head, &standing, &key);
+        let propagation = match standing.right.is_any() {
             true => Propagation::begin(gate, head, &mut key.keys, &inquiry.require, started),
-            false => Propagation::of_untrusted(head),
+            false => Propagation::of_untrusted(gate, head, key.keys.is_some()),
         };
         let restored = propagation.require();
         let inquiry = inquiry.with(restored.as_ref().map(|require| &***require));
-        let (hops, looping) = match peer.trusted.then(|| route::hops(head.values(HOPS))).transpose() {
-            Ok(hops) => (hops.unwrap_or(0), None),
-            Err(refusal) => (MAX_HOPS, Some(refusal)),
-        };
+        let (hops, looping) =
+            match standing.right.is_any().then(|| route::hops(head.values(HOPS))).transpose() {
+                Ok(hops) => (hops.unwrap_or(0), None),
+                Err(refusal) => (MAX_HOPS, Some(refusal)),
+            };
         if looping.is_some() {
             count(Event::Loop);
         }
@@ -320,7 +342,7 @@ impl Exchange {
         let exchange = Self {
             plane: plane.clone(),
             gate: gate.clone(),
-            peer: peer.clone(),
+            standing,
             key,
             propagation,
             hops,
@@ -390,7 +412,7 @@ impl Exchange {
             || (name.is(&BAGGAGE) && !edits.baggage.is_untouched())
             || (!edits.cookie.is_untouched() && name.is(&COOKIE))
             || edits.removes_header(carriers, name.text())
-            || (name.is(&ROUTE) && (self.key.untrusted || self.passes_through()))
+            || (name.is(&ROUTE) && (!self.standing.right.is_any() || self.passes_through()))
             || self.propagation.removes(name)
             || (name.is_forwarded()
                 && self.forwards()
@@ -432,15 +454,15 @@ impl Exchange {
     /// `X-Forwarded-*` as a gateway adds them; what the untrusted sent in them is replaced.
     fn add_forwarded(&self, head: &Head<'_>, out: &mut Vec<u8>) {
         let [forwarded_for, proto, host] = FORWARDED;
-        let before = |name| head.values(name).filter(|_| self.peer.trusted);
+        let before = |name| head.values(name).filter(|_| self.standing.right.is_any());
         out.extend_from_slice(b"X-Forwarded-For: ");
         for value in before(forwarded_for).filter(|value| !value.is_empty()) {
             out.extend_from_slice(value);
             out.extend_from_slice(b", ");
         }
-        out.extend_from_slice(self.peer.text.as_bytes());
+        out.extend_from_slice(self.standing.text.as_bytes());
         out.extend_from_slice(b"\r\n");
-        let scheme: &[u8] = if self.peer.secure { b"https" } else { b"http" };
+        let scheme: &[u8] = if self.standing.secure { b"https" } else { b"http" };
         line(out, "X-Forwarded-Proto", before(proto).next().unwrap_or(scheme));
         let host = before(host).next().unwrap_or(head.authority.as_bytes());
         if !host.is_empty() {
@@ -855,7 +877,7 @@ impl Exchange {
         let restored = self.propagation.require();
         reread(head, |head| {
             let restored = restored.as_ref().map(|require| &***require);
-            let inquiry = Inquiry::read(head, &self.peer).with(restored);
+            let inquiry = Inquiry::read(head, &self.standing, &self.key).with(restored);
             decide(&self.plane, &self.gate, snapshot, &inquiry, &self.key, &self.tried)
         })
         .unwrap_or_else(|| Err(Answer::plain(500, "proxy_internal_error", "internal", "the proxy failed")))
@@ -902,7 +924,7 @@ impl Exchange {
             return Answer::plain(503, error, reason.as_str(), format!("{what}{at} {how}{detail}"));
         }
         let refusal = reread(head, |head| {
-            let inquiry = Inquiry::read(head, &self.peer);
+            let inquiry = Inquiry::read(head, &self.standing, &self.key);
             let request = inquiry.request(self.key.keys.as_ref(), self.key.untrusted);
             let (table, listener) = (&self.snapshot.table, &self.gate.listener);
             match route::decide(table, listener, &request, clock::now(), &self.tried, &mut Untraced) {
@@ -963,8 +985,8 @@ impl Exchange {
             authority: asked.authority.clone(),
             path: asked.path.clone(),
             status,
-            client: self.peer.text.to_string(),
-            client_identity: self.peer.identity.as_deref().map(str::to_owned),
+            client: self.standing.text.to_string(),
+            client_identity: self.standing.identity.as_deref().map(str::to_owned),
             duration_s: crate::access::seconds(took),
             upstream: self.endpoint.as_ref().map(|endpoint| endpoint.address.to_string()),
             service: receipt.map(|receipt| receipt.service.to_string()),

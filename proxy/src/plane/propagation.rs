@@ -96,12 +96,14 @@ impl Propagation {
         begun
     }
 
-    /// A request whose sender is not trusted, and may not name anybody's trace.
+    /// A request whose sender may not name anybody's trace; `keyed` where it carries a key that it may choose.
     #[must_use]
-    pub fn of_untrusted(head: &Head<'_>) -> Self {
+    pub fn of_untrusted(gate: &Gate, head: &Head<'_>, keyed: bool) -> Self {
         let names_trace = |(name, _): (&str, _)| !Name::of(name).is(&X_REQUEST_ID);
-        let parent = head.fields.tracing().any(names_trace).then(begin_trace);
-        let request = head.values(X_REQUEST_ID).next().is_some().then(request_id);
+        let (needs, correlation) = (keyed && !gate.correlation.is_off(), &gate.correlation);
+        let traced = head.fields.tracing().any(names_trace) || (needs && correlation.traces());
+        let numbered = head.values(X_REQUEST_ID).next().is_some() || (needs && correlation.request_ids());
+        let (parent, request) = (traced.then(begin_trace), numbered.then(request_id));
         Self { edit: TraceEdit { parent, request, replaces: true }, ..Self::default() }
     }
 

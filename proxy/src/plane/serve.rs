@@ -21,7 +21,7 @@ use super::exchange::Exchange;
 use super::express::{self, Carried, Shape};
 use super::passage::{self, SILENCE, Said, first_words};
 use super::shortage::is_shedding;
-use super::trust::Peer;
+use super::standing::{self, Standing};
 use super::{EngineChoice, Gate, Plane, h2};
 use crate::access::Line;
 use crate::h1::body::Body;
@@ -92,7 +92,7 @@ pub(crate) enum Awaited {
 pub async fn serve_intercepted<S: Client>(
     mut conn: Conn<S>,
     gate: Arc<Gate>,
-    peer: Arc<Peer>,
+    peer: Arc<Standing>,
     worker: Arc<Worker>,
     meant: SocketAddr,
 ) {
@@ -104,7 +104,8 @@ pub async fn serve_intercepted<S: Client>(
             IpAddr::V6(ip) => format!("[{ip}]"),
         });
         let head = format!("CONNECT {host}:{0} HTTP/1.1\r\nHost: {host}:{0}\r\n\r\n", meant.port());
-        let asked = request::parse(head.as_bytes(), |head| Exchange::new(&worker.plane, &gate, head, &peer));
+        let asked =
+            request::parse(head.as_bytes(), |head| Exchange::new(&worker.plane, &gate, head, peer.clone()));
         let Ok(Some(mut exchange)) = asked else { return };
         match Box::pin(express::connect::pass(&mut conn, &mut exchange, head.as_bytes())).await {
             Carried::Anew => {}
@@ -115,7 +116,7 @@ pub async fn serve_intercepted<S: Client>(
 }
 
 /// Serves a connection of `peer` until it ends.
-pub async fn serve<S: Client>(mut conn: Conn<S>, gate: Arc<Gate>, peer: Arc<Peer>, worker: Arc<Worker>) {
+pub async fn serve<S: Client>(mut conn: Conn<S>, gate: Arc<Gate>, peer: Arc<Standing>, worker: Arc<Worker>) {
     let limits = &worker.plane.limits;
     let (mut first, mut limit) = (true, limits.head);
     let listener = Some(gate.place());
@@ -188,7 +189,7 @@ pub(super) enum Served<S> {
 pub(super) async fn serve_requests<S: Client>(
     mut conn: Conn<S>,
     gate: &Arc<Gate>,
-    peer: &Arc<Peer>,
+    peer: &Arc<Standing>,
     worker: &Arc<Worker>,
     mut first: bool,
 ) -> Served<S> {
@@ -248,7 +249,7 @@ pub(super) async fn serve_requests<S: Client>(
 async fn next_request<S: Client>(
     conn: &mut Conn<S>,
     gate: &Arc<Gate>,
-    peer: &Arc<Peer>,
+    peer: &Arc<Standing>,
     worker: &Arc<Worker>,
     first: bool,
     next: &mut Option<Next>,
@@ -285,7 +286,7 @@ async fn await_more<S: Client>(conn: &mut Conn<S>) -> Result<bool, Answer> {
 fn read_request<S: Client>(
     conn: &mut Conn<S>,
     gate: &Arc<Gate>,
-    peer: &Arc<Peer>,
+    peer: &Arc<Standing>,
     worker: &Arc<Worker>,
     searched: &mut usize,
     next: &mut Option<Next>,
@@ -309,7 +310,7 @@ fn read_request<S: Client>(
 fn decide(
     plane: &Arc<Plane>,
     gate: &Arc<Gate>,
-    peer: &Arc<Peer>,
+    peer: &Arc<Standing>,
     head: &Head<'_>,
     read: &[u8],
     next: &mut Option<Next>,
@@ -327,7 +328,7 @@ fn decide(
     // Tunnels are no engine's.
     let ours = plane.engine == EngineChoice::Auto || head.method == "CONNECT";
     let shape = if ours { Shape::of(head, read) } else { None };
-    let exchange = Exchange::new(plane, gate, head, peer);
+    let exchange = Exchange::new(plane, gate, head, standing::of_request(plane, gate, peer, head));
     let express = shape.map(|shape| (shape, Text::default()));
     let next = next.insert(Next { exchange, express, head: head.length, body });
     if let Some((shape, text)) = &mut next.express {
@@ -380,7 +381,7 @@ pub(crate) async fn refuse<S: Client>(
     mut conn: Conn<S>,
     answer: &Answer,
     gate: &Gate,
-    peer: &Peer,
+    peer: &Standing,
     worker: &Worker,
 ) {
     count(Event::HeadRefused);

@@ -1,57 +1,10 @@
 //! Whose overlay headers mean something.
 
-use std::fmt::{self, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
-use std::sync::Arc;
 
-use arrayvec::ArrayString;
 use ipnet::IpNet;
-
-/// Who is at the other end of a connection.
-#[derive(Debug)]
-pub struct Peer {
-    /// Its address.
-    pub address: IpAddr,
-    /// The address as text.
-    pub text: ArrayString<45>,
-    /// Whether its overlay headers mean something.
-    pub trusted: bool,
-    /// Whether the connection is encrypted.
-    pub secure: bool,
-    /// Who it is, by a certificate that was verified.
-    pub identity: Option<Box<str>>,
-    /// Where its connection was meant to go, if it was intercepted.
-    pub meant: Option<SocketAddr>,
-}
-
-impl Peer {
-    /// The peer at `address`.
-    #[must_use]
-    pub fn new(address: IpAddr, trust: &Trust) -> Arc<Self> {
-        Arc::new(Self::at(address, trust, false, None))
-    }
-
-    /// The peer at `address`, over an encrypted connection.
-    #[must_use]
-    pub fn over_tls(address: IpAddr, trust: &Trust, identity: Option<Box<str>>) -> Arc<Self> {
-        Arc::new(Self::at(address, trust, true, identity))
-    }
-
-    /// The peer at `address`, whose connection was meant to go somewhere else.
-    #[must_use]
-    pub fn intercepted(address: IpAddr, trust: &Trust, meant: SocketAddr) -> Arc<Self> {
-        Arc::new(Self { meant: Some(meant), ..Self::at(address, trust, false, None) })
-    }
-
-    fn at(address: IpAddr, trust: &Trust, secure: bool, identity: Option<Box<str>>) -> Self {
-        let mut text = ArrayString::new();
-        // The longest address has 45 characters.
-        let _ = write!(text, "{address}");
-        let trusted = trust.covers(address, identity.as_deref());
-        Self { address, text, trusted, secure, identity, meant: None }
-    }
-}
 
 /// The peers from whom our headers are taken.
 #[derive(Debug, Clone, PartialEq, Eq)]

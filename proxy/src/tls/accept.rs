@@ -26,7 +26,7 @@ use crate::plane::conn::{Client, Conn, Socket, without_digests};
 use crate::plane::deadline::Deadline;
 use crate::plane::drain::is_draining;
 use crate::plane::serve::{Awaited, UNASKED, Worker, first_byte, refuse, see_off};
-use crate::plane::trust::Peer;
+use crate::plane::standing::Standing;
 
 /// Why a handshake failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,7 +101,7 @@ pub async fn accept(
     tls: &Credentials,
     gate: &Gate,
     worker: &Worker,
-) -> Option<(Conn<Tls>, Arc<Peer>)> {
+) -> Option<(Conn<Tls>, Arc<Standing>)> {
     let limits = &worker.plane.limits;
     let until = Instant::now() + limits.head;
     let Awaited::Begun = first_byte(&mut conn, false, until, Some(gate.place())).await else {
@@ -111,7 +111,7 @@ pub async fn accept(
     // A handshake begins with a byte that is no letter; a request begins with a method.
     if conn.ahead().filled().first().is_some_and(u8::is_ascii_uppercase) {
         failed(HandshakeFailure::PlainHttp, address, &"a request in the clear");
-        refuse(conn, &plain_http(), gate, &Peer::new(address, &gate.trust), worker).await;
+        refuse(conn, &plain_http(), gate, &Standing::of_peer(address, &gate.trust), worker).await;
         return None;
     }
     let (io, ahead) = conn.into_parts();
@@ -122,7 +122,7 @@ pub async fn accept(
                 Some(HandshakeKind::Resumed) => Event::HandshakeResumed,
                 _ => Event::Handshake,
             });
-            let peer = Peer::over_tls(address, &gate.trust, identity(session));
+            let peer = Standing::over_tls(address, &gate.trust, identity(session));
             Some((Conn::new(Tls(Box::new(stream)), limits.write_pace()), peer))
         }
         Err(Failed { failure, why, wire }) => {

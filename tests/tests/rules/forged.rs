@@ -217,7 +217,10 @@ impl Place {
     /// What a stranger got who sent `what`: nothing of the key, and nobody else did.
     fn check(&self, what: &str, answer: &str) -> Result<(), String> {
         let (base, alice) = (self.base.take(), self.alice.take());
-        let refused = answer.starts_with("HTTP/1.1 400") || answer.is_empty();
+        // Who requires an overlay that it may not choose is told so.
+        let forbidden =
+            answer.starts_with("HTTP/1.1 403") && what.to_ascii_lowercase().contains("x-overlay-require:");
+        let refused = answer.starts_with("HTTP/1.1 400") || forbidden || answer.is_empty();
         let served = answer.starts_with("HTTP/1.1 200") && answer.ends_with("base");
         let answered = answer.to_ascii_lowercase();
         let wrong = match () {

@@ -250,7 +250,7 @@ fn from_the_untrusted_our_headers_are_gone_before_anything_reads_them() {
     let (_running, addresses) = start(vec![at(Role::Gateway, None, Trust::Nobody)], Limits::default(), files);
     let (head, body) = get(
         addresses[0],
-        "x-overlay-id: alice\r\nx-overlay-require: web\r\nx-overlay-hop: alice\r\nx-overlay-hops: 9\r\nx-overlay-route: x\r\nbaggage: a=1,overlay-id=NOT,c=3\r\n",
+        "x-overlay-id: alice\r\nx-overlay-hop: alice\r\nx-overlay-hops: 9\r\nx-overlay-route: x\r\nbaggage: a=1,overlay-id=NOT,c=3\r\n",
     );
     assert_eq!((body.as_str(), field(&head, "x-overlay-route")), ("base", None), "{head}");
     let arrived = base.next().0.to_lowercase();

@@ -30,7 +30,7 @@ use crate::plane::conn::{Client, Conn, without_digests};
 use crate::plane::deadline::Deadline;
 use crate::plane::drain::is_draining;
 use crate::plane::serve::{Worker, serve_requests};
-use crate::plane::trust::Peer;
+use crate::plane::standing::Standing;
 
 /// With what a connection of HTTP/2 begins (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -67,7 +67,7 @@ pub async fn is_spoken<S: Client>(conn: &mut Conn<S>) -> bool {
 }
 
 /// Serves a connection of HTTP/2 until it ends.
-pub async fn serve<S: Client>(conn: Conn<S>, gate: Arc<Gate>, peer: Arc<Peer>, worker: Arc<Worker>) {
+pub async fn serve<S: Client>(conn: Conn<S>, gate: Arc<Gate>, peer: Arc<Standing>, worker: Arc<Worker>) {
     let limits = &worker.plane.limits;
     let mut builder = Builder::new();
     builder
@@ -148,7 +148,7 @@ fn poll_request<S: Client>(
     connection: &mut Connection<Cork<Conn<S>>, Bytes>,
     streams: &mut JoinSet<()>,
     idle: &mut Idle,
-    peer: &Peer,
+    peer: &Standing,
     cx: &mut Context<'_>,
 ) -> Poll<Option<Arrived>> {
     while let Poll::Ready(Some(_)) = streams.poll_join_next(cx) {}

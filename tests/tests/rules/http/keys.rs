@@ -161,10 +161,9 @@ fn answers_of_the_proxys_own_carry_the_receipt() {
 fn from_the_untrusted_nothing_of_ours_travels() {
     holds(
         Script::at(Role::Gateway, Trust::Nobody)
-            .send("GET / HTTP/1.1\r\nHost: x\r\nx-overlay-id: alice\r\nx-overlay-require: web\r\nx-overlay-hop: alice\r\nx-overlay-route: x\r\nbaggage: a=1,overlay-id=alice,c=3\r\nX-Forwarded-For: 192.0.2.1\r\n\r\n")
+            .send("GET / HTTP/1.1\r\nHost: x\r\nx-overlay-id: alice\r\nx-overlay-hop: alice\r\nx-overlay-route: x\r\nbaggage: a=1,overlay-id=alice,c=3\r\nX-Forwarded-For: 192.0.2.1\r\n\r\n")
             .arrives("GET /")
             .lacks("x-overlay-id")
-            .lacks("x-overlay-require")
             .lacks("x-overlay-hop")
             .lacks("x-overlay-route")
             .has("baggage: a=1,c=3")
@@ -173,6 +172,34 @@ fn from_the_untrusted_nothing_of_ours_travels() {
             .answered("200 ok")
             .lacks("x-overlay-route"),
     );
+    holds(
+        Script::at(Role::Gateway, Trust::Nobody)
+            .send("GET / HTTP/1.1\r\nHost: x\r\nx-overlay-require: web\r\n\r\n")
+            .arrives("GET /")
+            .lacks("x-overlay-require")
+            .reply(OK)
+            .answered("200 ok"),
+    );
+}
+
+#[test]
+fn who_requires_an_overlay_that_it_may_not_choose_is_refused_whether_there_is_one_or_not() {
+    let inbound = || Role::Inbound { service: "web".parse().unwrap(), environment: None };
+    for role in [|| Role::Gateway, inbound] {
+        each_holds(
+            ["x-overlay-id: alice", "x-overlay-id: nobody", "x-overlay-id: NO ID", "baggage: overlay-id=alice"]
+                .map(|key| {
+                    let request = format!("GET / HTTP/1.1\r\nHost: x\r\n{key}\r\nx-overlay-require: web\r\n\r\n");
+                    let script = Script::at(role(), Trust::Nobody)
+                        .send(request)
+                        .answered("403 overlane: the request requires its overlay (`x-overlay-require`), and its sender may not choose it (untrusted)\nhint: ask from where `--trust` has it, or with a right to this overlay\n")
+                        .lacks("x-overlay-route")
+                        .nothing_more_arrives()
+                        .counts("overlane_untrusted_headers_total 1");
+                    (key, script)
+                }),
+        );
+    }
 }
 
 #[test]
