@@ -2,7 +2,7 @@
 """What HTTP/2 and gRPC cost beside nginx and Envoy: CPU per request.
 
     cargo build --profile dist -p overlane
-    python3 benches/http2.py target/dist/overlane [--envoy PATH] [--requests N] [--rounds N]
+    python3 benches/http2.py target/dist/overlane [--also NAME=BINARY] [--envoy PATH] [--requests N] [--rounds N]
 
 All in one run, in turn, each with one worker; clients and the upstream are nghttp2's h2load and nghttpd. The job is that of
 benches/compare: a header names one of two upstreams. `ratio` is of CPU time per request, user and system, to Overlane's: over
@@ -87,7 +87,7 @@ CLUSTER = """  - name: {name}
 
 
 def overlane(folder, binary, port):
-    store = folder / "store"
+    store = folder / f"store-{port}"
     store.mkdir()
     services = "services: [{name: web, expose: true, url: 'h2c://127.0.0.1:%d'}]\n"
     (store / "base.yaml").write_text("name: base\nrouting: {mode: baseline}\n" + services % BASE)
@@ -108,6 +108,8 @@ def commands(folder, options):
         (folder / "envoy.yaml").write_text(ENVOY.format(port=FIRST + 2, clusters=clusters, **ports))
         yield "envoy", FIRST + 2, [options.envoy, "-c", str(folder / "envoy.yaml"), "--concurrency", "1", "-l", "error",
                                    "--use-dynamic-base-id"]
+    for port, (name, binary) in enumerate(options.also, FIRST + 3):
+        yield name, port, overlane(folder, binary, port)
 
 
 @contextlib.contextmanager
@@ -174,7 +176,8 @@ def compare(options, folder):
                     if succeeded != options.requests:
                         raise SystemExit(f"{name}: {succeeded} of {options.requests} succeeded")
                     costs.setdefault(name, []).append((cpu(pid) - before) / succeeded * 1e6)
-        shutil.rmtree(folder / "store")
+        for store in folder.glob("store-*"):
+            shutil.rmtree(store)
         print(case)
         for name, own in costs.items():
             ratio = statistics.median(other / ours for other, ours in zip(own, costs["overlane"]))
@@ -185,6 +188,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("binary")
     parser.add_argument("--envoy")
+    parser.add_argument("--also", action="append", default=[], type=lambda text: text.split("=", 1), metavar="NAME=BINARY",
+                        help="another build of it")
     parser.add_argument("--requests", type=int, default=60_000)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()

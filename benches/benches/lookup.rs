@@ -73,6 +73,7 @@ fn whole_decision(bencher: Bencher, store: (usize, usize)) {
         let request = Request {
             authority: service,
             path: "/",
+            preview: None,
             keys: keys.as_ref(),
             untrusted: false,
             hop: None,
@@ -106,6 +107,7 @@ fn refusal_of_an_unknown_key(bencher: Bencher) {
         let request = Request {
             authority: "service-0",
             path: "/",
+            preview: None,
             keys: keys.as_ref(),
             untrusted: false,
             hop: None,

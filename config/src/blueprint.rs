@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use crate::diagnostic::{Diagnostic, Location, Source, Span, Spanned};
 use crate::name::{EnvironmentId, HeaderName, ServiceName};
+use crate::preview::Previews;
 use crate::time::UnixMillis;
 use crate::url::{Url, UrlTemplate};
 
@@ -89,6 +90,8 @@ pub struct Blueprint {
     pub service_url: Option<Spanned<UrlTemplate>>,
     /// Where an overlay's services are that give no url.
     pub overlay_url: Option<Spanned<UrlTemplate>>,
+    /// Where a baseline's previews are.
+    pub preview_url: Option<Spanned<Previews>>,
     /// How long the environment lives, counted from the file's modification.
     pub ttl: Option<Spanned<Duration>>,
     /// When it expires; wins over `ttl`.
@@ -166,7 +169,8 @@ pub struct Service {
     pub image: Option<Box<str>>,
 }
 
-/// Addresses attached to services of an environment: a record of its own that survives `apply`.
+/// What is attached to an environment: addresses of its services, and links to it that were given to somebody. A
+/// record of its own that survives `apply`.
 ///
 /// ```yaml
 /// apiVersion: overlane.dev/v1alpha1
@@ -175,6 +179,8 @@ pub struct Service {
 /// spec:
 ///   services:
 ///     - {name: payments-api, url: "http://127.0.0.1:4001"}
+///   shares:
+///     - {id: 3f9a1c02, sha256: "9f86…", expiresAt: "2030-01-01T00:00:00Z"}
 /// ```
 #[derive(Debug)]
 pub struct Attachment {
@@ -184,6 +190,19 @@ pub struct Attachment {
     pub environment: Spanned<EnvironmentId>,
     /// The services and their addresses.
     pub services: Vec<(Spanned<ServiceName>, Spanned<Url>)>,
+    /// The links that were given to somebody.
+    pub shares: Vec<Share>,
+}
+
+/// A link to an overlay that lets in whoever has it. The secret itself is nowhere but in the link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Share {
+    /// By which it is called, to be taken back.
+    pub id: Spanned<Box<str>>,
+    /// The SHA-256 of its secret.
+    pub hash: [u8; 32],
+    /// Until when it lets anybody in.
+    pub expires_at: Option<UnixMillis>,
 }
 
 /// What happens when the owner's upstream is pending, unhealthy or refuses the connection.

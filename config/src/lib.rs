@@ -6,11 +6,13 @@
 //! variable, logs, or knows of Pingora and tokio; `clippy.toml` beside this crate holds it to that.
 
 pub mod blueprint;
+pub mod browser;
 pub mod carrier;
 pub mod diagnostic;
 pub mod diff;
 pub mod lineage;
 pub mod name;
+pub mod preview;
 pub mod route;
 pub mod table;
 pub mod time;

@@ -13,9 +13,10 @@ use std::time::Duration;
 
 use foldhash::fast::RandomState;
 
-use crate::blueprint::{self, Attachment, Blueprint, Document, OnUnavailable, OnUnknown, Parsed};
+use crate::blueprint::{self, Attachment, Blueprint, Document, OnUnavailable, OnUnknown, Parsed, Share};
 use crate::diagnostic::{Diagnostic, Source};
-use crate::name::{EnvironmentId, HeaderName};
+use crate::name::{EnvironmentId, HeaderName, ServiceName};
+use crate::preview::Previews;
 use crate::time::UnixMillis;
 use crate::url::Url;
 
@@ -118,6 +119,10 @@ pub struct Resolved {
     pub depth: usize,
     /// The header that carries the key.
     pub header: HeaderName,
+    /// Where the previews are of the baseline at the end of the lineage.
+    pub previews: Arc<Previews>,
+    /// The links that were given to somebody.
+    pub shares: Box<[Share]>,
     /// Whether the key goes upstream.
     pub propagate: bool,
     /// What happens to a key that nobody knows.
@@ -263,6 +268,23 @@ impl Lineages {
     #[must_use]
     pub fn attachments(&self, id: &EnvironmentId) -> &[Arc<Attachment>] {
         self.attachments.get(id).map_or(&[], Vec::as_slice)
+    }
+
+    /// The services that previews of `id` lead to: what it and its ancestors expose, the nearest's first.
+    #[must_use]
+    pub fn exposed(&self, id: &EnvironmentId) -> Vec<&ServiceName> {
+        let mut all: Vec<&ServiceName> = Vec::new();
+        let mut next = self.standing(id).and_then(Standing::resolved);
+        while let Some(resolved) = next {
+            let exposed = resolved.blueprint.services.iter().filter(|service| service.expose);
+            for service in exposed.map(|service| &service.name.value) {
+                if !all.contains(&service) {
+                    all.push(service);
+                }
+            }
+            next = resolved.parent.as_ref().and_then(|parent| self.standing(parent)?.resolved());
+        }
+        all
     }
 
     /// The files that claim `id`.

@@ -16,6 +16,7 @@ use crate::carrier::Keys;
 use crate::diagnostic::Location;
 use crate::lineage::Policy;
 use crate::name::{EnvironmentId, ServiceName};
+use crate::preview::Preview;
 use crate::table::Route;
 
 pub use decide::decide;
@@ -82,6 +83,8 @@ pub struct Request<'r> {
     pub authority: &'r str,
     /// The path, without query.
     pub path: &'r str,
+    /// What its host stands for, where it is a preview's; `keys` are then those that it names.
+    pub preview: Option<&'r Preview>,
     /// The key that it carries.
     pub keys: Option<&'r Keys>,
     /// Whether overlay headers were removed because its sender is not trusted.

@@ -12,10 +12,11 @@ use std::sync::Arc;
 
 use foldhash::fast::{FixedState, RandomState};
 
-use crate::blueprint::OnUnknown;
+use crate::blueprint::{OnUnknown, Share};
 use crate::diagnostic::{Diagnostic, Location};
 use crate::lineage::{Lineages, Policy, Resolved, Standing};
 use crate::name::{EnvironmentId, HeaderName, ServiceName};
+use crate::preview::Previews;
 use crate::time::UnixMillis;
 use crate::url::{Scheme, Url};
 
@@ -41,11 +42,22 @@ pub struct Route<U> {
     pub upstream: U,
 }
 
+/// The hosts at the gateway that lead to a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hosts {
+    /// Every host.
+    Every,
+    /// This one, in lower case.
+    One(Box<str>),
+    /// Preview hosts, which lead to every exposed service, and no others.
+    Previews,
+}
+
 /// A host and path at the gateway that lead to a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exposure {
-    /// The host, in lower case; `None` is any host.
-    pub host: Option<Box<str>>,
+    /// The hosts.
+    pub hosts: Hosts,
     /// The path prefix, `/` for every path; it matches whole segments.
     pub path: Box<str>,
     /// The service.
@@ -57,12 +69,27 @@ impl Exposure {
     /// `None` where it does not match.
     #[must_use]
     pub fn specificity(&self, host: &str, path: &str) -> Option<(bool, usize)> {
-        let host_matches = self.host.as_ref().is_none_or(|own| own.eq_ignore_ascii_case(host));
-        let path_matches = match path.strip_prefix(&*self.path) {
+        let one = match &self.hosts {
+            Hosts::Every => false,
+            Hosts::One(own) if own.eq_ignore_ascii_case(host) => true,
+            Hosts::One(_) | Hosts::Previews => return None,
+        };
+        self.has(path).then_some((one, self.path.len()))
+    }
+
+    /// Whether this is one of its own hosts.
+    #[must_use]
+    pub fn is_at(&self, host: &str) -> bool {
+        matches!(&self.hosts, Hosts::One(own) if own.eq_ignore_ascii_case(host))
+    }
+
+    /// Whether a path is under this one.
+    #[must_use]
+    pub fn has(&self, path: &str) -> bool {
+        match path.strip_prefix(&*self.path) {
             Some(rest) => rest.is_empty() || rest.starts_with('/') || self.path.ends_with('/'),
             None => false,
-        };
-        (host_matches && path_matches).then(|| (self.host.is_some(), self.path.len()))
+        }
     }
 }
 
@@ -83,6 +110,8 @@ pub struct Baseline<U> {
     pub declared: Location,
     /// Where the gateway leads.
     pub exposures: Box<[Exposure]>,
+    /// Where its previews are.
+    pub previews: Arc<Previews>,
     routes: HashMap<ServiceName, Arc<Route<U>>, RandomState>,
     authorities: HashMap<Box<str>, Vec<(u16, ServiceName)>, RandomState>,
 }
@@ -128,6 +157,8 @@ pub struct Overlay<U> {
     pub declared: Location,
     /// What it and its ancestors below the baseline add at the gateway.
     pub exposures: Box<[Exposure]>,
+    /// The links to it that were given to somebody.
+    pub shares: Box<[Share]>,
     /// Every service owned below the baseline, by its name's hash and then nearest first.
     owned: Box<[Owned<U>]>,
 }
@@ -144,6 +175,7 @@ impl<U> Clone for Overlay<U> {
             policy: self.policy,
             declared: self.declared.clone(),
             exposures: self.exposures.clone(),
+            shares: self.shares.clone(),
             owned: self.owned.clone(),
         }
     }
@@ -437,6 +469,7 @@ fn compile_baseline<U>(
         policy: resolved.policy,
         declared: resolved.blueprint.declared(),
         exposures: exposures(resolved, true),
+        previews: resolved.previews.clone(),
         routes: routes.into_iter().map(|route| (route.service.clone(), route)).collect(),
         authorities,
     }
@@ -477,29 +510,27 @@ fn compile_overlay<U>(
         policy: resolved.policy,
         declared: resolved.blueprint.declared(),
         exposures: gates.into(),
+        shares: resolved.shares.clone(),
         owned: owned.into(),
     }
 }
 
 /// What a blueprint exposes. A service with neither hosts nor path leads from every host in a
 /// baseline, where it is the only such service, and in an overlay from none: an overlay cannot
-/// claim its baseline's hosts.
+/// claim its baseline's hosts. Preview hosts lead to all.
 fn exposures(resolved: &Resolved, baseline: bool) -> Box<[Exposure]> {
     let exposed = || resolved.blueprint.services.iter().filter(|service| service.expose);
     let bare = |service: &&crate::blueprint::Service| service.hosts.is_empty() && service.path.is_none();
     let catch_all = baseline && exposed().filter(bare).count() == 1;
     let mut all = Vec::new();
-    for service in exposed().filter(|service| catch_all || !bare(service)) {
+    for service in exposed() {
         let path: Box<str> = service.path.as_ref().map_or("/", |path| &*path.value).into();
-        let exposure = |host: Option<Box<str>>| Exposure {
-            host,
-            path: path.clone(),
-            service: service.name.value.clone(),
-        };
+        let exposure = |hosts| Exposure { hosts, path: path.clone(), service: service.name.value.clone() };
         if service.hosts.is_empty() {
-            all.push(exposure(None));
+            let every = catch_all || !bare(&service);
+            all.push(exposure(if every { Hosts::Every } else { Hosts::Previews }));
         }
-        all.extend(service.hosts.iter().map(|host| exposure(Some(host.value.clone()))));
+        all.extend(service.hosts.iter().map(|host| exposure(Hosts::One(host.value.clone()))));
     }
     all.into()
 }
@@ -530,7 +561,8 @@ mod tests {
             on_unavailable: crate::blueprint::OnUnavailable::Fail,
             hold_for: std::time::Duration::ZERO,
         };
-        let (baseline, ancestors, exposures) = (id.clone(), Box::default(), Box::default());
+        let (baseline, ancestors, exposures, shares) =
+            (id.clone(), Box::default(), Box::default(), Box::default());
         let owned = owned.into();
         Overlay {
             id,
@@ -542,6 +574,7 @@ mod tests {
             policy,
             declared,
             exposures,
+            shares,
             owned,
         }
     }

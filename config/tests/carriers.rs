@@ -68,6 +68,7 @@ fn onward(carriers: &Carriers, fields: &Fields, untrusted: bool) -> Fields {
     let request = Request {
         authority: "ledger",
         path: "/",
+        preview: None,
         keys: arrived.keys.as_ref(),
         untrusted,
         hop: None,

@@ -85,6 +85,7 @@ fn answer(role: &Role, ask: Ask<'_>) -> String {
     let request = Request {
         authority,
         path: if path.is_empty() { "/" } else { path },
+        preview: None,
         keys: keys.as_ref(),
         untrusted: false,
         hop: ask.hop,
@@ -319,6 +320,7 @@ fn edits(
     let request = Request {
         authority: "web",
         path: "/",
+        preview: None,
         keys: arrived.keys.as_ref(),
         untrusted: false,
         hop: None,
@@ -379,6 +381,7 @@ fn every_step_of_a_decision_can_be_told_with_the_line_behind_it() {
     let request = Request {
         authority: "pay",
         path: "/",
+        preview: None,
         keys: keys.as_ref(),
         untrusted: false,
         hop: None,

@@ -209,7 +209,7 @@ fn listeners() -> Vec<Listener> {
 }
 
 fn request<'r>(authority: &'r str, keys: Option<&'r Keys>) -> Request<'r> {
-    Request { authority, path: "/", keys, untrusted: false, hop: None, require: "" }
+    Request { authority, path: "/", preview: None, keys, untrusted: false, hop: None, require: "" }
 }
 
 proptest! {

@@ -77,6 +77,7 @@ fn ask<T>(
     let request = Request {
         authority,
         path,
+        preview: None,
         keys: keys.as_ref(),
         untrusted: line.ends_with(" untrusted"),
         hop: words(line, "hop"),
@@ -297,8 +298,15 @@ fn what_is_of_another_environment_goes_there_once_marked() {
 fn without_a_baseline_nothing_is_served_and_the_hint_says_what_to_do() {
     let problem = |store: &Store, told: Option<&str>| {
         let listener = Listener { role: Role::Gateway, baseline: told.map(id) };
-        let request =
-            Request { authority: "x", path: "/", keys: None, untrusted: false, hop: None, require: "" };
+        let request = Request {
+            authority: "x",
+            path: "/",
+            preview: None,
+            keys: None,
+            untrusted: false,
+            hop: None,
+            require: "",
+        };
         match decide(&store.table, &listener, &request, NOW, &Tried::default(), &mut Untraced) {
             Decision::Refuse(refusal) => {
                 format!("{} {} ({})", refusal.problem.status(), refusal.message, refusal.hint.unwrap())

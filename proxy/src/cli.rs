@@ -6,6 +6,7 @@ pub mod doctor;
 pub mod environment;
 pub mod explain;
 pub mod output;
+pub mod preview;
 pub mod run;
 mod show;
 pub mod trace;
@@ -49,7 +50,7 @@ enum Command {
     #[command(visible_alias = "ov")]
     Overlay {
         #[command(subcommand)]
-        command: environment::Verb,
+        command: environment::OverlayVerb,
     },
     /// Create or change an environment, from a file or from flags alone
     Apply(environment::QuickApply),

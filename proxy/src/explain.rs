@@ -1,12 +1,14 @@
 //! `explain`: every step of one decision, by the code of the request path.
 
-use overlane_config::carrier::{Arrived, Carriers, FieldLines, InvalidKey, Place, Seen};
+use overlane_config::browser;
+use overlane_config::carrier::{Arrived, Carriers, FieldLines, InvalidKey, Keys, Place, Seen};
 use overlane_config::name::{EnvironmentId, HeaderName, ServiceName};
+use overlane_config::preview::Preview;
 use overlane_config::route::{
     self, Decision, Edits, HOP_HEADER, Listener, REQUIRE_HEADER, ROUTE_HEADER, Refusal, Request, Role,
     Served, Step, To, Tried,
 };
-use overlane_config::table::RoutingTable;
+use overlane_config::table::{Baseline, RoutingTable};
 use overlane_config::time::UnixMillis;
 use overlane_config::url::split_authority;
 use serde::{Deserialize, Serialize};
@@ -144,7 +146,14 @@ pub fn explain<U>(
     let first = |name| fields.lines(name).next().and_then(|value| std::str::from_utf8(value).ok());
     let require = fields.lines(REQUIRE_HEADER).map(String::from_utf8_lossy).collect::<Vec<_>>().join(",");
     let path = question.path.split('?').next().unwrap_or_default();
+    let edge = matches!(listener.role, Role::Gateway);
+    let preview = baseline.filter(|_| edge).and_then(|baseline| baseline.preview(&question.host));
+    let arrived = match baseline.filter(|_| edge && !question.untrusted) {
+        Some(baseline) => browsers(baseline, preview.as_ref(), fields, arrived, &mut steps),
+        None => arrived,
+    };
     let request = Request {
+        preview: preview.as_ref(),
         authority: &question.host,
         path: if path.is_empty() { "/" } else { path },
         keys: arrived.keys.as_ref(),
@@ -172,6 +181,31 @@ pub fn explain<U>(
             serve(steps, &served, headers(&edits, carriers, key_header.as_str()), arrived.keys.is_some())
         }
     })
+}
+
+/// What a browser's host, page or cookie adds to what carriers say: as the gateway has it.
+fn browsers<U>(
+    baseline: &Baseline<U>,
+    preview: Option<&Preview>,
+    fields: &[(String, String)],
+    arrived: Arrived,
+    steps: &mut Vec<Step>,
+) -> Arrived {
+    let choice = match preview {
+        Some(preview) => Some(browser::by_host(preview)),
+        None if arrived.keys.is_some() => None,
+        None => browser::choose(baseline, fields, true).or_else(|| browser::choose(baseline, fields, false)),
+    };
+    let Some((choice, keys)) = choice.and_then(|choice| {
+        let keys = Keys::one(&choice.environment.parse().ok()?);
+        Some((choice, keys))
+    }) else {
+        return arrived;
+    };
+    let text = format!("{} says the key `{}`", choice.by.as_str(), keys.as_str());
+    steps.push(Step { text, declared: None });
+    let contradicted = arrived.contradicted || arrived.keys.is_some_and(|own| own != keys);
+    Arrived { keys: Some(keys), contradicted }
 }
 
 /// Reads the key, and notes what each carrier says where that is not plain.

@@ -52,8 +52,11 @@ pub(crate) enum Known {
     Other,
     Accept,
     Baggage,
+    /// One of those by which a browser says where a request comes from: `origin`, `referer`, `sec-fetch-…`.
+    Browser,
     Connection,
     ContentLength,
+    Cookie,
     /// One of `x-forwarded-…`.
     Forwarded,
     Host,
@@ -78,6 +81,9 @@ impl Known {
             2 if begins(name, b"b3") => Self::Tracing,
             4 if begins(name, b"host") => Self::Host,
             6 if begins(name, b"accept") => Self::Accept,
+            6 if begins(name, b"cookie") => Self::Cookie,
+            6 if begins(name, b"origin") => Self::Browser,
+            7 if begins(name, b"referer") => Self::Browser,
             7 if begins(name, b"baggage") => Self::Baggage,
             7 if begins(name, b"upgrade") => Self::Upgrade,
             10 if begins(name, b"connection") => Self::Connection,
@@ -89,6 +95,7 @@ impl Known {
             14 if begins(name, b"http2-settings") => Self::Http2Settings,
             16 if begins(name, b"proxy-connection") => Self::ProxyConnection,
             17 if begins(name, b"transfer-encoding") => Self::TransferEncoding,
+            11.. if begins(name, b"sec-fetch-") => Self::Browser,
             3.. if begins(name, b"x-") => Self::extension(name),
             _ => Self::Other,
         }
@@ -110,10 +117,10 @@ impl Known {
 
     /// Whether it stands for names of which there are several.
     const fn is_family(self) -> bool {
-        matches!(self, Self::Other | Self::Forwarded | Self::Overlay | Self::Tracing)
+        matches!(self, Self::Other | Self::Browser | Self::Forwarded | Self::Overlay | Self::Tracing)
     }
 
-    const fn bit(self) -> u16 {
+    const fn bit(self) -> u32 {
         1 << self as u16
     }
 }
@@ -205,7 +212,7 @@ pub struct Fields<'b> {
     /// What each of the list is.
     known: &'b [Known],
     /// The bits of those that are there.
-    seen: u16,
+    seen: u32,
     /// Whether `Connection` says `close`.
     close: bool,
     /// Whether `Connection` says `upgrade`.
@@ -274,6 +281,12 @@ impl<'b> Fields<'b> {
             .zip(self.known)
             .filter(move |(field, known)| name.is(&Name { text: field.name, known: **known }))
             .map(|(field, _)| field.value)
+    }
+
+    /// Whether a browser says something that may name an overlay: a cookie, or where the request comes from.
+    #[must_use]
+    pub fn of_browser(&self) -> bool {
+        self.seen & (Known::Cookie.bit() | Known::Browser.bit()) != 0
     }
 
     /// All fields: name and value, in order.

@@ -10,6 +10,7 @@ pub mod buffer;
 pub mod conn;
 pub mod deadline;
 pub mod drain;
+pub mod edge;
 pub mod engine;
 pub mod exchange;
 pub mod express;
@@ -174,6 +175,12 @@ impl Gate {
     #[must_use]
     pub fn place(&self) -> usize {
         std::ptr::from_ref(self) as usize
+    }
+
+    /// Whether strangers may be at the other end.
+    #[must_use]
+    pub fn is_edge(&self) -> bool {
+        matches!(self.listener.role, Role::Gateway)
     }
 
     /// The role's name in logs.

@@ -64,6 +64,7 @@ pub(super) const ROUTING: &[&str] = &[
     "propagateHeader",
     "serviceUrl",
     "overlayUrl",
+    "previewUrl",
     "ttl",
     "expiresAt",
     "onUnavailable",
@@ -114,9 +115,11 @@ pub(super) const SERVICE: &[&str] = &[
     "workingDir",
 ];
 /// The fields of an attachment.
-pub(super) const ATTACHMENT: &[&str] = &["services"];
+pub(super) const ATTACHMENT: &[&str] = &["services", "shares"];
 /// The fields of an attached service.
 pub(super) const ATTACHED: &[&str] = &["name", "url"];
+/// The fields of a share.
+pub(super) const SHARE: &[&str] = &["id", "sha256", "expiresAt"];
 
 /// Where the mistakes of one document are collected.
 pub(super) struct Problems<'s> {

@@ -6,15 +6,17 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::fields::{ATTACHED, ATTACHMENT, ENVELOPE, Fields, METADATA, Problems, ROOT, ROUTING, SERVICE};
+use super::fields::{
+    ATTACHED, ATTACHMENT, ENVELOPE, Fields, METADATA, Problems, ROOT, ROUTING, SERVICE, SHARE,
+};
 use super::node::{Documents, Kind, Node, Tree, distinct, line_start};
 use super::plain;
 use super::{
     Attachment, Blueprint, Document, MAX_FILE_BYTES, MAX_MISTAKES, Mode, OnUnavailable, OnUnknown, Parsed,
-    Service,
+    Service, Share,
 };
 use crate::diagnostic::{Diagnostic, Source, Span, Spanned};
-use crate::name::{EnvironmentId, MAX_LABEL, ServiceName, printable};
+use crate::name::{EnvironmentId, MAX_LABEL, ServiceName, is_label, printable};
 use crate::time::{UnixMillis, parse_duration, parse_timestamp};
 use crate::url::Url;
 
@@ -28,6 +30,9 @@ const ID_HINT: &str =
     "lower-case letters, digits and single dashes, at most 63 bytes, such as `alice-payments`";
 const URL_HINT: &str = "such as `http://payments-api.staging.svc.cluster.local:8080`";
 const TEMPLATE_HINT: &str = "such as `http://{service}.{overlay}.svc.cluster.local:8080`";
+const PREVIEW_HINT: &str =
+    "such as `https://preview.example.com`, under which a wildcard name leads to the gateway";
+const SHARES_HINT: &str = "`overlane overlay share ID` makes one";
 const DURATION_HINT: &str = "such as `4h`, `90s` or `1h30m`";
 const TIME_HINT: &str = "such as `2027-01-31T18:00:00Z`";
 const ENDPOINT_HINT: &str = "such as `10.0.0.1:8080` or `http://10.0.0.1:8080`";
@@ -266,10 +271,41 @@ fn attachment(name: Option<&Node<'_>>, spec: &Node<'_>, problems: &mut Problems<
     let Some(fields) = Fields::open(spec, "`spec`", ATTACHMENT, problems) else { return (None, about) };
     let items = listed(fields.get("services"), "services", SERVICES_HINT, problems);
     let services = read_distinct(items, attached, |(name, _)| name, "keep one of them", problems);
+    let items = listed(fields.get("shares"), "shares", SHARES_HINT, problems);
+    let shares = items.iter().filter_map(|node| share(node, problems)).collect();
     let source = problems.source.clone();
-    let document = environment
-        .map(|environment| Document::Attachment(Arc::new(Attachment { source, environment, services })));
-    (document, about)
+    let attachment = |environment| Attachment { source, environment, services, shares };
+    (environment.map(attachment).map(Arc::new).map(Document::Attachment), about)
+}
+
+fn share(node: &Node<'_>, problems: &mut Problems<'_>) -> Option<Share> {
+    let fields = Fields::open(node, "the share", SHARE, problems)?;
+    let (Some(id), Some(hash)) = (fields.get("id"), fields.get("sha256")) else {
+        problems.error(fields.start, "a share needs `id` and `sha256`", SHARES_HINT);
+        return None;
+    };
+    let id = problems.value_with(id, "id", SHARES_HINT, |text| match is_label(text.as_bytes()) {
+        true => Ok(text.into()),
+        false => Err("not a label".to_owned()),
+    });
+    let hash = problems.value_with(hash, "sha256", SHARES_HINT, sha256);
+    let expires_at =
+        fields.get("expiresAt").and_then(|node| problems.value_with(node, "expiresAt", TIME_HINT, timestamp));
+    Some(Share { id: id?, hash: hash?.value, expires_at: expires_at.map(|at| at.value) })
+}
+
+/// 32 bytes as hexadecimal digits.
+fn sha256(text: &str) -> Result<[u8; 32], String> {
+    let mut hash = [0; 32];
+    let wrong = || "not 64 hexadecimal digits".to_owned();
+    if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(wrong());
+    }
+    for (byte, digits) in hash.iter_mut().zip(text.as_bytes().chunks(2)) {
+        let digits = std::str::from_utf8(digits).map_err(|_| wrong())?;
+        *byte = u8::from_str_radix(digits, 16).map_err(|_| wrong())?;
+    }
+    Ok(hash)
 }
 
 fn attached(node: &Node<'_>, problems: &mut Problems<'_>) -> Option<(Spanned<ServiceName>, Spanned<Url>)> {
@@ -317,6 +353,7 @@ impl Form {
             ],
             Self::Overlay => &[
                 ("serviceUrl", "it is the baseline's, and holds for all its overlays"),
+                ("previewUrl", "it is the baseline's, and holds for all its overlays"),
                 ("onUnknown", "it is the baseline's, and holds for all its overlays"),
             ],
         }
@@ -347,6 +384,8 @@ fn blueprint(
         routing.get("serviceUrl").and_then(|node| problems.value(node, "serviceUrl", TEMPLATE_HINT));
     let overlay_url =
         routing.get("overlayUrl").and_then(|node| problems.value(node, "overlayUrl", TEMPLATE_HINT));
+    let preview_url =
+        routing.get("previewUrl").and_then(|node| problems.value(node, "previewUrl", PREVIEW_HINT));
     let ttl = routing.get("ttl").and_then(|node| problems.value_with(node, "ttl", DURATION_HINT, ttl));
     let expires_at = routing
         .get("expiresAt")
@@ -372,6 +411,7 @@ fn blueprint(
         propagate,
         service_url,
         overlay_url,
+        preview_url,
         ttl,
         expires_at,
         on_unavailable,

@@ -46,6 +46,8 @@ pub struct Carriers {
     headers: Box<[usize]>,
     writes_own: bool,
     writes_baggage: bool,
+    /// The names of the headers besides the baseline's own that an answer depends on, each after a comma.
+    vary: Box<str>,
     /// Hosts outside of the lineages that get the key as our own services do.
     pub keep_for: Hosts,
 }
@@ -94,6 +96,7 @@ impl Carriers {
             headers: (0..write.len()).filter(is_header).collect(),
             writes_own: write.iter().any(Carrier::is_own),
             writes_baggage: write.iter().any(|carrier| matches!(carrier.place, Place::Baggage(_))),
+            vary: vary(&read),
             read,
             write,
             keep_for: Hosts::default(),
@@ -137,6 +140,13 @@ impl Carriers {
             Place::Header(name) => Some((*number, name)),
             _ => None,
         })
+    }
+
+    /// The names of the headers, besides the baseline's own, that the answer of a gateway depends on, as they follow
+    /// it in `Vary`: with those of browsers.
+    #[must_use]
+    pub fn vary(&self) -> &[u8] {
+        self.vary.as_bytes()
     }
 
     /// Whether the baseline's own header is written.
@@ -270,6 +280,24 @@ impl fmt::Display for Carrier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name)
     }
+}
+
+/// See [`Carriers::vary`].
+fn vary(read: &[Carrier]) -> Box<str> {
+    let names = read.iter().flat_map(|carrier| match &carrier.place {
+        Place::Own | Place::Cookie(_) => &[][..],
+        Place::Header(name) => std::slice::from_ref(name),
+        Place::Baggage(_) | Place::Tracestate(_) => &[],
+    });
+    let members = read.iter().filter_map(|carrier| match &carrier.place {
+        Place::Baggage(_) => Some("baggage"),
+        Place::Tracestate(_) => Some("tracestate"),
+        _ => None,
+    });
+    let mut all: Vec<&str> = names.map(HeaderName::as_str).chain(members).collect();
+    all.extend(["cookie", "origin", "referer"]);
+    all.dedup();
+    all.iter().map(|name| [", ", *name].concat()).collect::<String>().into()
 }
 
 fn parse_list(list: &str, entries: &[String], written: bool) -> Result<Box<[Carrier]>, CarrierError> {

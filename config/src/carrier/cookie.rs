@@ -38,6 +38,13 @@ pub fn without<'l>(
     (!left.is_empty()).then(|| left.join(&b"; "[..]))
 }
 
+/// The names and values of all cookies.
+pub(crate) fn pairs_of<'l>(
+    lines: impl IntoIterator<Item = &'l [u8]>,
+) -> impl Iterator<Item = (&'l [u8], &'l [u8])> {
+    lines.into_iter().flat_map(pairs).filter_map(split)
+}
+
 fn pairs(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     line.split(|byte| *byte == b';').map(<[u8]>::trim_ascii).filter(|pair| !pair.is_empty())
 }

@@ -88,6 +88,11 @@ impl Lineages {
                 (None, Some(header)) => header.value.clone(),
                 (None, None) => HeaderName::default_key(),
             },
+            previews: match (parent, &blueprint.preview_url) {
+                (Some(parent), _) => parent.previews.clone(),
+                (None, own) => own.as_ref().map(|own| own.value.clone()).unwrap_or_default().into(),
+            },
+            shares: self.attachments(id).iter().flat_map(|attached| &attached.shares).cloned().collect(),
             propagate: blueprint.propagate.unwrap_or_else(|| parent.is_none_or(|parent| parent.propagate)),
             on_unknown: match (parent, &blueprint.on_unknown) {
                 (Some(parent), _) => parent.on_unknown,

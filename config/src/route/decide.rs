@@ -7,7 +7,7 @@ use crate::blueprint::{OnUnavailable, OnUnknown};
 use crate::carrier::{Keys, MAX_KEYS};
 use crate::diagnostic::did_you_mean;
 use crate::name::{EnvironmentId, ServiceName, printable};
-use crate::table::{Baseline, Environment, Exposure, Overlay, Owned, Route, RoutingTable, spellings};
+use crate::table::{Baseline, Environment, Exposure, Hosts, Overlay, Owned, Route, RoutingTable, spellings};
 use crate::time::UnixMillis;
 use crate::url::{Url, split_authority};
 
@@ -192,11 +192,19 @@ impl<'t, 'r, U> Lookup<'t, 'r, U> {
         let host = host_of(request.authority);
         // `OPTIONS *` asks about the whole server (RFC 9110, section 9.3.7): that is whoever has its root.
         let path = if request.path == "*" { "/" } else { request.path };
-        let Some(exposure) = self.exposed(host, path) else {
+        let exposure = match request.preview {
+            Some(preview) => self.previewed(preview.service(), path),
+            None => self.exposed(host, path),
+        };
+        let Some(exposure) = exposure else {
             return Err(self.no_route(host, path));
         };
         trace.step(None, || {
-            let host = exposure.host.as_deref().unwrap_or("any host");
+            let host = match (&exposure.hosts, request.preview) {
+                (_, Some(_)) => "a preview's host",
+                (Hosts::One(host), None) => host,
+                (Hosts::Every | Hosts::Previews, None) => "any host",
+            };
             format!("host and path lead to `{}` ({host}, path {})", exposure.service, exposure.path)
         });
         self.upstream(exposure.service.as_str(), trace).map(Some)
@@ -216,13 +224,30 @@ impl<'t, 'r, U> Lookup<'t, 'r, U> {
         best.map(|(_, exposure)| exposure)
     }
 
+    /// What a preview's host leads to: that service, or whatever has the longest path; of several the first of the
+    /// nearest environment.
+    fn previewed(&self, service: Option<&str>, path: &str) -> Option<&'t Exposure> {
+        let overlays = self.overlays().flat_map(|overlay| overlay.exposures.iter());
+        let all = overlays.chain(self.baseline.exposures.iter());
+        let named = all.filter(|exposure| service.is_none_or(|service| exposure.service.as_str() == service));
+        named.filter(|exposure| exposure.has(path)).fold(None, |best: Option<&Exposure>, exposure| match best
+        {
+            Some(best) if best.path.len() >= exposure.path.len() => Some(best),
+            _ => Some(exposure),
+        })
+    }
+
     fn no_route(&self, host: &str, path: &str) -> Refusal {
         let exposed: Vec<_> = self
             .baseline
             .exposures
             .iter()
+            .filter_map(|exposure| match &exposure.hosts {
+                Hosts::Every => Some(format!("*{}", exposure.path)),
+                Hosts::One(host) => Some(format!("{host}{}", exposure.path)),
+                Hosts::Previews => None,
+            })
             .take(10)
-            .map(|e| format!("{}{}", e.host.as_deref().unwrap_or("*"), e.path))
             .collect();
         let hint = if exposed.is_empty() {
             format!("give one service of `{}` `expose: true`, or several of them `hosts:`", self.baseline.id)

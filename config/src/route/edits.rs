@@ -1,6 +1,7 @@
 //! The edits of a request's head, as plain data for every engine.
 
 use super::{Served, To};
+use crate::browser::is_our_cookie;
 use crate::carrier::{Carrier, Carriers, FieldLines, Keys, Place, baggage, cookie};
 use crate::name::EnvironmentId;
 
@@ -71,7 +72,8 @@ impl Edits {
             _ => None,
         };
         let among = if untrusted { Among::Untrusted } else { Among::Us };
-        Self::new(served.onward.clone(), hop, among, carriers, fields)
+        let edits = Self::new(served.onward.clone(), hop, among, carriers, fields);
+        Self { cookie: edits.edit_cookie(carriers, fields, is_our_cookie), ..edits }
     }
 
     /// The edits for a request that passes through to a host outside: nothing of ours leaves.
@@ -106,9 +108,7 @@ impl Edits {
         let (baggage, cookie) = (FieldEdit::Untouched, FieldEdit::Untouched);
         let mut edits = Self { key, baggage, cookie, hop, require, among, untouched };
         edits.baggage = edits.edit_baggage(carriers, fields);
-        if among == Among::Untrusted {
-            edits.cookie = edit_cookie(carriers, fields);
-        }
+        edits.cookie = edits.edit_cookie(carriers, fields, |_| false);
         edits
     }
 
@@ -143,6 +143,26 @@ impl Edits {
         let mut own = Vec::new();
         self.write_own_members(carriers, &mut own);
         baggage::rewrite(lines, ours, &own).map_or(FieldEdit::Remove, FieldEdit::Set)
+    }
+
+    /// The cookies without those for which `ours` holds and, of an untrusted sender, without those that could name
+    /// an overlay.
+    fn edit_cookie(
+        &self,
+        carriers: &Carriers,
+        fields: &(impl FieldLines + ?Sized),
+        ours: impl Fn(&[u8]) -> bool,
+    ) -> FieldEdit {
+        let named = |key: &[u8]| {
+            let is =
+                |carrier: &Carrier| matches!(carrier.place(), Place::Cookie(name) if name.as_bytes() == key);
+            self.among == Among::Untrusted && carriers.read_list().iter().any(is)
+        };
+        let ours = |key: &[u8]| ours(key) || named(key);
+        if !cookie::any(fields.lines("cookie"), ours) {
+            return FieldEdit::Untouched;
+        }
+        cookie::without(fields.lines("cookie"), ours).map_or(FieldEdit::Remove, FieldEdit::Set)
     }
 
     /// Appends our own members of `baggage`.
@@ -223,17 +243,4 @@ fn unread(carriers: &Carriers, fields: &(impl FieldLines + ?Sized)) -> u64 {
     let foreign = written.filter(|(_, carrier)| *carrier.place() != Place::Own);
     let invalid = foreign.filter(|(_, carrier)| carrier.read("", fields).is_err());
     invalid.fold(0, |numbers, (number, _)| numbers | 1 << number)
-}
-
-/// An untrusted sender's cookies, without those that could name an overlay.
-fn edit_cookie(carriers: &Carriers, fields: &(impl FieldLines + ?Sized)) -> FieldEdit {
-    let ours = |key: &[u8]| {
-        let named =
-            |carrier: &Carrier| matches!(carrier.place(), Place::Cookie(name) if name.as_bytes() == key);
-        carriers.read_list().iter().any(named)
-    };
-    if !cookie::any(fields.lines("cookie"), ours) {
-        return FieldEdit::Untouched;
-    }
-    cookie::without(fields.lines("cookie"), ours).map_or(FieldEdit::Remove, FieldEdit::Set)
 }

@@ -14,11 +14,26 @@ use overlane_config::url::Url;
 use serde_json::json;
 
 use super::output::{CliError, Format, Output};
+use super::preview;
 use super::show::{Kind, describe, get, list, not_found};
 use crate::clock;
 use crate::store::StoreAddress;
 use crate::store::read::{read, read_text};
 use crate::store::write::{OpenStore, Outcome, Put};
+
+/// What to do with overlays.
+#[derive(Debug, Subcommand)]
+pub enum OverlayVerb {
+    /// What there is for every kind
+    #[command(flatten)]
+    Any(Verb),
+    /// Make a link that lets in whoever has it
+    Share(preview::ShareArgs),
+    /// Take a link back
+    Unshare(preview::UnshareArgs),
+    /// Show the links that were given away
+    Shares(preview::SharesArgs),
+}
 
 /// What to do with environments of a kind.
 #[derive(Debug, Subcommand)]
@@ -70,7 +85,7 @@ pub enum Verb {
 pub struct FormatArg {
     /// Output format
     #[arg(short, long, value_enum, default_value_t)]
-    output: Format,
+    pub(super) output: Format,
 }
 
 /// Files and how to write them.
@@ -99,7 +114,7 @@ pub struct How {
     format: FormatArg,
 }
 
-fn ttl(text: &str) -> Result<Duration, String> {
+pub(super) fn ttl(text: &str) -> Result<Duration, String> {
     match parse_duration(text) {
         Ok(ttl) if ttl.is_zero() => Err("a ttl of zero".to_owned()),
         parsed => parsed,
@@ -170,8 +185,13 @@ pub fn baseline(verb: Verb, store: &StoreAddress, out: &mut Output<'_>) -> Resul
 ///
 /// # Errors
 /// See [`CliError`].
-pub fn overlay(verb: Verb, store: &StoreAddress, out: &mut Output<'_>) -> Result<(), CliError> {
-    run(verb, Kind::Overlay, store, out)
+pub fn overlay(verb: OverlayVerb, store: &StoreAddress, out: &mut Output<'_>) -> Result<(), CliError> {
+    match verb {
+        OverlayVerb::Any(verb) => run(verb, Kind::Overlay, store, out),
+        OverlayVerb::Share(args) => preview::share(&args, store, out),
+        OverlayVerb::Unshare(args) => preview::unshare(&args, store, out),
+        OverlayVerb::Shares(args) => preview::shares(&args, store, out),
+    }
 }
 
 fn run(verb: Verb, kind: Kind, store: &StoreAddress, out: &mut Output<'_>) -> Result<(), CliError> {
@@ -279,6 +299,9 @@ fn write_sources(
         written.last().filter(|_| how.format.output == Format::Table && !how.dry_run)
     {
         out.note(next_step(blueprint, store, open.lineages()));
+        if blueprint.parent().is_some() {
+            preview::print_links(&blueprint.id.value, open.lineages(), out);
+        }
     }
     Ok(())
 }
@@ -368,7 +391,7 @@ fn delete(
     out.line(format_args!("{} {id} {}{dry}", kind.as_str(), outcome.as_str()))
 }
 
-fn dry(run: bool) -> &'static str {
+pub(super) fn dry(run: bool) -> &'static str {
     if run { " (dry run)" } else { "" }
 }
 

@@ -8,6 +8,7 @@ use overlane_config::time::UnixMillis;
 use serde_json::{Value, json};
 
 use super::output::{CliError, Format, Output};
+use super::preview::{links, print_links};
 use crate::clock;
 use crate::store::write::OpenStore;
 
@@ -73,7 +74,13 @@ pub(super) fn get(
         return Err(not_found(id, kind, lineages));
     }
     match format {
-        Format::Table | Format::Wide | Format::Name => rows(&found, format, lineages, out),
+        Format::Table | Format::Wide | Format::Name => {
+            rows(&found, format, lineages, out)?;
+            if let (Some(id), Kind::Overlay, true) = (id, kind, format != Format::Name) {
+                print_links(id, lineages, out);
+            }
+            Ok(())
+        }
         Format::Yaml => {
             for (at, (id, _)) in found.iter().enumerate() {
                 if at > 0 {
@@ -288,6 +295,10 @@ fn describe_resolved(
     ))?;
     if resolved.on_unknown == OnUnknown::Reject {
         out.line("           unknown keys are rejected")?;
+    }
+    for (at, (service, link)) in links(id, lineages).iter().enumerate() {
+        let label = if at == 0 { "Previews:" } else { "" };
+        out.line(format_args!("{label:10} {link}/ ({service})"))?;
     }
     out.line("Services:")?;
     let mut seen: Vec<&ServiceName> = Vec::new();

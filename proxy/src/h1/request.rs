@@ -46,6 +46,16 @@ impl<'b> Head<'b> {
         self.fields.values(name)
     }
 
+    /// The query of the target, without its question mark.
+    #[must_use]
+    pub fn query(&self) -> Option<&'b str> {
+        // Nearly every target is a path.
+        if self.target.len() == self.path.len() {
+            return None;
+        }
+        self.target.split_once('?').map(|(_, query)| query)
+    }
+
     /// Whether the client accepts JSON.
     #[must_use]
     pub fn accepts_json(&self) -> bool {

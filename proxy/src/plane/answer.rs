@@ -5,6 +5,7 @@ use overlane_config::route::{ROUTE_HEADER, Refusal};
 use pingora_http::ResponseHeader;
 use serde_json::json;
 
+use super::edge::{html, is_navigation};
 use super::grpc;
 use super::h2::Unprocessed;
 use super::overload::OVERLOAD;
@@ -13,6 +14,8 @@ use crate::upstream::Address;
 
 /// The name under which this proxy appears in `Proxy-Status` (RFC 9209).
 const PROXY: &str = "overlane";
+/// Pages of ours load nothing, run nothing and are framed by nobody.
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'";
 
 /// An answer of the proxy's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,8 +32,28 @@ pub struct Answer {
     pub hint: Option<String>,
     /// `path:line:column` of the blueprint line to change.
     pub declared: Option<Box<str>>,
+    /// What few answers have.
+    pub more: Option<Box<More>>,
+}
+
+/// What few answers have.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct More {
     /// The receipts to give with it, where they are not only the proxy's own.
     pub receipts: Option<Box<str>>,
+    /// Other fields of its head.
+    pub fields: Vec<(&'static str, String)>,
+    /// Where to go from here.
+    pub links: Vec<Link>,
+}
+
+/// A way to go on from an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Where it leads, in words.
+    pub text: String,
+    /// Its address.
+    pub to: String,
 }
 
 impl From<&Refusal> for Answer {
@@ -42,7 +65,7 @@ impl From<&Refusal> for Answer {
             message: refusal.message.clone(),
             hint: refusal.hint.clone(),
             declared: refusal.declared.as_ref().map(|declared| declared.to_string().into()),
-            receipts: None,
+            more: None,
         }
     }
 }
@@ -152,6 +175,8 @@ pub enum Form {
     Text,
     /// RFC 9457, for who accepts JSON.
     Json,
+    /// A page, for a browser that shows what comes.
+    Page,
     /// A head that ends a call of gRPC ("Trailers-Only").
     Grpc,
 }
@@ -162,6 +187,7 @@ impl Form {
     pub fn of(head: &Head<'_>) -> Self {
         match () {
             () if grpc::is_call(head) => Self::Grpc,
+            () if is_navigation(head) => Self::Page,
             () if head.accepts_json() => Self::Json,
             () => Self::Text,
         }
@@ -185,7 +211,31 @@ impl Answer {
     /// An answer without hint and blueprint line.
     #[must_use]
     pub fn plain(status: u16, error: &'static str, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { status, error, reason, message: message.into(), hint: None, declared: None, receipts: None }
+        Self { status, error, reason, message: message.into(), hint: None, declared: None, more: None }
+    }
+
+    /// The same for strangers, who are not told what there is.
+    #[must_use]
+    pub fn curt(self) -> Self {
+        Self { hint: None, declared: None, ..self }
+    }
+
+    /// The same with more to it.
+    #[must_use]
+    pub fn with(self, more: More) -> Self {
+        Self { more: Some(Box::new(more)), ..self }
+    }
+
+    /// Where to go from here.
+    #[must_use]
+    pub fn links(&self) -> &[Link] {
+        self.more.as_ref().map_or(&[], |more| &more.links)
+    }
+
+    /// The receipts to give with it, where they are not only the proxy's own.
+    #[must_use]
+    pub fn receipts(&self) -> Option<&str> {
+        self.more.as_ref()?.receipts.as_deref()
     }
 
     /// `Proxy-Status: overlane;error=…;details="…"`. The details are ASCII without quotes.
@@ -201,8 +251,10 @@ impl Answer {
     #[must_use]
     pub fn body(&self, form: Form) -> (String, &'static str) {
         match form {
+            _ if self.status == 204 => (String::new(), "text/plain; charset=utf-8"),
             Form::Text => (self.text(), "text/plain; charset=utf-8"),
             Form::Json => (self.json(), "application/problem+json"),
+            Form::Page => (html(self.status, phrase(self.status), self), "text/html; charset=utf-8"),
             Form::Grpc => (String::new(), "application/grpc"),
         }
     }
@@ -228,6 +280,9 @@ impl Answer {
                 text.push_str(&format!("{label}: {value}\n"));
             }
         }
+        for Link { text: what, to } in self.links() {
+            text.push_str(&format!("{what}: {to}\n"));
+        }
         text
     }
 
@@ -239,12 +294,20 @@ impl Answer {
 
     /// The fields of the head for a body of `length` bytes.
     fn fields(&self, form: Form, content_type: &str, length: usize) -> Vec<(&'static str, String)> {
-        let mut fields = vec![
-            ("Content-Type", content_type.to_owned()),
-            ("Content-Length", length.to_string()),
-            ("Cache-Control", "no-store".to_owned()),
-            ("Proxy-Status", self.proxy_status()),
-        ];
+        let mut fields =
+            vec![("Content-Type", content_type.to_owned()), ("Cache-Control", "no-store".to_owned())];
+        // RFC 9110, section 8.6.
+        if self.status != 204 {
+            fields.push(("Content-Length", length.to_string()));
+        }
+        if !self.error.is_empty() {
+            fields.push(("Proxy-Status", self.proxy_status()));
+        }
+        fields.extend(self.more.iter().flat_map(|more| &more.fields).cloned());
+        if form == Form::Page {
+            fields.push(("Content-Security-Policy", POLICY.to_owned()));
+            fields.push(("X-Content-Type-Options", "nosniff".to_owned()));
+        }
         if form == Form::Grpc {
             let hint = self.hint.as_ref().map(|hint| format!("; {hint}")).unwrap_or_default();
             let message = format!("overlane: {} ({}){hint}", self.message, self.reason);
@@ -272,7 +335,7 @@ impl Answer {
     ) -> pingora_error::Result<ResponseHeader> {
         let mut head = ResponseHeader::build(self.status_in(form), Some(6))?;
         for (name, value) in self.fields(form, content_type, length) {
-            head.insert_header(name, value)?;
+            head.append_header(name, value)?;
         }
         Ok(head)
     }
@@ -282,9 +345,7 @@ impl Answer {
     pub fn bytes(&self, manner: &Manner<'_>) -> Vec<u8> {
         let (body, content_type) = self.body(manner.form);
         let status = self.status_in(manner.form);
-        let phrase =
-            StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("Error");
-        let mut text = format!("HTTP/1.1 {status} {phrase}\r\n");
+        let mut text = format!("HTTP/1.1 {status} {}\r\n", phrase(status));
         for (name, value) in self.fields(manner.form, content_type, body.len()) {
             text.push_str(&format!("{name}: {value}\r\n"));
         }
@@ -300,6 +361,10 @@ impl Answer {
         }
         text.into_bytes()
     }
+}
+
+fn phrase(status: u16) -> &'static str {
+    StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("Error")
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use http::header::{self, HeaderName, HeaderValue};
+use overlane_config::carrier::FieldLines;
 use overlane_config::route::{ROUTE_HEADER, Reason};
 use overlane_config::url::Scheme;
 use pingora_core::modules::http::HttpModules;
@@ -83,7 +84,7 @@ impl Engine {
         let (body, content_type) = answer.body(form);
         let mut head = answer.head(form, content_type, body.len())?;
         let own = || carried.exchange().and_then(Exchange::own_receipts);
-        if let Some(receipts) = answer.receipts.clone().or_else(own) {
+        if let Some(receipts) = answer.receipts().map(Into::into).or_else(own) {
             head.insert_header(HeaderName::from_static(ROUTE_HEADER), &*receipts)?;
         }
         let without_body = session.req_header().method == http::Method::HEAD;
@@ -247,6 +248,12 @@ impl ProxyHttp for Engine {
             return Error::e_explain(status, "the requirement is not met");
         }
         response.remove_header(ROUTE_HEADER);
+        exchange.edit_response(response.status.as_u16(), &Headers(&response.headers), &mut lines);
+        let replaced =
+            response.headers.keys().filter(|name| exchange.replaces_in_response(Name::of(name.as_str())));
+        for name in replaced.cloned().collect::<Vec<_>>() {
+            response.remove_header(&name);
+        }
         for (name, value) in field_lines(&lines) {
             response.append_header(
                 name.to_owned(),
@@ -428,6 +435,15 @@ fn apply_edits(request: &mut RequestHeader, lent: &Lent) -> Result<()> {
         request.insert_header(header::HOST, lent.exchange.upstream_authority())?;
     }
     Ok(())
+}
+
+/// The fields of a head that Pingora has read.
+struct Headers<'h>(&'h http::HeaderMap);
+
+impl FieldLines for Headers<'_> {
+    fn lines<'f>(&'f self, name: &'f str) -> impl Iterator<Item = &'f [u8]> + Clone {
+        self.0.get_all(name).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>().into_iter()
+    }
 }
 
 /// Names and values of field lines.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
 use overlane_config::blueprint::OnUnavailable;
-use overlane_config::carrier::{Carriers, Keys, Seen};
+use overlane_config::carrier::{Carriers, FieldLines, Keys, Seen};
 use overlane_config::lineage::{Policy, is_off_limits};
 use overlane_config::name::{EnvironmentId, HeaderName};
 use overlane_config::route::receipt::{self, Hop, Marks, Own};
@@ -26,7 +26,8 @@ use overlane_config::route::{
 use overlane_config::url::{Scheme, Url, split_authority};
 use tokio::time::timeout;
 
-use super::answer::{Answer, Failure};
+use super::answer::{Answer, Failure, More};
+use super::edge::{self, Entered, Visit};
 use super::grpc;
 use super::leave::{Leave, leave};
 use super::overload::{self, Limit};
@@ -67,21 +68,23 @@ struct Inquiry<'h> {
     require: Cow<'h, str>,
     /// Where the connection was meant to go, if it was intercepted.
     meant: Option<SocketAddr>,
+    /// Whether its sender may know what there is.
+    trusted: bool,
 }
 
 impl<'h> Inquiry<'h> {
     /// What somebody without a right says is not read, and marks only of who may choose any overlay. A requirement
     /// that came with the request counts before one that was restored with its key.
     fn read(head: &'h Head<'h>, standing: &Standing, key: &Key) -> Self {
-        let meant = standing.meant;
+        let (meant, trusted) = (standing.meant, standing.right.is_any());
         if key.untrusted || standing.right == Right::Nobody {
-            return Self { head, hop: None, require: Cow::default(), meant };
+            return Self { head, hop: None, require: Cow::default(), meant, trusted };
         }
         let mut required = required(head).map(String::from_utf8_lossy);
         let first = required.next().unwrap_or_default();
         let require = required.fold(first, |all, line| format!("{all},{line}").into());
-        let hop = if standing.right.is_any() { head.values(HOP).next() } else { None };
-        Self { head, hop: hop.map(String::from_utf8_lossy), require, meant }
+        let hop = if trusted { head.values(HOP).next() } else { None };
+        Self { head, hop: hop.map(String::from_utf8_lossy), require, meant, trusted }
     }
 
     fn with(self, restored: Option<&'h str>) -> Self {
@@ -91,12 +94,14 @@ impl<'h> Inquiry<'h> {
         }
     }
 
-    fn request<'r>(&'r self, keys: Option<&'r Keys>, untrusted: bool) -> Request<'r> {
+    fn request<'r>(&'r self, key: &'r Key) -> Request<'r> {
         Request {
             authority: self.head.authority,
             path: self.head.path,
-            keys,
-            untrusted,
+            preview: key.visit.as_ref().and_then(|visit| visit.preview()),
+            keys: key.keys.as_ref(),
+            // Who was let in by a secret is no stranger, whatever else was removed.
+            untrusted: key.untrusted && key.keys.is_none(),
             hop: self.hop.as_deref(),
             require: &self.require,
         }
@@ -120,6 +125,8 @@ struct Key {
     untrusted: bool,
     /// Whether another carrier names another key.
     contradicted: bool,
+    /// What a browser's request needs, at a gateway.
+    visit: Option<Box<Visit>>,
 }
 
 impl Key {
@@ -133,7 +140,7 @@ impl Key {
         let baseline = snapshot.table.baseline(gate.listener.baseline.as_ref());
         let header = baseline.map_or_else(HeaderName::default_key, |baseline| baseline.header.clone());
         let known = Name::of(header.as_str()).known();
-        let mut key = Self { header, known, keys: None, untrusted: false, contradicted: false };
+        let mut key = Self { header, known, keys: None, untrusted: false, contradicted: false, visit: None };
         if *right == Right::Nobody {
             let refusal = match carriers.any(key.header.as_str(), &head.fields) {
                 true => key.refused(head),
@@ -182,6 +189,24 @@ impl Key {
     fn refused(&mut self, head: &Head<'_>) -> Option<Refusal> {
         self.remove();
         required(head).next().map(|_| Refusal::untrusted())
+    }
+
+    /// Lets a browser's request in; what its host, page or cookie says counts where no carrier does, and a preview's
+    /// host always.
+    fn enter(
+        &mut self,
+        snapshot: &Snapshot,
+        gate: &Gate,
+        head: &Head<'_>,
+        standing: &Standing,
+    ) -> Result<(), Box<Answer>> {
+        let Entered { visit, keys } = edge::enter(snapshot, gate, head, standing, self.keys.as_ref())?;
+        if let Some(keys) = keys {
+            self.contradicted |= self.keys.as_ref().is_some_and(|own| *own != keys);
+            self.keys = Some(keys);
+        }
+        self.visit = visit;
+        Ok(())
     }
 
     /// The name of its header.
@@ -315,6 +340,7 @@ impl Exchange {
         let started = Instant::now();
         let snapshot = plane.published.load_full();
         let (mut key, refusal) = Key::read(&snapshot, gate, &plane.carriers, head, &standing.right);
+        let entered = key.enter(&snapshot, gate, head, &standing);
         let inquiry = Inquiry::read(head, &standing, &key);
         let propagation = match standing.right.is_any() {
             true => Propagation::begin(gate, head, &mut key.keys, &inquiry.require, started),
@@ -331,10 +357,11 @@ impl Exchange {
             count(Event::Loop);
         }
         let refusal = looping.or(refusal);
-        let target = match (&refusal, key.imitated(&plane.carriers, head)) {
-            (Some(refusal), _) => Err(Answer::from(refusal)),
-            (None, Some(answer)) => Err(answer),
-            (None, None) => decide(plane, gate, &snapshot, &inquiry, &key, &Tried::default()),
+        let target = match (&refusal, key.imitated(&plane.carriers, head), entered) {
+            (Some(refusal), ..) => Err(Answer::from(refusal)),
+            (None, Some(answer), _) => Err(answer),
+            (None, None, Err(answer)) => Err(*answer),
+            (None, None, Ok(())) => decide(plane, gate, &snapshot, &inquiry, &key, &Tried::default()),
         };
         let first = hops == 0 && !propagation.restored() && !propagation.is_caused();
         let require = (first && !inquiry.require.is_empty()).then(|| Box::from(&*inquiry.require));
@@ -420,7 +447,7 @@ impl Exchange {
     }
 
     fn forwards(&self) -> bool {
-        matches!(self.gate.listener.role, Role::Gateway)
+        self.gate.is_edge()
     }
 
     /// Appends the field lines that the request gets on its way upstream, each with its line end. Set
@@ -467,6 +494,31 @@ impl Exchange {
         let host = before(host).next().unwrap_or(head.authority.as_bytes());
         if !host.is_empty() {
             line(out, "X-Forwarded-Host", host);
+        }
+    }
+
+    /// Whether a field of the response's head stays behind, or is replaced by [`Exchange::edit_response`].
+    #[must_use]
+    pub fn replaces_in_response(&self, name: Name<'_>) -> bool {
+        self.key.visit.as_ref().is_some_and(|visit| visit.replaces(name))
+    }
+
+    /// Appends what a gateway adds to a response with this status; `fields` are those that came from upstream.
+    pub fn edit_response(&self, status: u16, fields: &(impl FieldLines + ?Sized), out: &mut Vec<u8>) {
+        if !self.forwards() {
+            return;
+        }
+        let preview = self.key.visit.as_ref().and_then(|visit| visit.preview());
+        // A preview's host has one overlay; elsewhere one address has as many answers as there are overlays.
+        if preview.is_none() {
+            for part in [b"Vary: ", self.key.header.as_str().as_bytes(), self.plane.carriers.vary(), b"\r\n"]
+            {
+                out.extend_from_slice(part);
+            }
+        }
+        let baseline = self.snapshot.table.baseline(self.gate.listener.baseline.as_ref());
+        if let (Some(visit), Some(baseline)) = (&self.key.visit, baseline) {
+            visit.write(&edge::Place { table: &self.snapshot.table, baseline }, status, fields, out);
         }
     }
 
@@ -542,7 +594,7 @@ impl Exchange {
             Ok(()) => Ok(()),
             Err(refusal) => {
                 let receipts = receipts.map(|list| String::from_utf8_lossy(list).into());
-                Err(Box::new(Answer { receipts, ..Answer::from(&refusal) }))
+                Err(Box::new(Answer::from(&refusal).with(More { receipts, ..More::default() })))
             }
         }
     }
@@ -925,7 +977,7 @@ impl Exchange {
         }
         let refusal = reread(head, |head| {
             let inquiry = Inquiry::read(head, &self.standing, &self.key);
-            let request = inquiry.request(self.key.keys.as_ref(), self.key.untrusted);
+            let request = inquiry.request(&self.key);
             let (table, listener) = (&self.snapshot.table, &self.gate.listener);
             match route::decide(table, listener, &request, clock::now(), &self.tried, &mut Untraced) {
                 Decision::Serve(Served { to: To::Upstream { route, .. }, policy, via, .. }) => {
@@ -1049,8 +1101,9 @@ fn decide(
     tried: &Tried,
 ) -> Result<Target, Answer> {
     let (carriers, fields) = (&plane.carriers, &inquiry.head.fields);
-    let request = inquiry.request(key.keys.as_ref(), key.untrusted);
+    let request = inquiry.request(key);
     match route::decide(&snapshot.table, &gate.listener, &request, clock::now(), tried, &mut Untraced) {
+        Decision::Refuse(refusal) if gate.is_edge() && !inquiry.trusted => Err(Answer::from(&refusal).curt()),
         Decision::Refuse(refusal) => Err(Answer::from(&refusal)),
         Decision::PassThrough(onward) => pass_through(plane, inquiry, onward, key.untrusted),
         Decision::Serve(served) => {

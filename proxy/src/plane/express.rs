@@ -278,7 +278,7 @@ async fn answer<S: Client>(
     request: Request,
 ) -> Carried {
     let whole = !shape.close && (request == Request::Consumed || skip(conn, shape));
-    let receipts = answer.receipts.clone().or_else(|| exchange.own_receipts());
+    let receipts = answer.receipts().map(Into::into).or_else(|| exchange.own_receipts());
     let manner = Manner {
         form: shape.form,
         receipts: receipts.as_deref(),

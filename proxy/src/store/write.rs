@@ -11,6 +11,7 @@ use overlane_config::blueprint::{API_VERSION, Blueprint, Document, parse, with_e
 use overlane_config::diagnostic::{Diagnostic, Source};
 use overlane_config::lineage::{Content, FileChange, Lineages, Rules};
 use overlane_config::name::{EnvironmentId, ServiceName};
+use overlane_config::preview::label;
 use overlane_config::time::UnixMillis;
 use overlane_config::url::Url;
 
@@ -235,11 +236,22 @@ impl OpenStore {
             let source = Arc::new(Source::new(path.clone(), write.text.clone(), None));
             FileChange { path, content: Content::Text(source) }
         });
-        let applied = self.lineages.apply(changes.collect());
+        let mut applied = self.lineages.apply(changes.collect());
+        let overlays = writes.iter().map(|write| &write.blueprint).filter(|own| own.parent().is_some());
+        applied.diagnostics.extend(overlays.filter_map(|blueprint| self.without_preview(blueprint)));
         match applied.diagnostics.iter().any(Diagnostic::is_error) {
             true => Err(WriteError::Invalid(applied.diagnostics)),
             false => Ok(applied.diagnostics),
         }
+    }
+
+    /// What is wrong with an overlay of which a service could not be seen in a browser.
+    fn without_preview(&self, blueprint: &Blueprint) -> Option<Diagnostic> {
+        let id = &blueprint.id.value;
+        let exposed = self.lineages.exposed(id).into_iter();
+        let why = exposed.filter_map(|service| label(Some(service), id).err()).next()?;
+        let error = Diagnostic::error(&blueprint.source, blueprint.id.span, why.to_string()).of(id);
+        Some(error.hint("choose a shorter id, or `expose: false` for that service"))
     }
 
     /// Removes an environment and its attachments.
@@ -295,14 +307,8 @@ impl OpenStore {
         if !blueprint.services.iter().any(|known| known.name.value == *service) && url.is_some() {
             return Err(WriteError::NotFound(format!("service `{service}` of `{id}`")));
         }
-        let path = self.attachment_file(id);
-        let shown = path.display().to_string();
-        let in_file =
-            self.lineages.attachments(id).iter().filter(|attachment| *attachment.source.path == *shown);
-        let mut all: BTreeMap<String, String> = in_file
-            .flat_map(|attachment| &attachment.services)
-            .map(|(name, url)| (name.value.to_string(), url.value.to_string()))
-            .collect();
+        let mut attached = self.attached(id);
+        let all = &mut attached.services;
         let before = all.clone();
         match url {
             Some(url) => {
@@ -313,22 +319,85 @@ impl OpenStore {
             }
             None => {}
         }
-        let outcome = match (before == all, url.is_some(), before.contains_key(service.as_str())) {
+        let outcome = match (before == *all, url.is_some(), before.contains_key(service.as_str())) {
             (true, ..) => Outcome::Unchanged,
             (false, false, _) => Outcome::Deleted,
             (false, true, true) => Outcome::Configured,
             (false, true, false) => Outcome::Created,
         };
-        if dry_run || outcome == Outcome::Unchanged {
-            return Ok(outcome);
-        }
-        if all.is_empty() {
-            fs::remove_file(&path).map_err(at(&path))?;
-            self.sync_directory()?;
-        } else {
-            self.write_file(&path, attachment_text(id, &all).as_bytes())?;
+        if !dry_run && outcome != Outcome::Unchanged {
+            self.write_attached(id, &attached)?;
         }
         Ok(outcome)
+    }
+
+    /// Notes a link to an overlay that is given away.
+    ///
+    /// # Errors
+    /// The overlay is not there, or cannot be written.
+    pub fn share(&mut self, id: &EnvironmentId, share: &NewShare, dry_run: bool) -> Result<(), WriteError> {
+        if self.lineages.claims(id).next().is_none() {
+            return Err(WriteError::NotFound(format!("`{id}`")));
+        }
+        let mut attached = self.attached(id);
+        let hash: String = share.hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        let expires_at = share.expires_at.map(|at| at.to_string());
+        attached.shares.insert(share.id.clone(), (hash, expires_at));
+        if dry_run { Ok(()) } else { self.write_attached(id, &attached) }
+    }
+
+    /// Takes a link back, or all links where `share` is `None`; which ones these were.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be written.
+    pub fn unshare(
+        &mut self,
+        id: &EnvironmentId,
+        share: Option<&str>,
+        dry_run: bool,
+    ) -> Result<Vec<String>, WriteError> {
+        let mut attached = self.attached(id);
+        let taken: Vec<_> =
+            attached.shares.keys().filter(|own| share.is_none_or(|share| share == *own)).cloned().collect();
+        if taken.is_empty() {
+            let what =
+                share.map_or_else(|| "link that was shared".to_owned(), |share| format!("share `{share}`"));
+            return Err(WriteError::NotFound(format!("{what} of `{id}`")));
+        }
+        attached.shares.retain(|own, _| !taken.contains(own));
+        if !dry_run {
+            self.write_attached(id, &attached)?;
+        }
+        Ok(taken)
+    }
+
+    /// What the command line attached to an environment.
+    fn attached(&self, id: &EnvironmentId) -> Attached {
+        let shown = self.attachment_file(id).display().to_string();
+        let own = self.lineages.attachments(id).iter().filter(|attached| *attached.source.path == *shown);
+        let mut attached = Attached::default();
+        for record in own {
+            let services = record.services.iter();
+            attached
+                .services
+                .extend(services.map(|(name, url)| (name.value.to_string(), url.value.to_string())));
+            let hex = |hash: &[u8; 32]| hash.iter().map(|byte| format!("{byte:02x}")).collect();
+            let shares = record.shares.iter().map(|share| {
+                let expires_at = share.expires_at.map(|at| at.to_string());
+                (share.id.value.to_string(), (hex(&share.hash), expires_at))
+            });
+            attached.shares.extend(shares);
+        }
+        attached
+    }
+
+    fn write_attached(&self, id: &EnvironmentId, attached: &Attached) -> Result<(), WriteError> {
+        let path = self.attachment_file(id);
+        if attached.services.is_empty() && attached.shares.is_empty() {
+            fs::remove_file(&path).map_err(at(&path))?;
+            return self.sync_directory();
+        }
+        self.write_file(&path, attachment_text(id, attached).as_bytes())
     }
 
     /// Writes beside, syncs, renames: a reader sees the old file or the new one, and so does a
@@ -350,6 +419,17 @@ impl OpenStore {
     }
 }
 
+/// A link that is given away.
+#[derive(Debug)]
+pub struct NewShare {
+    /// By which it is called.
+    pub id: String,
+    /// The SHA-256 of its secret.
+    pub hash: [u8; 32],
+    /// Until when it lets anybody in.
+    pub expires_at: Option<UnixMillis>,
+}
+
 /// An environment that is about to be written.
 struct Prepared {
     blueprint: Arc<Blueprint>,
@@ -358,14 +438,36 @@ struct Prepared {
     outcome: Outcome,
 }
 
-fn attachment_text(id: &EnvironmentId, services: &BTreeMap<String, String>) -> String {
-    let services: Vec<_> =
-        services.iter().map(|(name, url)| serde_json::json!({ "name": name, "url": url })).collect();
+/// What is attached to an environment: addresses by service, and by id the hash and the end of what was shared.
+#[derive(Debug, Default)]
+struct Attached {
+    services: BTreeMap<String, String>,
+    shares: BTreeMap<String, (String, Option<String>)>,
+}
+
+fn attachment_text(id: &EnvironmentId, attached: &Attached) -> String {
+    let services =
+        attached.services.iter().map(|(name, url)| serde_json::json!({ "name": name, "url": url }));
+    let share = |(id, (hash, expires_at)): (&String, &(String, Option<String>))| {
+        let mut share = serde_json::json!({ "id": id, "sha256": hash });
+        if let Some(at) = expires_at {
+            share["expiresAt"] = at.as_str().into();
+        }
+        share
+    };
+    let mut spec = serde_json::Map::new();
+    let mut add = |name: &str, list: Vec<serde_json::Value>| {
+        if !list.is_empty() {
+            spec.insert(name.to_owned(), list.into());
+        }
+    };
+    add("services", services.collect());
+    add("shares", attached.shares.iter().map(share).collect());
     let document = serde_json::json!({
         "apiVersion": API_VERSION,
         "kind": "Attachment",
         "metadata": { "name": id.as_str() },
-        "spec": { "services": services },
+        "spec": spec,
     });
     // Strings, lists and mappings of strings can always be written.
     serde_yaml::to_string(&document).unwrap_or_default()

@@ -3,6 +3,8 @@
 
 /// Overlays whose upstream is dead.
 mod dead;
+/// Browsers at a gateway.
+mod edge;
 /// HTTP/2 as attackers speak it.
 mod floods;
 /// What strangers forge.

@@ -446,11 +446,15 @@ impl<'r, S: Client> Relay<'r, S> {
         text.clear();
         self.text_sent = 0;
         let parsed = response::parse(read, shape.to_head, |head| {
-            head.copy(text, |name| name.is(&ROUTE));
+            let is_final = !head.is_interim();
+            head.copy(text, |name| name.is(&ROUTE) || (is_final && exchange.replaces_in_response(name)));
+            if is_final {
+                exchange.edit_response(head.status, &head.fields, text);
+            }
             if head.status == SWITCHING {
                 head.copy_upgrade(text);
                 *unmet = exchange.add_receipts(head.fields.values(ROUTE), true, text).err();
-            } else if !head.is_interim() {
+            } else if is_final {
                 let streams = matches!(head.body, Body::Chunked | Body::UntilClose);
                 *unmet = exchange.add_receipts(head.fields.values(ROUTE), streams, text).err();
                 // A client that is not done sending cannot be told where the next request begins.
@@ -463,7 +467,7 @@ impl<'r, S: Client> Relay<'r, S> {
                 }
             }
             text.extend_from_slice(b"\r\n");
-            (head.length, head.status, head.is_interim(), head.reusable, head.body)
+            (head.length, head.status, !is_final, head.reusable, head.body)
         });
         if self.unmet.is_some() {
             return Err(Failure::Unmet);

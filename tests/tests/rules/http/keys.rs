@@ -187,17 +187,22 @@ fn who_requires_an_overlay_that_it_may_not_choose_is_refused_whether_there_is_on
     let inbound = || Role::Inbound { service: "web".parse().unwrap(), environment: None };
     for role in [|| Role::Gateway, inbound] {
         each_holds(
-            ["x-overlay-id: alice", "x-overlay-id: nobody", "x-overlay-id: NO ID", "baggage: overlay-id=alice"]
-                .map(|key| {
-                    let request = format!("GET / HTTP/1.1\r\nHost: x\r\n{key}\r\nx-overlay-require: web\r\n\r\n");
-                    let script = Script::at(role(), Trust::Nobody)
-                        .send(request)
-                        .answered("403 overlane: the request requires its overlay (`x-overlay-require`), and its sender may not choose it (untrusted)\nhint: ask from where `--trust` has it, or with a right to this overlay\n")
-                        .lacks("x-overlay-route")
-                        .nothing_more_arrives()
-                        .counts("overlane_untrusted_headers_total 1");
-                    (key, script)
-                }),
+            [
+                "x-overlay-id: alice",
+                "x-overlay-id: nobody",
+                "x-overlay-id: NO ID",
+                "baggage: overlay-id=alice",
+            ]
+            .map(|key| {
+                let request = format!("GET / HTTP/1.1\r\nHost: x\r\n{key}\r\nx-overlay-require: web\r\n\r\n");
+                let script = Script::at(role(), Trust::Nobody)
+                    .send(request)
+                    .answered("403 overlane")
+                    .lacks("x-overlay-route")
+                    .nothing_more_arrives()
+                    .counts("overlane_untrusted_headers_total 1");
+                (key, script)
+            }),
         );
     }
 }

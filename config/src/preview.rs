@@ -1,0 +1,239 @@
+//! Preview hosts: names that stand for an overlay, and for a service in it, where nothing can send a header.
+//!
+//! Under a baseline's domain, `{service}--{overlay}.{domain}` is a service as that overlay has it, and
+//! `{overlay}.{domain}` is whatever it exposes there. Neither names nor ids have a `--`, so that a label can be
+//! read in one way only; and one label is one certificate `*.{domain}`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use arrayvec::ArrayString;
+
+use crate::name::{EnvironmentId, MAX_LABEL, ServiceName, is_label};
+use crate::url::{Scheme, Url};
+
+/// Where a baseline's previews are when it does not say: browsers resolve such names to this machine.
+pub const DEFAULT_PREVIEW: &str = "http://localhost:7480";
+
+/// Between a service and an overlay.
+const JOINT: &str = "--";
+/// What the labels of other scripts than Latin begin with (RFC 5890, section 2.3.1): never ours.
+const PUNYCODE: &str = "xn--";
+
+/// Where a baseline's previews are: a scheme, a domain and a port, as browsers reach the gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Previews {
+    url: Url,
+}
+
+impl Default for Previews {
+    fn default() -> Self {
+        Self { url: Url { scheme: Scheme::Http, host: "localhost".into(), port: 7480 } }
+    }
+}
+
+impl FromStr for Previews {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let url: Url = text.parse()?;
+        let is_name = url.host.split('.').all(|label| is_label(label.as_bytes())) && url.host.len() <= 253;
+        match url.scheme {
+            Scheme::Http | Scheme::Https if is_name && url.host.parse::<std::net::IpAddr>().is_err() => {
+                Ok(Self { url })
+            }
+            Scheme::Http | Scheme::Https => Err(format!("`{}` is no domain", url.host)),
+            _ => Err("previews are for browsers: `http` or `https`".to_owned()),
+        }
+    }
+}
+
+/// As it is written: `https://preview.example.com`.
+impl fmt::Display for Previews {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_origin(&self.url, &self.url.host, f)
+    }
+}
+
+fn write_origin(url: &Url, host: &str, out: &mut impl fmt::Write) -> fmt::Result {
+    let (scheme, port) = if url.scheme == Scheme::Https { ("https", 443) } else { ("http", 80) };
+    write!(out, "{scheme}://{host}")?;
+    if url.port == port { Ok(()) } else { write!(out, ":{}", url.port) }
+}
+
+/// A host that stands for an overlay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Preview {
+    label: ArrayString<MAX_LABEL>,
+    /// How long the service's name is, where there is one.
+    service: Option<usize>,
+}
+
+impl Preview {
+    /// The service that it names.
+    #[must_use]
+    pub fn service(&self) -> Option<&str> {
+        self.service.map(|length| &self.label[..length])
+    }
+
+    /// The environment that it names.
+    #[must_use]
+    pub fn environment(&self) -> &str {
+        &self.label[self.service.map_or(0, |length| length + JOINT.len())..]
+    }
+}
+
+/// A service whose preview host would be longer than a label can be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TooLong(pub String);
+
+impl fmt::Display for TooLong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the preview host `{}` would be longer than {MAX_LABEL} bytes", self.0)
+    }
+}
+
+/// The label of a preview host.
+///
+/// # Errors
+/// It would be longer than a label of DNS can be (RFC 1035, section 2.3.4).
+pub fn label(service: Option<&ServiceName>, environment: &EnvironmentId) -> Result<String, TooLong> {
+    let label = match service {
+        Some(service) => [service.as_str(), JOINT, environment.as_str()].concat(),
+        None => environment.as_str().to_owned(),
+    };
+    if label.len() <= MAX_LABEL { Ok(label) } else { Err(TooLong(label)) }
+}
+
+impl Previews {
+    /// The domain, in lower case.
+    #[must_use]
+    pub fn domain(&self) -> &str {
+        &self.url.host
+    }
+
+    /// Whether the domain is one that only this machine resolves.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.domain() == "localhost" || self.domain().ends_with(".localhost")
+    }
+
+    /// What a host, in whatever case and without its port, stands for; `None` where it is not of this kind.
+    #[must_use]
+    pub fn read(&self, host: &str) -> Option<Preview> {
+        let host = host.strip_suffix('.').unwrap_or(host);
+        let at = host.len().checked_sub(self.domain().len() + 1).filter(|at| (1..=MAX_LABEL).contains(at))?;
+        let (label, rest) = (host.get(..at)?, host.get(at..)?);
+        if !rest.starts_with('.') || !rest[1..].eq_ignore_ascii_case(self.domain()) {
+            return None;
+        }
+        let mut label = ArrayString::from(label).ok()?;
+        label.make_ascii_lowercase();
+        if label.starts_with(PUNYCODE) {
+            return None;
+        }
+        let service = label.find(JOINT);
+        let preview = Preview { label, service };
+        let fine = is_label(preview.environment().as_bytes())
+            && preview.service().is_none_or(|service| is_label(service.as_bytes()));
+        fine.then_some(preview)
+    }
+
+    /// The address of a preview, without path: `http://web--alice.localhost:7480`.
+    ///
+    /// # Errors
+    /// See [`label`].
+    pub fn link(
+        &self,
+        service: Option<&ServiceName>,
+        environment: &EnvironmentId,
+    ) -> Result<String, TooLong> {
+        let host = format!("{}.{}", label(service, environment)?, self.domain());
+        let mut link = String::new();
+        // Writing to memory does not fail.
+        let _ = write_origin(&self.url, &host, &mut link);
+        Ok(link)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn previews(text: &str) -> Previews {
+        text.parse().expect(text)
+    }
+
+    #[test]
+    fn a_host_stands_for_a_service_of_an_overlay_or_for_an_overlay() {
+        let local = Previews::default();
+        assert_eq!(local, previews(DEFAULT_PREVIEW));
+        for (host, expected) in [
+            ("web--alice-payments.localhost", Some((Some("web"), "alice-payments"))),
+            ("WEB--Alice.LocalHost", Some((Some("web"), "alice"))),
+            ("alice.localhost.", Some((None, "alice"))),
+            ("localhost", None),
+            (".localhost", None),
+            ("a.b.localhost", None),
+            ("alicelocalhost", None),
+            ("alice.localhost.example", None),
+            ("--alice.localhost", None),
+            ("web--.localhost", None),
+            ("a--b--c.localhost", None),
+            ("web---alice.localhost", None),
+            ("xn--alice.localhost", None),
+            ("we_b.localhost", None),
+            ("é.localhost", None),
+            ("", None),
+        ] {
+            let read = local.read(host);
+            let shown = read.as_ref().map(|preview| (preview.service(), preview.environment()));
+            assert_eq!(shown, expected, "{host}");
+        }
+        let longest = format!("{}.localhost", "a".repeat(63));
+        assert!(local.read(&longest).is_some() && local.read(&format!("a{longest}")).is_none());
+    }
+
+    #[test]
+    fn previews_are_at_a_domain_that_browsers_reach() {
+        for (text, shown) in [
+            ("https://preview.example.com", "https://preview.example.com"),
+            ("https://preview.example.com:8443/", "https://preview.example.com:8443"),
+            ("http://LOCALHOST:80", "http://localhost"),
+        ] {
+            assert_eq!(previews(text).to_string(), shown);
+        }
+        for text in
+            ["preview.example.com", "h2c://a.b", "unix:/a", "https://10.0.0.1", "https://a..b", "https://a_b"]
+        {
+            assert!(text.parse::<Previews>().is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_link_is_read_as_what_it_was_made_of(
+            service in prop::option::of("[a-z0-9]([a-z0-9]|-[a-z0-9]){0,14}"),
+            environment in "[a-z0-9]([a-z0-9]|-[a-z0-9]){0,14}",
+        ) {
+            let previews = previews("https://preview.example.com");
+            let service: Option<ServiceName> = service.map(|service| service.parse().expect("a name"));
+            let environment: EnvironmentId = environment.parse().expect("an id");
+            if let Ok(link) = previews.link(service.as_ref(), &environment) {
+                let read = previews.read(&link["https://".len()..]);
+                prop_assume!(!link["https://".len()..].starts_with(PUNYCODE));
+                let read = read.expect("a preview");
+                prop_assert_eq!(read.service(), service.as_ref().map(ServiceName::as_str));
+                prop_assert_eq!(read.environment(), environment.as_str());
+            }
+        }
+
+        #[test]
+        fn no_host_panics(host in "\\PC{0,80}") {
+            let _ = Previews::default().read(&host);
+            let _ = Previews::default().read(&format!("{host}.localhost"));
+        }
+    }
+}

@@ -1,0 +1,592 @@
+//! Browsers at a gateway: how they enter an overlay, stay in it and leave it, and who does not get in.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use overlane::control::Trigger;
+use overlane::plane::EngineChoice;
+use overlane::plane::edge::digest;
+use overlane::plane::trust::Trust;
+use overlane::settings::Settings;
+use overlane_config::diagnostic::Source;
+use overlane_config::lineage::{Content, FileChange};
+use overlane_config::route::Role;
+use overlane_tests::stage::{self, Started};
+use socket2::{Domain, Socket, Type};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Who may choose an overlay, and who may not.
+const TEAM: [u8; 4] = [127, 0, 0, 2];
+const STRANGER: [u8; 4] = [127, 0, 0, 1];
+/// What was shared of `alice`.
+const SECRET: &str = "0d1f3a5b7c9e0d1f3a5b7c9e0d1f3a5b7c9e0d1f";
+const EXPIRED: &str = "ffffffffffffffffffffffffffffffffffffffff";
+const SHOP: &str = "shop.staging.example.test";
+const ALICE: &str = "web--alice.preview.example.test";
+/// What a browser says that goes to a page.
+const GOES: &str = "sec-fetch-mode: navigate\r\naccept: text/html\r\n";
+
+/// A service that says who it is and what it was asked, and answers as `x-answer` says: lines between bars.
+fn service(name: &'static str) -> SocketAddr {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in socket.incoming().flatten() {
+            thread::spawn(move || serve(stream, name));
+        }
+    });
+    address
+}
+
+fn serve(mut stream: TcpStream, name: &str) {
+    let (mut open, mut buffer) = (Vec::new(), [0; 4096]);
+    while let Ok(read @ 1..) = stream.read(&mut buffer) {
+        open.extend_from_slice(&buffer[..read]);
+        while let Some(end) = open.windows(4).position(|four| four == b"\r\n\r\n") {
+            let head = String::from_utf8_lossy(&open[..end]).into_owned();
+            open.drain(..end + 4);
+            let more = head.lines().find_map(|line| line.strip_prefix("x-answer: ")).unwrap_or("200 OK");
+            let (status, lines) = more.split_once('|').unwrap_or((more, ""));
+            let lines: String =
+                lines.split('|').filter(|line| !line.is_empty()).map(|line| format!("{line}\r\n")).collect();
+            let body = format!("{name}\n{head}");
+            let answer = format!("HTTP/1.1 {status}\r\n{lines}Content-Length: {}\r\n\r\n{body}", body.len());
+            if stream.write_all(answer.as_bytes()).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn file(name: &str, text: String) -> FileChange {
+    let path: Arc<str> = format!("{name}.yaml").into();
+    FileChange { path: path.clone(), content: Content::Text(Arc::new(Source::new(path, text, None))) }
+}
+
+fn hex(bytes: [u8; 32]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A gateway: `web` is at its own host and changed by `alice`; `api` is exposed under no host, and changed by `bob`.
+fn gateway(engine: EngineChoice) -> Started {
+    let (base, alice, bob) = (service("base"), service("alice"), service("bob"));
+    let trust: Trust = "127.0.0.2/32".parse().unwrap();
+    let settings =
+        Settings { engine, ..Settings::in_process(vec![stage::listener(Role::Gateway, "", None, trust)]) };
+    let files = vec![
+        file(
+            "base",
+            format!(
+                "name: base\nrouting: {{mode: baseline, previewUrl: 'http://preview.example.test'}}\nservices:\n\
+                 - {{name: web, hosts: [{SHOP}], url: 'http://{base}'}}\n\
+                 - {{name: admin, hosts: [{SHOP}], path: /admin, url: 'http://{base}'}}\n\
+                 - {{name: api, expose: true, url: 'http://{base}'}}\n- {{name: ledger, url: 'http://{base}'}}\n"
+            ),
+        ),
+        file(
+            "alice",
+            format!(
+                "name: alice\nrouting: {{mode: overlay, baselineId: base}}\nservices: [{{name: web, url: 'http://{alice}'}}]\n"
+            ),
+        ),
+        file(
+            "bob",
+            format!(
+                "name: bob\nrouting: {{mode: overlay, baselineId: base}}\nservices: [{{name: api, expose: true, url: 'http://{bob}'}}]\n"
+            ),
+        ),
+        file(
+            "old",
+            format!(
+                "name: old\nrouting: {{mode: overlay, baselineId: base, expiresAt: '2001-01-01T00:00:00Z'}}\nservices: [{{name: web, url: 'http://{alice}'}}]\n"
+            ),
+        ),
+        file(
+            "alice.attached",
+            format!(
+                "apiVersion: overlane.dev/v1alpha1\nkind: Attachment\nmetadata: {{name: alice}}\nspec:\n  shares:\n  \
+                 - {{id: a1, sha256: {}}}\n  - {{id: a2, sha256: {}, expiresAt: '2001-01-01T00:00:00Z'}}\n",
+                hex(digest(SECRET)),
+                hex(digest(EXPIRED)),
+            ),
+        ),
+    ];
+    let running = stage::start_as(settings, files.clone());
+    running.control().apply(&files, Trigger::Change);
+    running
+}
+
+/// Asks from an address of this machine; the target and the fields are as they go out.
+fn ask(from: [u8; 4], to: SocketAddr, host: &str, target: &str, fields: &str) -> String {
+    let (method, target) = target.split_once(' ').unwrap_or(("GET", target));
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
+    socket.connect(&to.into()).unwrap();
+    let mut stream: TcpStream = socket.into();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let request = format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\n{fields}Connection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer);
+    answer
+}
+
+/// Who answered: a service, or the gateway with a status.
+fn who(answer: &str) -> String {
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((answer, ""));
+    let status = head.split(' ').nth(1).unwrap_or("nothing");
+    match body.lines().next() {
+        Some(name @ ("base" | "alice" | "bob")) => name.to_owned(),
+        _ => status.to_owned(),
+    }
+}
+
+/// The values of a field of an answer's head.
+fn values<'a>(answer: &'a str, name: &str) -> Vec<&'a str> {
+    let head = answer.split("\r\n\r\n").next().unwrap_or_default();
+    let named = |line: &'a str| {
+        let (own, value) = line.split_once(": ")?;
+        own.eq_ignore_ascii_case(name).then_some(value)
+    };
+    head.lines().filter_map(named).collect()
+}
+
+/// On each engine: who answers a request from an address to a host, with these fields.
+fn each(cases: &[([u8; 4], &str, &str, &str, &str)]) {
+    let mut wrong = Vec::new();
+    for engine in [EngineChoice::Auto, EngineChoice::Pingora] {
+        let gateway = gateway(engine);
+        let address = gateway.addresses()[0];
+        for (from, host, target, fields, expected) in cases {
+            let answer = ask(*from, address, host, target, fields);
+            if who(&answer) != *expected {
+                wrong.push(format!(
+                    "{engine:?} {from:?} {host}{target} {fields:?}: wanted {expected}, got {answer}"
+                ));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_previews_host_leads_to_a_service_as_its_overlay_has_it() {
+    each(&[
+        (TEAM, SHOP, "/", "", "base"),
+        (TEAM, ALICE, "/", "", "alice"),
+        (TEAM, "WEB--ALICE.Preview.Example.Test.", "/", "", "alice"),
+        (TEAM, &format!("{ALICE}:7480"), "/a/b?c=d", "", "alice"),
+        // Inherited from the baseline, and still in the overlay.
+        (TEAM, "api--alice.preview.example.test", "/", "", "base"),
+        (TEAM, "api--bob.preview.example.test", "/", "", "bob"),
+        // What the overlay itself exposes first; else what the baseline does.
+        (TEAM, "bob.preview.example.test", "/", "", "bob"),
+        (TEAM, "alice.preview.example.test", "/", "", "alice"),
+        (TEAM, "alice.preview.example.test", "/admin", "", "base"),
+        (TEAM, "base.preview.example.test", "/", "", "base"),
+        // Not exposed, not there, not any more.
+        (TEAM, "ledger--alice.preview.example.test", "/", "", "404"),
+        (TEAM, "web--nobody.preview.example.test", "/", "", "404"),
+        (TEAM, "web--old.preview.example.test", "/", "", "410"),
+        // The host says which overlay; a header that says another does not count.
+        (TEAM, ALICE, "/", "x-overlay-id: bob\r\n", "alice"),
+        (TEAM, "api--bob.preview.example.test", "/", "cookie: overlane=alice\r\n", "bob"),
+    ]);
+}
+
+#[test]
+fn strangers_get_into_no_overlay_whatever_they_send() {
+    let pass = format!("cookie: overlane-pass-alice={SECRET}\r\n");
+    let stale = format!("cookie: overlane-pass-alice={EXPIRED}\r\n");
+    let others = format!("cookie: overlane-pass-bob={SECRET}\r\n");
+    let hosts: Vec<_> = [
+        "",
+        "x-overlay-id: alice\r\n",
+        "x-overlay-require: *\r\n",
+        "cookie: overlane=alice\r\n",
+        "cookie: __Host-overlane=alice\r\n",
+        "cookie: overlane-pass-alice=\r\n",
+        "cookie: overlane-pass-alice=a1\r\n",
+        &stale,
+        &others,
+        "x-forwarded-for: 127.0.0.2\r\n",
+        "x-forwarded-host: shop\r\n",
+        "forwarded: for=127.0.0.2\r\n",
+        "origin: http://web--alice.preview.example.test\r\n",
+        "referer: http://web--alice.preview.example.test/\r\n",
+    ]
+    .into_iter()
+    .map(|fields| (STRANGER, ALICE, "/", fields, "404"))
+    .collect();
+    each(&hosts);
+    let elsewhere: Vec<_> = [
+        "x-overlay-id: alice\r\n",
+        "cookie: overlane=alice\r\n",
+        "cookie: __Host-overlane=alice\r\n",
+        "cookie: overlane=alice.a1\r\n",
+        "cookie: overlane=alice.\r\n",
+        "origin: http://web--alice.preview.example.test\r\n",
+        "referer: http://web--alice.preview.example.test/\r\n",
+        "referer: http://x/\r\norigin: http://alice.preview.example.test:80\r\n",
+        &pass[..0],
+    ]
+    .into_iter()
+    .map(|fields| (STRANGER, SHOP, "/", fields, "base"))
+    .collect();
+    each(&elsewhere);
+    each(&[
+        (STRANGER, ALICE, "/?overlay=alice", "", "404"),
+        (STRANGER, ALICE, &format!("/?overlay=alice.{EXPIRED}"), "", "404"),
+        (STRANGER, ALICE, &format!("/?overlay=bob.{SECRET}"), "", "404"),
+        (STRANGER, "api--bob.preview.example.test", &format!("/?overlay=alice.{SECRET}"), "", "404"),
+        (STRANGER, "api--bob.preview.example.test", "/", &pass, "404"),
+        (STRANGER, SHOP, "/?overlay=alice", GOES, "404"),
+        (STRANGER, SHOP, &format!("/?overlay=alice.{EXPIRED}"), GOES, "404"),
+        (
+            STRANGER,
+            SHOP,
+            "OPTIONS /",
+            "origin: http://alice.preview.example.test\r\naccess-control-request-method: PUT\r\n",
+            "base",
+        ),
+        (
+            STRANGER,
+            ALICE,
+            "OPTIONS /",
+            "origin: http://evil.example.test\r\naccess-control-request-method: PUT\r\n",
+            "404",
+        ),
+    ]);
+}
+
+#[test]
+fn strangers_do_not_learn_what_there_is() {
+    let gateway = gateway(EngineChoice::Auto);
+    let from_stranger = |host: &str, target: &str| ask(STRANGER, gateway.addresses()[0], host, target, GOES);
+    let same = from_stranger(ALICE, "/");
+    for host in
+        ["web--nobody.preview.example.test", "web--old.preview.example.test", "base.preview.example.test"]
+    {
+        assert_eq!(from_stranger(host, "/"), same, "{host}");
+    }
+    for (host, target) in
+        [("nowhere.test", "/"), (SHOP, "/.overlane"), (SHOP, "/?overlay=alice"), (ALICE, "/")]
+    {
+        let answer = from_stranger(host, target);
+        for told in ["alice", "bob", ".yaml", "shop.staging"] {
+            assert!(!answer.contains(told), "{host}{target}: {told}: {answer}");
+        }
+    }
+    let known = ask(TEAM, gateway.addresses()[0], "web--nobody.preview.example.test", "/", GOES);
+    assert!(known.contains("http://alice.preview.example.test/") && !known.contains("old."), "{known}");
+}
+
+#[test]
+fn an_address_enters_by_a_cookie_and_is_cleaned_and_an_empty_one_leaves() {
+    for engine in [EngineChoice::Auto, EngineChoice::Pingora] {
+        let gateway = gateway(engine);
+        let goes = |target: &str, fields: &str| {
+            ask(TEAM, gateway.addresses()[0], SHOP, target, &format!("{GOES}{fields}"))
+        };
+        let entered = goes("/a//b?x=1&overlay=alice&overlays=2", "");
+        assert_eq!(who(&entered), "307", "{entered}");
+        assert_eq!(values(&entered, "location"), ["/a//b?x=1&overlays=2"]);
+        assert_eq!(values(&entered, "set-cookie"), ["overlane=alice; Path=/; HttpOnly; SameSite=Lax"]);
+        assert_eq!(values(&entered, "cache-control"), ["no-store"]);
+        let cookie = "cookie: a=1; overlane=alice; b=2\r\n";
+        let inside = goes("/", cookie);
+        assert_eq!(who(&inside), "alice");
+        assert!(inside.contains("cookie: a=1; b=2\r\n"), "our cookie goes no further: {inside}");
+        assert!(inside.contains("x-overlay-id: alice"), "{inside}");
+        let left = goes("/?overlay=", cookie);
+        assert_eq!(values(&left, "set-cookie"), ["overlane=; Path=/; HttpOnly; SameSite=Lax; Max-Age=0"]);
+        assert_eq!(values(&left, "location"), ["/"]);
+        // Another site's page takes nobody out.
+        assert_eq!(who(&goes("/?overlay=", &format!("{cookie}sec-fetch-site: cross-site\r\n"))), "alice");
+        // Over TLS nobody else can set the cookie, and another site's frame keeps it.
+        let tls = goes("/?overlay=alice", "x-forwarded-proto: https\r\n");
+        assert_eq!(
+            values(&tls, "set-cookie"),
+            ["__Host-overlane=alice; Path=/; HttpOnly; Secure; SameSite=Lax"]
+        );
+        let framed = "x-forwarded-proto: https\r\nsec-fetch-dest: iframe\r\nsec-fetch-site: cross-site\r\n";
+        let framed = goes("/?overlay=alice", framed);
+        assert_eq!(
+            values(&framed, "set-cookie"),
+            ["__Host-overlane=alice; Path=/; HttpOnly; Secure; SameSite=None; Partitioned"]
+        );
+        // An application's own parameter, and one on a request that shows nothing.
+        assert_eq!(who(&ask(TEAM, gateway.addresses()[0], SHOP, "/?overlay=alice", "")), "base");
+        assert_eq!(who(&goes("/?overlay=Not%20One", "")), "base");
+        assert_eq!(who(&goes("/?overlay=nobody", "")), "404");
+        // Never to another host.
+        assert_eq!(values(&goes("//evil.test/?overlay=alice", ""), "location"), ["/evil.test/"]);
+    }
+}
+
+#[test]
+fn who_was_in_an_overlay_that_went_is_told_so() {
+    each(&[
+        (TEAM, SHOP, "/", &format!("{GOES}cookie: overlane=nobody\r\n"), "404"),
+        (TEAM, SHOP, "/", &format!("{GOES}cookie: overlane=old\r\n"), "410"),
+        // What a page loads has the key, as from any other client.
+        (TEAM, SHOP, "/", "cookie: overlane=nobody\r\n", "base"),
+    ]);
+}
+
+#[test]
+fn a_shared_link_lets_in_whoever_has_it_and_nobody_once_it_counts_no_more() {
+    for engine in [EngineChoice::Auto, EngineChoice::Pingora] {
+        let gateway = gateway(engine);
+        let ask = |host: &str, target: &str, fields: &str| {
+            ask(STRANGER, gateway.addresses()[0], host, target, fields)
+        };
+        let entered = ask(ALICE, &format!("/a?b=c&overlay=alice.{SECRET}"), GOES);
+        assert_eq!(values(&entered, "location"), ["/a?b=c"], "{entered}");
+        assert_eq!(values(&entered, "referrer-policy"), ["no-referrer"]);
+        let pass = format!("overlane-pass-alice={SECRET}");
+        assert_eq!(
+            values(&entered, "set-cookie"),
+            [format!("{pass}; Path=/; Domain=preview.example.test; HttpOnly; SameSite=Lax")]
+        );
+        let pass = format!("cookie: {pass}; a=1\r\n");
+        for (host, expected) in [
+            (ALICE, "alice"),
+            ("api--alice.preview.example.test", "base"),
+            ("api--bob.preview.example.test", "404"),
+            (SHOP, "base"),
+        ] {
+            assert_eq!(who(&ask(host, "/", &pass)), expected, "{host}");
+        }
+        let inside = ask(ALICE, "/", &format!("{pass}x-overlay-hop: bob\r\nbaggage: overlay-id=bob,a=1\r\n"));
+        assert_eq!(who(&inside), "alice");
+        assert!(
+            !inside.contains(SECRET) && !inside.contains("bob") && inside.contains("cookie: a=1"),
+            "{inside}"
+        );
+        assert_eq!(values(&inside, "cache-control"), ["private"], "others have no pass");
+        assert!(
+            values(&inside, "x-overlay-route")[0].contains("env=alice;via=overlay;reason=owned"),
+            "{inside}"
+        );
+        // On a host without previews.
+        let entered = ask(SHOP, &format!("/?overlay=alice.{SECRET}"), GOES);
+        let cookie = format!("overlane=alice.{SECRET}");
+        assert!(values(&entered, "set-cookie")[0].starts_with(&cookie), "{entered}");
+        assert_eq!(who(&ask(SHOP, "/", &format!("cookie: {cookie}\r\n"))), "alice");
+        // A sibling's host may have set others of the name.
+        let tossed = format!("cookie: overlane-pass-alice=x; overlane-pass-alice={SECRET}\r\n");
+        assert_eq!(who(&ask(ALICE, "/", &tossed)), "alice");
+        // Taken back, it lets nobody in, whatever cookies there are.
+        let path: Arc<str> = "alice.attached.yaml".into();
+        gateway.control().apply(&[FileChange { path, content: Content::Gone }], Trigger::Change);
+        assert_eq!(who(&ask(ALICE, "/", &pass)), "404");
+        assert_eq!(who(&ask(SHOP, "/", &format!("cookie: {cookie}\r\n"))), "base");
+    }
+}
+
+#[test]
+fn what_a_previews_page_loads_stays_in_its_overlay() {
+    let origin = "origin: http://web--alice.preview.example.test:7480\r\n";
+    let referer = "referer: http://web--alice.preview.example.test/a?b#c\r\n";
+    let preflight = format!("{origin}access-control-request-method: PUT\r\n");
+    let both = format!("{origin}cookie: overlane=bob\r\n");
+    each(&[
+        (TEAM, SHOP, "/", origin, "alice"),
+        (TEAM, SHOP, "/", referer, "alice"),
+        (TEAM, SHOP, "OPTIONS /", &preflight, "alice"),
+        (TEAM, SHOP, "POST /", &both, "alice"),
+        (TEAM, ALICE, "OPTIONS /", &preflight, "alice"),
+        (TEAM, SHOP, "/", "origin: null\r\n", "base"),
+        (TEAM, SHOP, "/", "origin: http://preview.example.test\r\n", "base"),
+        (TEAM, SHOP, "/", &format!("{origin}x-overlay-id: bob\r\n"), "base"),
+    ]);
+    let gateway = gateway(EngineChoice::Auto);
+    let goes =
+        ask(TEAM, gateway.addresses()[0], &format!("{SHOP}:81"), "/a?b=c", &format!("{GOES}{referer}"));
+    assert_eq!(values(&goes, "location"), [format!("http://{ALICE}:81/a?b=c")], "{goes}");
+}
+
+#[test]
+fn a_preflight_that_cannot_show_its_pass_is_answered_for_pages_of_the_same_overlay() {
+    let gateway = gateway(EngineChoice::Auto);
+    let preflight = "access-control-request-method: PUT\r\naccess-control-request-headers: x-a, x-b\r\n";
+    let ask = |host: &str, origin: &str| {
+        ask(STRANGER, gateway.addresses()[0], host, "OPTIONS /", &format!("origin: {origin}\r\n{preflight}"))
+    };
+    let (page, api) = ("http://web--alice.preview.example.test", "api--alice.preview.example.test");
+    let answer = ask(api, page);
+    assert_eq!(who(&answer), "204", "{answer}");
+    for (name, value) in [
+        ("access-control-allow-origin", page),
+        ("access-control-allow-methods", "PUT"),
+        ("access-control-allow-headers", "x-a, x-b"),
+        ("access-control-allow-credentials", "true"),
+    ] {
+        assert_eq!(values(&answer, name), [value]);
+    }
+    // The same for what is not there: nobody learns what is.
+    let nobody = ask("api--nobody.preview.example.test", "http://web--nobody.preview.example.test");
+    assert_eq!(who(&nobody), "204");
+    assert_eq!(who(&ask("api--bob.preview.example.test", page)), "404");
+}
+
+#[test]
+fn redirects_and_cookies_of_an_application_stay_at_the_preview() {
+    let alice = format!("http://{ALICE}:7480");
+    for (host, answer, name, expected) in [
+        (
+            ALICE,
+            format!("302 F|Location: https://{SHOP}/a?b=http://{SHOP}/"),
+            "location",
+            vec![format!("{alice}/a?b=http://{SHOP}/")],
+        ),
+        (ALICE, format!("302 F|Location: http://{SHOP}"), "location", vec![alice.clone()]),
+        (
+            ALICE,
+            format!("302 F|Location: http://{SHOP}/admin/x"),
+            "location",
+            vec!["http://admin--alice.preview.example.test:7480/admin/x".to_owned()],
+        ),
+        (ALICE, "302 F|Location: /a".to_owned(), "location", vec!["/a".to_owned()]),
+        (
+            ALICE,
+            "302 F|Location: https://elsewhere.test/".to_owned(),
+            "location",
+            vec!["https://elsewhere.test/".to_owned()],
+        ),
+        (SHOP, format!("302 F|Location: https://{SHOP}/a"), "location", vec![format!("https://{SHOP}/a")]),
+        (
+            ALICE,
+            "200 OK|Set-Cookie: a=1; Domain=staging.example.test; Path=/|Set-Cookie: b=2".to_owned(),
+            "set-cookie",
+            vec!["a=1; Path=/".to_owned(), "b=2".to_owned()],
+        ),
+        (
+            SHOP,
+            "200 OK|Set-Cookie: a=1; Domain=staging.example.test".to_owned(),
+            "set-cookie",
+            vec!["a=1; Domain=staging.example.test".to_owned()],
+        ),
+        // An application cannot put its visitors into another overlay.
+        (
+            SHOP,
+            "200 OK|Set-Cookie: overlane=bob|Set-Cookie: __Host-overlane=bob; Secure|Set-Cookie: c=3"
+                .to_owned(),
+            "set-cookie",
+            vec!["c=3".to_owned()],
+        ),
+    ] {
+        for engine in [EngineChoice::Auto, EngineChoice::Pingora] {
+            let gateway = gateway(engine);
+            let host = format!("{host}:7480");
+            let given = ask(
+                TEAM,
+                gateway.addresses()[0],
+                &host,
+                "/",
+                &format!("x-answer: {answer}\r\ncookie: z=1\r\n"),
+            );
+            assert_eq!(values(&given, name), expected, "{engine:?} {host} {answer}: {given}");
+        }
+    }
+}
+
+#[test]
+fn a_round_trip_through_another_host_comes_back_to_the_preview_that_it_left() {
+    let to = format!(
+        "302 F|Location: https://login.test/authorize?client_id=a&state=St%2Bate&redirect_uri=https%3A%2F%2F{SHOP}%2Fback"
+    );
+    for engine in [EngineChoice::Auto, EngineChoice::Pingora] {
+        let gateway = gateway(engine);
+        let ask =
+            |host: &str, target: &str, fields: &str| ask(TEAM, gateway.addresses()[0], host, target, fields);
+        let left = ask(ALICE, "/login", &format!("x-answer: {to}\r\n"));
+        let cookies = values(&left, "set-cookie");
+        let cookie = cookies
+            .first()
+            .and_then(|cookie| {
+                cookie.strip_suffix(
+                    "=web--alice; Path=/; Domain=example.test; HttpOnly; SameSite=Lax; Max-Age=900",
+                )
+            })
+            .unwrap_or_else(|| panic!("{left}"));
+        let back = format!("{GOES}cookie: a=1; {cookie}=web--alice\r\n");
+        let returned = ask(SHOP, "/back?code=c&state=St%2Bate", &back);
+        assert_eq!(
+            values(&returned, "location"),
+            [format!("http://{ALICE}/back?code=c&state=St%2Bate")],
+            "{returned}"
+        );
+        assert_eq!(
+            values(&returned, "set-cookie"),
+            [format!("{cookie}=; Path=/; Domain=example.test; HttpOnly; SameSite=Lax; Max-Age=0")]
+        );
+        // As a form that the other host posts: its state is in the body.
+        assert_eq!(who(&ask(SHOP, "POST /back", &format!("{back}content-length: 0\r\n"))), "307");
+        // Another state, another browser, something that is no preview.
+        assert_eq!(who(&ask(SHOP, "/back?code=c&state=other", &back)), "base");
+        assert_eq!(who(&ask(SHOP, "/back?code=c&state=St%2Bate", GOES)), "base");
+        assert_eq!(
+            who(&ask(SHOP, "/back?code=c&state=St%2Bate", &back.replace("web--alice\r", "evil.test/\r"))),
+            "base"
+        );
+        // Over TLS it comes back from another site's form as well.
+        let tls = ask(ALICE, "/login", &format!("x-answer: {to}\r\nx-forwarded-proto: https\r\n"));
+        assert!(values(&tls, "set-cookie")[0].contains("; Secure; SameSite=None"), "{tls}");
+    }
+}
+
+#[test]
+fn no_shared_cache_mixes_environments() {
+    for engine in [EngineChoice::Auto, EngineChoice::Pingora] {
+        let gateway = gateway(engine);
+        for (host, fields, vary, private) in [
+            (SHOP, "", true, false),
+            (SHOP, "x-overlay-id: alice\r\ncookie: a=1\r\n", true, true),
+            (SHOP, "cookie: overlane=alice\r\n", true, true),
+            (SHOP, "origin: http://web--alice.preview.example.test\r\n", true, true),
+            (ALICE, "", false, true),
+        ] {
+            let answer = ask(
+                TEAM,
+                gateway.addresses()[0],
+                host,
+                "/",
+                &format!("{fields}x-answer: 200 OK|Vary: accept\r\n"),
+            );
+            let varies = values(&answer, "vary");
+            assert_eq!(varies.first(), Some(&"accept"), "{answer}");
+            assert_eq!(
+                varies.get(1).copied(),
+                vary.then_some("x-overlay-id, baggage, cookie, origin, referer"),
+                "{engine:?} {host} {fields}"
+            );
+            assert_eq!(
+                values(&answer, "cache-control").contains(&"private"),
+                private,
+                "{engine:?} {host} {fields}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_browser_is_shown_pages_that_load_nothing() {
+    let gateway = gateway(EngineChoice::Auto);
+    let ask = |target: &str, fields: &str| ask(TEAM, gateway.addresses()[0], SHOP, target, fields);
+    let page = ask("/.overlane", &format!("{GOES}cookie: overlane=alice\r\n"));
+    assert!(
+        page.contains("are for `alice`, as the cookie says") && page.contains("href=\"/?overlay=\""),
+        "{page}"
+    );
+    assert!(values(&page, "content-security-policy")[0].starts_with("default-src 'none'"), "{page}");
+    let text = ask("/.overlane", "");
+    assert!(text.contains("are for `base`") && !text.contains('<'), "{text}");
+    let refused = ask("/", &format!("{GOES}x-overlay-id: <b>\"&'\r\n"));
+    let body = refused.split("\r\n\r\n").nth(1).unwrap_or_default();
+    assert!(body.contains("`&lt;b&gt;\\&quot;&amp;\\&#39;`") && !body.contains("<b>"), "{refused}");
+}
