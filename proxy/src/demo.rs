@@ -151,6 +151,7 @@ Three services call each other: web → payments-api → ledger, each behind its
 
   the baseline   curl http://{gateway}/
   the overlay    curl -i -H '{KEY_HEADER}: {OVERLAY}' http://{gateway}/
+  in a browser   http://web--{OVERLAY}.localhost:{port}/
   why            overlane explain --admin {admin} -H '{KEY_HEADER}: {OVERLAY}' --service ledger
   inside         curl http://{admin}/config_dump    curl http://{admin}/metrics
 
@@ -162,6 +163,7 @@ and ask again: no request is lost, and the ledger's line changes.
 
 Ctrl-C ends the demo.
 ",
+            port = gateway.port(),
             forwards = self.forwards.told(),
             ledger = self.spare_ledger,
             file = file.display(),

@@ -234,6 +234,8 @@ fn instructions(stack: &Stack, environments: &[EnvironmentId]) -> String {
     text.push_str(&format!("  curl http://{gateway}/\n"));
     for overlay in &environments[1..] {
         text.push_str(&format!("  curl -i -H 'x-overlay-id: {overlay}' http://{gateway}/\n"));
+        let (service, port) = (&stack.instances()[0].service, gateway.port());
+        text.push_str(&format!("  http://{service}--{overlay}.localhost:{port}/    in a browser\n"));
     }
     text.push_str("\nLet each service call the others by name through its own outbound sidecar, and forward the header x-overlay-id (or baggage):\n\n");
     for (at, instance) in stack.instances().iter().enumerate() {

@@ -331,7 +331,12 @@ impl Arrival<'_> {
         let framed = self.secure
             && self.head.values(FETCH_DEST).any(|dest| dest == b"iframe")
             && self.head.values(FETCH_SITE).any(|site| site == b"cross-site");
-        let site = if framed { "SameSite=None; Partitioned" } else { "SameSite=Lax" };
+        let site = match cookie {
+            _ if framed => "SameSite=None; Partitioned",
+            // It stands for a network that is trusted: who comes from another site, as after logging in there, has it too.
+            Cookie::Pass(_) if self.secure => "SameSite=None",
+            _ => "SameSite=Lax",
+        };
         self.cookie(cookie, value, domain, site)
     }
 

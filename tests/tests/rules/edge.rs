@@ -352,6 +352,14 @@ fn a_shared_link_lets_in_whoever_has_it_and_nobody_once_it_counts_no_more() {
             values(&entered, "set-cookie"),
             [format!("{pass}; Path=/; Domain=preview.example.test; HttpOnly; SameSite=Lax")]
         );
+        let tls = self::ask(
+            TEAM,
+            gateway.addresses()[0],
+            ALICE,
+            &format!("/?overlay=alice.{SECRET}"),
+            "x-forwarded-proto: https\r\n",
+        );
+        assert!(values(&tls, "set-cookie")[0].ends_with("; HttpOnly; Secure; SameSite=None"), "{tls}");
         let pass = format!("cookie: {pass}; a=1\r\n");
         for (host, expected) in [
             (ALICE, "alice"),

@@ -1,0 +1,143 @@
+#!/usr/bin/env python3
+"""A real browser through the gateway: every kind of request, by every way of entering an overlay.
+
+    python3 check.py BINARY [--chromium PATH]
+
+Debian's Chromium, driven by playwright-core, and services in Node that say who they are. Two gateways of one store, over TLS
+with an authority of their own that the browser trusts: one whose clients may choose, and one that trusts nobody, where only
+shared links let in. Needs chromium, node, npm, openssl and certutil (libnss3-tools).
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import installed
+
+SHOP, API, LOGIN, PREVIEWS = "shop.example.test", "api.example.test", "login.elsewhere.test", "preview.example.test"
+
+
+def run(*command, **more):
+    done = subprocess.run(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True, **more)
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout[-4000:]}")
+    return done.stdout
+
+
+def free(count):
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def certificates(folder):
+    """An authority, a certificate of it for all hosts, and a home whose browser trusts the authority."""
+    names = ",".join(f"DNS:{name}" for name in [SHOP, API, LOGIN, PREVIEWS, f"*.{PREVIEWS}"])
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    run("openssl", "req", "-x509", *key, "-subj", "/CN=Local authority", "-keyout", "ca.key", "-out", "ca.pem",
+        "-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign", cwd=folder)
+    run("openssl", "req", *key, "-subj", "/CN=example.test", "-keyout", "tls.key", "-out", "tls.csr", cwd=folder)
+    (folder / "extensions").write_text(f"subjectAltName={names}\nextendedKeyUsage=serverAuth\n")
+    run("openssl", "x509", "-req", "-in", "tls.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
+        "-extfile", "extensions", "-out", "tls.pem", cwd=folder)
+    trusted = folder / "home/.pki/nssdb"
+    trusted.mkdir(parents=True)
+    run("certutil", "-d", f"sql:{trusted}", "-N", "--empty-password")
+    run("certutil", "-d", f"sql:{trusted}", "-A", "-t", "C,,", "-n", "local", "-i", folder / "ca.pem")
+
+
+def store(folder, ports, gateway):
+    url = "http://127.0.0.1:{}".format
+    (folder / "base.yaml").write_text(f"""name: base
+routing: {{mode: baseline, previewUrl: 'https://{PREVIEWS}:{gateway}'}}
+services:
+- {{name: web, hosts: [{SHOP}], url: '{url(ports['web base'])}'}}
+- {{name: api, hosts: [{API}], url: '{url(ports['api base'])}'}}
+""")
+    for overlay in ["alice", "bob"]:
+        (folder / f"{overlay}.yaml").write_text(f"""name: {overlay}
+routing: {{mode: overlay, baselineId: base}}
+services:
+- {{name: web, url: '{url(ports[f'web {overlay}'])}'}}
+- {{name: api, url: '{url(ports[f'api {overlay}'])}'}}
+""")
+
+
+def laptop(folder, ports):
+    """A store as one has it on a laptop: nothing says where previews are."""
+    url = "http://127.0.0.1:{}".format
+    folder.mkdir()
+    (folder / "base.yaml").write_text(
+        f"name: base\nrouting: {{mode: baseline}}\nservices:\n- {{name: web, expose: true, url: '{url(ports['web base'])}'}}\n"
+        f"- {{name: api, expose: true, path: /api, url: '{url(ports['api base'])}'}}\n")
+    (folder / "alice.yaml").write_text(
+        f"name: alice\nrouting: {{mode: overlay, baselineId: base}}\nservices: [{{name: web, url: '{url(ports['web alice'])}'}}]\n")
+
+
+@contextlib.contextmanager
+def gateway(binary, folder, store, port, admin, trust, *tls):
+    command = [binary, "run", "--store", store, "--gateway", f"127.0.0.1:{port}", "--admin", f"127.0.0.1:{admin}",
+               "--trust", trust, "--workers", "1", *tls]
+    with open(folder / f"log-{port}", "wb") as log:
+        process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log)
+    try:
+        until = time.monotonic() + 30
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", admin), timeout=1):
+                break
+            if process.poll() is not None or time.monotonic() > until:
+                sys.exit((folder / f"log-{port}").read_text())
+            time.sleep(0.05)
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=40)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("binary", type=lambda path: pathlib.Path(path).resolve())
+    parser.add_argument("--chromium", default=shutil.which("chromium"))
+    options = parser.parse_args()
+    for tool in [options.chromium, "node", "npm", "openssl", "certutil"]:
+        if not tool or not shutil.which(tool):
+            sys.exit(f"{tool or 'chromium'} is not here: apt install chromium nodejs npm openssl libnss3-tools")
+    cache = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", HERE.parents[2] / "target")) / "peers/browser"
+    cache.mkdir(parents=True, exist_ok=True)
+    program = installed.node(cache, HERE / "browser.mjs")
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        folder = pathlib.Path(folder)
+        names = [f"{service} {environment}" for service in ["web", "api"] for environment in ["base", "alice", "bob"]]
+        *own, login, open_port, open_admin, closed, closed_admin, plain, plain_admin = free(len(names) + 7)
+        ports = dict(zip(names, own))
+        certificates(folder)
+        (folder / "store").mkdir()
+        store(folder / "store", ports, closed)
+        tls = ["--tls-cert", folder / "tls.pem", "--tls-key", folder / "tls.key"]
+        stack.enter_context(gateway(options.binary, folder, folder / "store", open_port, open_admin, "any", *tls))
+        stack.enter_context(gateway(options.binary, folder, folder / "store", closed, closed_admin, "none", *tls))
+        laptop(folder / "laptop", ports)
+        stack.enter_context(gateway(options.binary, folder, folder / "laptop", plain, plain_admin, "any"))
+        told = {"folder": str(folder), "binary": str(options.binary), "chromium": options.chromium, "ports": ports, "login": login,
+                "open": open_port, "closed": closed, "plain": plain, "shop": SHOP, "api": API, "loginHost": LOGIN,
+                "previews": PREVIEWS}
+        done = subprocess.run(["node", program], env={**os.environ, "HOME": str(folder / "home"), "TOLD": json.dumps(told)},
+                              stdin=subprocess.DEVNULL, timeout=300)
+        sys.exit(done.returncode)
+
+
+if __name__ == "__main__":
+    main()
