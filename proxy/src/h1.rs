@@ -57,7 +57,7 @@ pub(crate) enum Known {
     Connection,
     ContentLength,
     Cookie,
-    /// One of `x-forwarded-…`.
+    /// One of those that say for whom a request is sent: `forwarded`, `x-forwarded-…`, `x-real-ip`.
     Forwarded,
     Host,
     /// What belongs to an upgrade to HTTP/2, which is not made.
@@ -86,6 +86,7 @@ impl Known {
             7 if begins(name, b"referer") => Self::Browser,
             7 if begins(name, b"baggage") => Self::Baggage,
             7 if begins(name, b"upgrade") => Self::Upgrade,
+            9 if begins(name, b"forwarded") => Self::Forwarded,
             10 if begins(name, b"connection") => Self::Connection,
             10 if begins(name, b"keep-alive") => Self::KeepAlive,
             10 if begins(name, b"tracestate") => Self::Tracing,
@@ -111,6 +112,7 @@ impl Known {
             b'c' if begins(name, b"x-cloud-trace-context") => Self::Tracing,
             b'd' if begins(name, b"x-datadog-") => Self::Tracing,
             b'r' if begins(name, b"x-request-id") => Self::Tracing,
+            b'r' if begins(name, b"x-real-ip") => Self::Forwarded,
             _ => Self::Other,
         }
     }
@@ -183,7 +185,7 @@ impl<'n> Name<'n> {
 }
 
 impl Name<'_> {
-    /// Whether it is one of `x-forwarded-…`.
+    /// Whether it is one of those that say for whom a request is sent: `forwarded`, `x-forwarded-…`, `x-real-ip`.
     #[must_use]
     pub fn is_forwarded(&self) -> bool {
         self.known == Known::Forwarded

@@ -14,6 +14,7 @@ pub mod edge;
 pub mod engine;
 pub mod exchange;
 pub mod express;
+pub mod forwarded;
 pub mod grpc;
 pub mod h2;
 pub mod leave;
@@ -45,6 +46,7 @@ use crate::tls::credentials::Credentials;
 use crate::tls::upstreams::Upstreams;
 use crate::upstream::{Address, Endpoint, Upstream};
 use deadline::Pace;
+use forwarded::Forwarding;
 use passage::PassageSettings;
 use trust::Trust;
 
@@ -219,6 +221,8 @@ pub struct Plane {
     pub passage: PassageSettings,
     /// From which networks connections to gateway and inbound begin with a header of the PROXY protocol.
     pub proxy_protocol: Vec<IpNet>,
+    /// Who is believed at a gateway in what it says of its clients, and how that is said.
+    pub forwarding: Forwarding,
     /// How upstreams are spoken to in TLS.
     pub tls: Arc<Upstreams>,
     /// The resolver.

@@ -139,6 +139,7 @@ impl Prepared {
             carriers: settings.carriers.clone(),
             passage: settings.passage,
             proxy_protocol: settings.proxy_protocol,
+            forwarding: settings.forwarding,
             tls: upstreams.clone(),
             names,
             access,

@@ -16,6 +16,7 @@ use rustls::pki_types::ServerName;
 use serde::Deserialize;
 
 use crate::correlation::CorrelationSettings;
+use crate::plane::forwarded::{Dialect, Forwarding};
 use crate::plane::passage::PassageSettings;
 use crate::plane::trust::Trust;
 use crate::plane::{EngineChoice, Limits, ListenerSettings, role_name};
@@ -99,6 +100,12 @@ pub struct RunArgs {
     /// Connections from these networks begin with a header of the PROXY protocol (v1 or v2) at gateway and inbound
     #[arg(long, value_name = "CIDR,…", value_delimiter = ',', env = "OVERLANE_PROXY_PROTOCOL")]
     pub proxy_protocol: Vec<String>,
+    /// Load balancers before the gateway, which are believed in what they say of their clients (X-Forwarded-For)
+    #[arg(long, value_name = "CIDR,…", value_delimiter = ',', env = "OVERLANE_TRUSTED_HOPS")]
+    pub trusted_hops: Vec<String>,
+    /// How they, and the gateway, say for whom they ask; x-forwarded by default
+    #[arg(long, value_enum, env = "OVERLANE_FORWARDED")]
+    pub forwarded: Option<Dialect>,
     /// The admin listener
     #[arg(long, value_name = "ADDR", env = "OVERLANE_ADMIN")]
     pub admin: Option<SocketAddr>,
@@ -161,6 +168,8 @@ struct File {
     carriers: CarriersFile,
     keep_for: Vec<String>,
     proxy_protocol: Vec<String>,
+    trusted_hops: Vec<String>,
+    forwarded: Option<Dialect>,
     connect_ports: Option<Vec<u16>>,
     intercept: Option<bool>,
     mark: Option<u32>,
@@ -316,6 +325,8 @@ pub struct Settings {
     pub carriers: Arc<Carriers>,
     /// From which networks connections to gateway and inbound begin with a header of the PROXY protocol.
     pub proxy_protocol: Vec<IpNet>,
+    /// Who is believed at the gateway in what it says of its clients, and how that is said.
+    pub forwarding: Forwarding,
     /// What outbound lets through that is no request.
     pub passage: PassageSettings,
     /// How listeners speak TLS, if any does.
@@ -398,7 +409,11 @@ impl Settings {
             )),
         };
         let told = if flags.proxy_protocol.is_empty() { file.proxy_protocol } else { flags.proxy_protocol };
-        let proxy_protocol = told.iter().map(|network| announcer(network)).collect::<Result<_, _>>()?;
+        let proxy_protocol =
+            told.iter().map(|one| balancer("proxyProtocol", one)).collect::<Result<_, _>>()?;
+        let told = if flags.trusted_hops.is_empty() { file.trusted_hops } else { flags.trusted_hops };
+        let hops = told.iter().map(|one| balancer("trustedHops", one)).collect::<Result<_, _>>()?;
+        let forwarding = Forwarding { hops, dialect: flags.forwarded.or(file.forwarded).unwrap_or_default() };
         let engine = flags.engine.or(file.engine).unwrap_or_default();
         let upstream_tls = upstream_tls(file.upstream_tls, engine)?;
         let mut listeners = asked.listeners()?;
@@ -410,6 +425,13 @@ impl Settings {
         check_passage(&passage, &listeners)?;
         if passage.intercept {
             listeners.extend(beside_ipv4(&listeners));
+        }
+        let gateway = listeners.iter().any(|one| matches!(one.listener.role, Role::Gateway));
+        if !forwarding.hops.is_empty() && !gateway {
+            return Err(error(
+                "`trustedHops` without a gateway",
+                "they stand before a gateway: say where it listens with `--gateway`, or leave them out",
+            ));
         }
         limits.lame_duck = lame_duck(file.timeouts.lame_duck.as_ref(), &listeners)?;
         let tls = tls.map(|tls| tls.checked(&listeners)).transpose()?;
@@ -431,6 +453,7 @@ impl Settings {
             correlation,
             carriers,
             proxy_protocol,
+            forwarding,
             passage,
             tls,
             upstream_tls,
@@ -457,6 +480,7 @@ impl Settings {
             correlation: CorrelationSettings::default(),
             carriers: Arc::default(),
             proxy_protocol: Vec::new(),
+            forwarding: Forwarding::default(),
             passage: PassageSettings::default(),
             tls: None,
             upstream_tls: Vec::new(),
@@ -473,12 +497,13 @@ fn beside_ipv4(listeners: &[ListenerSettings]) -> Option<ListenerSettings> {
     there.then(|| ListenerSettings { address: beside.into(), ..outbound.clone() })
 }
 
-fn announcer(text: &str) -> Result<IpNet, SettingsError> {
+/// The network of load balancers that a setting names.
+fn balancer(key: &str, text: &str) -> Result<IpNet, SettingsError> {
     let text = text.trim();
     let address = || text.parse::<IpAddr>().map(IpNet::from);
     text.parse::<IpNet>().or_else(|_| address()).map_err(|_| {
         error(
-            format!("`proxyProtocol: {text}` is no network"),
+            format!("`{key}: {text}` is no network"),
             "name the networks of the load balancers: `10.0.0.0/8`, `192.0.2.7`",
         )
     })
@@ -1047,6 +1072,9 @@ mod tests {
             ("tls: {certificates: [{certificate: a, key: b}], clients: optional}", "`tls.clientCa`"),
             ("tls: {certificates: [{certificate: a, key: b}], listeners: [inbound]}", "names `inbound`"),
             ("tls: {certificates: [{certificate: a, key: b}], listeners: []}", "no listener that speaks TLS"),
+            ("trustedHops: [10.0.0.0/33]", "`trustedHops: 10.0.0.0/33` is no network"),
+            ("forwarded: x-real-ip", "forwarded"),
+            ("trustedHops: [10.0.0.1]\noutbound: 127.0.0.1:1", "`trustedHops` without a gateway"),
             ("trust: 'identity:spiffe://mesh/web'", "names identities"),
             ("tls: {certificates: [{certificate: a, key: b}]}\ntrust: 'identity:*'", "names identities"),
         ] {

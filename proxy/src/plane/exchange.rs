@@ -28,6 +28,7 @@ use tokio::time::timeout;
 
 use super::answer::{Answer, Failure, More};
 use super::edge::{self, Entered, Visit};
+use super::forwarded::Forwarding;
 use super::grpc;
 use super::leave::{Leave, leave};
 use super::overload::{self, Limit};
@@ -50,9 +51,6 @@ const HOPS: Name<'_> = Name::of(HOPS_HEADER);
 const REQUIRE: Name<'_> = Name::of(REQUIRE_HEADER);
 const BAGGAGE: Name<'_> = Name::of("baggage");
 const COOKIE: Name<'_> = Name::of("cookie");
-/// What a gateway says of its client.
-const FORWARDED: [Name<'_>; 3] =
-    [Name::of("x-forwarded-for"), Name::of("x-forwarded-proto"), Name::of("x-forwarded-host")];
 
 /// How long a held request waits before it looks again, where nothing wakes it earlier.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -443,7 +441,7 @@ impl Exchange {
             || self.propagation.removes(name)
             || (name.is_forwarded()
                 && self.forwards()
-                && FORWARDED.iter().any(|forwarded| name.is(forwarded)))
+                && Forwarding::removes(name, self.standing.passed.is_some()))
     }
 
     fn forwards(&self) -> bool {
@@ -478,23 +476,14 @@ impl Exchange {
         }
     }
 
-    /// `X-Forwarded-*` as a gateway adds them; what the untrusted sent in them is replaced.
+    /// For whom a gateway asks; what anybody but trusted hops said of it is replaced.
     fn add_forwarded(&self, head: &Head<'_>, out: &mut Vec<u8>) {
-        let [forwarded_for, proto, host] = FORWARDED;
-        let before = |name| head.values(name).filter(|_| self.standing.right.is_any());
-        out.extend_from_slice(b"X-Forwarded-For: ");
-        for value in before(forwarded_for).filter(|value| !value.is_empty()) {
-            out.extend_from_slice(value);
-            out.extend_from_slice(b", ");
-        }
-        out.extend_from_slice(self.standing.text.as_bytes());
-        out.extend_from_slice(b"\r\n");
-        let scheme: &[u8] = if self.standing.secure { b"https" } else { b"http" };
-        line(out, "X-Forwarded-Proto", before(proto).next().unwrap_or(scheme));
-        let host = before(host).next().unwrap_or(head.authority.as_bytes());
-        if !host.is_empty() {
-            line(out, "X-Forwarded-Host", host);
-        }
+        let Standing { text, secure, passed, .. } = &*self.standing;
+        let (hops, host) = match passed {
+            Some(passed) => (&passed.hops[..], passed.host.as_deref()),
+            None => (&[][..], None),
+        };
+        self.plane.forwarding.write(text, hops, *secure, host.unwrap_or(head.authority), out);
     }
 
     /// Whether a field of the response's head stays behind, or is replaced by [`Exchange::edit_response`].

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use arrayvec::ArrayString;
 use overlane_config::carrier::Keys;
 use overlane_config::name::EnvironmentId;
+use overlane_config::route::Role;
 
+use super::forwarded::Said;
 use super::trust::Trust;
 use super::{Gate, Plane};
 use crate::h1::request::Head;
@@ -30,6 +32,17 @@ pub struct Standing {
     pub right: Right,
     /// Where its connection was meant to go, if it was intercepted.
     pub meant: Option<SocketAddr>,
+    /// How the request came from there to the peer, where that is a trusted hop.
+    pub passed: Option<Box<Passed>>,
+}
+
+/// What trusted hops say of a request's way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Passed {
+    /// The hops after the client, in its order; the last one is the peer.
+    pub hops: Vec<IpAddr>,
+    /// The authority that the client asked, where one of them says.
+    pub host: Option<Box<str>>,
 }
 
 /// Which overlays somebody may choose.
@@ -99,21 +112,51 @@ impl Standing {
     }
 
     fn at(address: IpAddr, trust: &Trust, secure: bool, identity: Option<Box<str>>) -> Self {
-        let mut text = ArrayString::new();
-        // The longest address has 45 characters.
-        let _ = write!(text, "{address}");
         let right = match trust.covers(address, identity.as_deref()) {
             true => Right::Any,
             false => Right::Nobody,
         };
-        Self { address, text, secure, identity, right, meant: None }
+        Self { address, text: shown(address), secure, identity, right, meant: None, passed: None }
     }
+
+    /// That of whom this hop asks for, as it says: whether it is trusted is told by its address, never by the
+    /// hop's own. A hop that names nobody vouches for nobody.
+    fn behind(&self, said: Said, trust: &Trust) -> Self {
+        let covered = match said.client {
+            Some(client) => trust.covers(client, None),
+            None => *trust == Trust::Any,
+        };
+        let (address, hops) = match said.client {
+            Some(client) => (client, said.hops.into_iter().chain([self.address]).collect()),
+            None => (self.address, Vec::new()),
+        };
+        Self {
+            address,
+            text: shown(address),
+            secure: said.secure.unwrap_or(self.secure),
+            identity: None,
+            right: if covered { Right::Any } else { Right::Nobody },
+            meant: self.meant,
+            passed: Some(Box::new(Passed { hops, host: said.host })),
+        }
+    }
+}
+
+fn shown(address: IpAddr) -> ArrayString<45> {
+    let mut text = ArrayString::new();
+    // The longest address has 45 characters.
+    let _ = write!(text, "{address}");
+    text
 }
 
 /// The standing of the sender of a request with this head, on a connection of `peer`.
 #[must_use]
-pub fn of_request(_: &Plane, _: &Gate, peer: &Arc<Standing>, _: &Head<'_>) -> Arc<Standing> {
-    peer.clone()
+pub fn of_request(plane: &Plane, gate: &Gate, peer: &Arc<Standing>, head: &Head<'_>) -> Arc<Standing> {
+    // Sidecars have no hops before them but each other.
+    if !matches!(gate.listener.role, Role::Gateway) || !plane.forwarding.believes(peer.address) {
+        return peer.clone();
+    }
+    Arc::new(peer.behind(plane.forwarding.read(head), &gate.trust))
 }
 
 #[cfg(test)]

@@ -13,6 +13,8 @@ mod forged;
 mod frames;
 /// The inputs that fuzzing keeps.
 mod fuzzed;
+/// Load balancers before a gateway.
+mod hops;
 /// Upstreams that break off, lie, and talk too much.
 mod hostile;
 /// HTTP/1.1, script by script, on each engine.
