@@ -11,6 +11,8 @@ pub const ROUTE_HEADER: &str = "x-overlay-route";
 pub const REQUIRE_HEADER: &str = "x-overlay-require";
 /// The request header with which one sidecar marks, for the next, the environment that it chose.
 pub const HOP_HEADER: &str = "x-overlay-hop";
+/// The request header that carries an overlay token, which says what its sender may choose.
+pub const TOKEN_HEADER: &str = "x-overlay-token";
 /// The request header that counts the proxies that a request has passed.
 pub const HOPS_HEADER: &str = "x-overlay-hops";
 
@@ -183,6 +185,7 @@ const RESERVED_HEADERS: &[&str] = &[
     HOPS_HEADER,
     REQUIRE_HEADER,
     ROUTE_HEADER,
+    TOKEN_HEADER,
 ];
 
 impl FromStr for HeaderName {
@@ -245,6 +248,7 @@ mod tests {
             ("x overlay", false),
             ("", false),
             ("x-overlay-route", false),
+            ("X-Overlay-Token", false),
         ] {
             assert_eq!(text.parse::<HeaderName>().is_ok(), valid, "{text:?}");
         }

@@ -44,6 +44,9 @@ pub struct Line {
     /// Who the client is, by its verified certificate.
     #[serde(rename = "overlane.client_identity", skip_serializing_if = "Option::is_none")]
     pub client_identity: Option<String>,
+    /// Why its token gives it no right, where that is so.
+    #[serde(rename = "overlane.token", skip_serializing_if = "Option::is_none")]
+    pub token: Option<&'static str>,
     /// From the end of the head to the end of the response, in seconds.
     pub duration_s: f64,
     /// The address that answered.
@@ -82,6 +85,7 @@ impl Line {
             status,
             client: client.to_string(),
             client_identity: None,
+            token: None,
             duration_s: 0.0,
             upstream: None,
             service: None,

@@ -37,7 +37,9 @@ use crate::plane::drain::{Drain, Stage};
 use crate::snapshot::Snapshot;
 use crate::store::cache::Cache;
 use crate::tls::credentials::Credentials;
+use crate::tls::follow::Followed;
 use crate::tls::upstreams::Upstreams;
+use crate::tokens::keys::Tokens;
 
 /// The largest body of a request, in bytes: questions are heads of requests and messages.
 const BODY_BYTES: usize = 256 * 1024;
@@ -66,6 +68,8 @@ pub struct Admin {
     pub tls: Option<Arc<Credentials>>,
     /// How upstreams are spoken to in TLS.
     pub upstreams: Arc<Upstreams>,
+    /// By which tokens are verified.
+    pub tokens: Option<Arc<Tokens>>,
     /// Where what is in force is kept for a start without the store.
     pub cache: Option<Arc<Cache>>,
 }
@@ -119,7 +123,9 @@ impl Admin {
     /// What is wrong now.
     fn problems(&self) -> Vec<String> {
         let tls = self.tls.iter().flat_map(|tls| tls.problems());
-        self.control.problems().into_iter().chain(tls).chain(self.upstreams.problems()).collect()
+        let tokens = self.tokens.iter().flat_map(|tokens| tokens.problems());
+        let files = tls.chain(self.upstreams.problems()).chain(tokens);
+        self.control.problems().into_iter().chain(files).collect()
     }
 
     /// The control side's part of a scrape.
@@ -129,6 +135,7 @@ impl Admin {
         ControlFigures {
             certificates: until.collect(),
             certificate_failures: self.tls.as_ref().map(|tls| tls.failures()),
+            token_key_failures: self.tokens.as_ref().map(|tokens| tokens.failures()),
             cache: self.cache.as_ref().map(|cache| cache.figures()),
             ..self.control.figures()
         }
@@ -230,11 +237,12 @@ async fn metrics_text(State(admin): State<Admin>) -> Response {
 }
 
 async fn reload(State(admin): State<Admin>) -> Response {
-    let (tls, upstreams) = (admin.tls.clone(), admin.upstreams.clone());
+    let (tls, upstreams, tokens) = (admin.tls.clone(), admin.upstreams.clone(), admin.tokens.clone());
     // It ends before the report, which names what is wrong with certificates as well.
     let look = move || {
         tls.iter().for_each(|tls| tls.look());
         upstreams.look();
+        tokens.iter().for_each(|tokens| tokens.look());
     };
     let _ = tokio::task::spawn_blocking(look).await;
     let (reply, report) = oneshot::channel();
@@ -245,6 +253,7 @@ async fn reload(State(admin): State<Admin>) -> Response {
         Ok(mut report) => {
             report.problems.extend(admin.tls.iter().flat_map(|tls| tls.problems()));
             report.problems.extend(admin.upstreams.problems());
+            report.problems.extend(admin.tokens.iter().flat_map(|tokens| tokens.problems()));
             axum::Json(report).into_response()
         }
         Err(_) => problem(StatusCode::SERVICE_UNAVAILABLE, "the process is stopping"),

@@ -9,6 +9,7 @@ pub mod output;
 pub mod preview;
 pub mod run;
 mod show;
+pub mod token;
 pub mod trace;
 pub mod validate;
 
@@ -58,6 +59,11 @@ enum Command {
     Attach(environment::Attach),
     /// Take an attached address away
     Detach(environment::Detach),
+    /// Overlay tokens: who has one may choose its overlays at a gateway that trusts nobody
+    Token {
+        #[command(subcommand)]
+        command: token::Verb,
+    },
     /// Check blueprints and show every mistake
     Validate(validate::Validate),
     /// Aliases for people who come from elsewhere
@@ -147,6 +153,7 @@ fn dispatch(cli: Cli, out: &mut Output<'_>) -> Result<(), CliError> {
         Command::Validate(validate) | Command::Env { command: EnvCommand::Validate(validate) } => {
             validate::run(&validate, out)
         }
+        Command::Token { command } => token::run(&command, out),
         Command::Explain(explain) => explain::run(&explain, &store(), out),
         Command::Trace(trace) => trace::run(&trace, out),
         Command::Doctor(args) => doctor::run(&args, out),

@@ -141,7 +141,7 @@ pub fn explain<U>(
     };
     let requires = || fields.lines(REQUIRE_HEADER).any(|line| !line.is_empty());
     if question.untrusted && carriers.any(key_header.as_str(), fields) && requires() {
-        return Ok(refused(steps, &Refusal::untrusted()));
+        return Ok(refused(steps, &Refusal::untrusted(None)));
     }
     let first = |name| fields.lines(name).next().and_then(|value| std::str::from_utf8(value).ok());
     let require = fields.lines(REQUIRE_HEADER).map(String::from_utf8_lossy).collect::<Vec<_>>().join(",");

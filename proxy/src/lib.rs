@@ -32,4 +32,5 @@ pub mod snapshot;
 pub mod stack;
 pub mod store;
 pub mod tls;
+pub mod tokens;
 pub mod upstream;

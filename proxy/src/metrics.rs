@@ -22,6 +22,7 @@ use crate::plane::h2::budget::{Flood, Side};
 use crate::plane::overload::{Limit, levels};
 use crate::store::cache::CacheFigures;
 use crate::tls::accept::HandshakeFailure;
+use crate::tokens::Refused as RefusedToken;
 
 /// The most overlays that have a label value of their own; the rest are counted as `_other`.
 pub const MAX_OVERLAY_LABELS: usize = 1000;
@@ -92,6 +93,9 @@ pub enum Event {
 /// How often each failure occurred.
 type HandshakeFailures = [u64; HandshakeFailure::ALL.len()];
 
+/// How often tokens were refused, for each reason.
+type RefusedTokens = [u64; RefusedToken::ALL.len()];
+
 /// How often each flood was ended, of clients and of upstreams.
 type Floods = [[u64; Flood::ALL.len()]; Side::ALL.len()];
 
@@ -141,6 +145,7 @@ pub struct Meter {
     /// Keys that are no ids, by carrier.
     invalid: HashMap<Box<str>, u64, RandomState>,
     handshake_failures: HandshakeFailures,
+    tokens: RefusedTokens,
     floods: Floods,
     overloads: Overloads,
     /// Requests in flight, and those of them that wait for an upstream.
@@ -186,6 +191,7 @@ struct Counting {
     calls: HashMap<Call, u64, RandomState>,
     invalid: HashMap<Box<str>, u64, RandomState>,
     handshake_failures: HandshakeFailures,
+    tokens: RefusedTokens,
     floods: Floods,
     overloads: Overloads,
     events: [u64; EVENTS],
@@ -213,6 +219,11 @@ pub fn count_invalid_key(carrier: &str) {
 /// Counts a failed handshake on this thread.
 pub fn count_handshake_failure(failure: HandshakeFailure) {
     COUNTING.with_borrow_mut(|counting| counting.handshake_failures[failure as usize] += 1);
+}
+
+/// Counts on this thread a token that gives no right.
+pub fn count_refused_token(why: RefusedToken) {
+    COUNTING.with_borrow_mut(|counting| counting.tokens[why as usize] += 1);
 }
 
 /// Counts on this thread a connection of HTTP/2 that was ended for a flood.
@@ -249,8 +260,9 @@ pub fn observe(labels: Labels, took: Duration) {
 fn counted() -> Meter {
     COUNTING.with_borrow(|counting| {
         let (calls, invalid) = (counting.calls.clone(), counting.invalid.clone());
-        let Counting { handshake_failures, floods, overloads, events, .. } = *counting;
-        let mut meter = Meter { calls, invalid, handshake_failures, floods, events, ..Meter::default() };
+        let Counting { handshake_failures, tokens, floods, overloads, events, .. } = *counting;
+        let mut meter =
+            Meter { calls, invalid, handshake_failures, tokens, floods, events, ..Meter::default() };
         (meter.overloads, meter.levels) = (overloads, levels());
         for (labels, observed) in counting.requests.values() {
             meter.requests.entry(labels.clone()).or_default().add(observed);
@@ -295,6 +307,9 @@ pub async fn gather(doors: &[MeterDoor]) -> Meter {
             continue;
         };
         for (total, own) in sum.events.iter_mut().zip(meter.events) {
+            *total += own;
+        }
+        for (total, own) in sum.tokens.iter_mut().zip(meter.tokens) {
             *total += own;
         }
         for (total, own) in sum.handshake_failures.iter_mut().zip(meter.handshake_failures) {
@@ -345,6 +360,8 @@ pub struct ControlFigures {
     pub panics: u64,
     /// How often certificates could not be read again; `None` where no listener speaks TLS.
     pub certificate_failures: Option<u64>,
+    /// How often changed keys of tokens were of no use, where any are taken.
+    pub token_key_failures: Option<u64>,
     /// Whether the store cannot be read as a whole.
     pub stale: bool,
     /// How often what is in force was kept on this machine; `None` where that is not asked for.
@@ -360,6 +377,9 @@ pub fn render(meter: &Meter, control: &ControlFigures) -> String {
     families.extend(event_families(meter));
     families.extend(control_families(control));
     families.extend(control.cache.map(cache_family));
+    if let Some(failures) = control.token_key_failures {
+        families.extend(token_families(&meter.tokens, failures));
+    }
     if let Some(failures) = control.certificate_failures {
         families.extend(tls_families(meter, &control.certificates, failures));
     }
@@ -720,6 +740,25 @@ fn cache_family(figures: CacheFigures) -> MetricFamily {
     let results = results.map(|(result, count)| counter(vec![pair("result", result)], count));
     let help = "Writes of the store's cache, by result.";
     family("overlane_cache_writes_total", help, MetricType::COUNTER, results.into())
+}
+
+fn token_families(refused: &RefusedTokens, failures: u64) -> [MetricFamily; 2] {
+    let refused =
+        RefusedToken::ALL.map(|why| counter(vec![pair("reason", why.as_str())], refused[why as usize]));
+    [
+        family(
+            "overlane_tokens_refused_total",
+            "Requests whose overlay token gave no right, by reason.",
+            MetricType::COUNTER,
+            refused.into(),
+        ),
+        family(
+            "overlane_token_key_reload_failures_total",
+            "Changed keys of tokens that were of no use; what was last good stayed in force.",
+            MetricType::COUNTER,
+            vec![counter(Vec::new(), failures)],
+        ),
+    ]
 }
 
 fn tls_families(meter: &Meter, certificates: &[(String, f64)], failures: u64) -> [MetricFamily; 4] {

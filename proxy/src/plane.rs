@@ -6,6 +6,7 @@
 pub mod admit;
 pub mod announced;
 pub mod answer;
+pub mod bearer;
 pub mod buffer;
 pub mod conn;
 pub mod deadline;
@@ -44,6 +45,7 @@ use crate::names::Names;
 use crate::snapshot::Published;
 use crate::tls::credentials::Credentials;
 use crate::tls::upstreams::Upstreams;
+use crate::tokens::keys::Tokens;
 use crate::upstream::{Address, Endpoint, Upstream};
 use deadline::Pace;
 use forwarded::Forwarding;
@@ -223,6 +225,8 @@ pub struct Plane {
     pub proxy_protocol: Vec<IpNet>,
     /// Who is believed at a gateway in what it says of its clients, and how that is said.
     pub forwarding: Forwarding,
+    /// By which tokens are verified at a gateway.
+    pub tokens: Option<Arc<Tokens>>,
     /// How upstreams are spoken to in TLS.
     pub tls: Arc<Upstreams>,
     /// The resolver.

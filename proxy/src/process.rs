@@ -27,7 +27,9 @@ use crate::snapshot::Published;
 use crate::store::StoreAddress;
 use crate::store::cache::{Cache, keep};
 use crate::store::follow::{Follower, follow};
+use crate::tls::follow::Followed;
 use crate::tls::{self, credentials::Credentials, upstreams::Upstreams};
+use crate::tokens::keys::Tokens;
 use crate::upstream::Address;
 
 /// How often it is looked whether an overlay has expired: requests are told at once, this is for good.
@@ -45,6 +47,7 @@ pub struct Prepared {
     names: Names,
     tls: Option<Arc<Credentials>>,
     upstreams: Arc<Upstreams>,
+    tokens: Option<Arc<Tokens>>,
     drain: Drain,
 }
 
@@ -68,11 +71,13 @@ impl Prepared {
         let tls = settings.tls.as_ref().map(Credentials::load).transpose().map_err(io::Error::other)?;
         let tls = tls.map(Arc::new);
         let upstreams = Arc::new(Upstreams::load(&settings.upstream_tls).map_err(io::Error::other)?);
+        let tokens = settings.tokens.as_ref().map(Tokens::load).transpose().map_err(io::Error::other)?;
+        let tokens = tokens.map(Arc::new);
         let Settings { listeners, workers, socket_mode, correlation, .. } = &settings;
         let bound = Bound::new(listeners, *workers, *socket_mode, &names, correlation, tls.as_ref())?;
         let admin = bind(settings.admin)?;
         let probes = settings.probes.map(bind).transpose()?;
-        Ok(Self { settings, bound, admin, probes, runtime, names, tls, upstreams, drain })
+        Ok(Self { settings, bound, admin, probes, runtime, names, tls, upstreams, tokens, drain })
     }
 
     /// The listeners, with the ports that they got.
@@ -105,7 +110,7 @@ impl Prepared {
     /// # Errors
     /// No thread can be had.
     pub fn start(self, given: Vec<FileChange>) -> io::Result<Running> {
-        let Self { settings, bound, admin, probes, runtime, names, tls, upstreams, drain } = self;
+        let Self { settings, bound, admin, probes, runtime, names, tls, upstreams, tokens, drain } = self;
         let published = Arc::new(Published::default());
         let rules = Rules { unix_under: settings.allow_unix.clone() };
         let control = Arc::new(Control::new(rules, published.clone(), names.clone()));
@@ -140,6 +145,7 @@ impl Prepared {
             passage: settings.passage,
             proxy_protocol: settings.proxy_protocol,
             forwarding: settings.forwarding,
+            tokens: tokens.clone(),
             tls: upstreams.clone(),
             names,
             access,
@@ -164,6 +170,9 @@ impl Prepared {
         if !settings.upstream_tls.is_empty() {
             spawn("following authorities", Box::pin(tls::follow::follow(upstreams.clone(), settings.resync)));
         }
+        if let Some(tokens) = &tokens {
+            spawn("following keys of tokens", Box::pin(tls::follow::follow(tokens.clone(), settings.resync)));
+        }
         let token = settings.admin_token.map(Arc::from);
         let doors = workers.doors().to_vec();
         let state = Admin {
@@ -176,6 +185,7 @@ impl Prepared {
             token,
             tls: tls.clone(),
             upstreams: upstreams.clone(),
+            tokens: tokens.clone(),
             cache: cache.clone(),
         };
         let probes_at = probes.as_ref().map(|probes| probes.0);
@@ -200,6 +210,7 @@ impl Prepared {
             runtime,
             tls,
             upstreams,
+            tokens,
             cache,
         })
     }
@@ -268,14 +279,16 @@ pub struct Running {
     runtime: tokio::runtime::Runtime,
     tls: Option<Arc<Credentials>>,
     upstreams: Arc<Upstreams>,
+    tokens: Option<Arc<Tokens>>,
     cache: Option<Arc<Cache>>,
 }
 
 impl Running {
-    /// What reads all certificates and authorities again.
+    /// What reads all certificates, authorities and keys again.
     pub fn certificates(&self) -> impl Fn() + Clone + Send + 'static {
-        let (tls, upstreams) = (self.tls.clone(), self.upstreams.clone());
+        let (tls, upstreams, tokens) = (self.tls.clone(), self.upstreams.clone(), self.tokens.clone());
         move || {
+            tokens.iter().for_each(|tokens| tokens.look());
             tls.iter().for_each(|tls| tls.look());
             upstreams.look();
         }

@@ -24,6 +24,7 @@ use crate::store::StoreAddress;
 use crate::tls::certificates::Pair;
 use crate::tls::upstreams::UpstreamTls;
 use crate::tls::{ClientSettings, TlsSettings};
+use crate::tokens::keys::TokenSettings;
 use crate::upstream::Address;
 
 /// Where a store is looked for when nobody says.
@@ -106,6 +107,12 @@ pub struct RunArgs {
     /// How they, and the gateway, say for whom they ask; x-forwarded by default
     #[arg(long, value_enum, env = "OVERLANE_FORWARDED")]
     pub forwarded: Option<Dialect>,
+    /// A key that verifies overlay tokens at the gateway (repeatable); needs --token-audience
+    #[arg(long = "token-key", value_name = "FILE", env = "OVERLANE_TOKEN_KEY")]
+    pub token_keys: Vec<PathBuf>,
+    /// The audience that tokens have to name
+    #[arg(long, value_name = "NAME", env = "OVERLANE_TOKEN_AUDIENCE")]
+    pub token_audience: Option<String>,
     /// The admin listener
     #[arg(long, value_name = "ADDR", env = "OVERLANE_ADMIN")]
     pub admin: Option<SocketAddr>,
@@ -170,6 +177,7 @@ struct File {
     proxy_protocol: Vec<String>,
     trusted_hops: Vec<String>,
     forwarded: Option<Dialect>,
+    tokens: TokensFile,
     connect_ports: Option<Vec<u16>>,
     intercept: Option<bool>,
     mark: Option<u32>,
@@ -211,6 +219,14 @@ struct TlsFile {
 struct PairFile {
     certificate: PathBuf,
     key: PathBuf,
+}
+
+/// See [`TokenSettings`].
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct TokensFile {
+    keys: Vec<PathBuf>,
+    audience: Option<String>,
 }
 
 /// Whether clients have to show certificates.
@@ -327,6 +343,8 @@ pub struct Settings {
     pub proxy_protocol: Vec<IpNet>,
     /// Who is believed at the gateway in what it says of its clients, and how that is said.
     pub forwarding: Forwarding,
+    /// Which tokens the gateway takes, if any.
+    pub tokens: Option<TokenSettings>,
     /// What outbound lets through that is no request.
     pub passage: PassageSettings,
     /// How listeners speak TLS, if any does.
@@ -426,11 +444,18 @@ impl Settings {
         if passage.intercept {
             listeners.extend(beside_ipv4(&listeners));
         }
+        let tokens = tokens(flags.token_keys, flags.token_audience, file.tokens)?;
         let gateway = listeners.iter().any(|one| matches!(one.listener.role, Role::Gateway));
         if !forwarding.hops.is_empty() && !gateway {
             return Err(error(
                 "`trustedHops` without a gateway",
                 "they stand before a gateway: say where it listens with `--gateway`, or leave them out",
+            ));
+        }
+        if tokens.is_some() && !gateway {
+            return Err(error(
+                "`tokens` without a gateway",
+                "a gateway takes them: say where it listens with `--gateway`, or leave them out",
             ));
         }
         limits.lame_duck = lame_duck(file.timeouts.lame_duck.as_ref(), &listeners)?;
@@ -454,6 +479,7 @@ impl Settings {
             carriers,
             proxy_protocol,
             forwarding,
+            tokens,
             passage,
             tls,
             upstream_tls,
@@ -481,6 +507,7 @@ impl Settings {
             carriers: Arc::default(),
             proxy_protocol: Vec::new(),
             forwarding: Forwarding::default(),
+            tokens: None,
             passage: PassageSettings::default(),
             tls: None,
             upstream_tls: Vec::new(),
@@ -568,6 +595,26 @@ fn check_passage(passage: &PassageSettings, listeners: &[ListenerSettings]) -> R
             "give the process CAP_NET_ADMIN, or leave `mark` out and exempt it by its user",
         )
     })
+}
+
+fn tokens(
+    keys: Vec<PathBuf>,
+    audience: Option<String>,
+    file: TokensFile,
+) -> Result<Option<TokenSettings>, SettingsError> {
+    let keys = if keys.is_empty() { file.keys } else { keys };
+    match (keys.is_empty(), audience.or(file.audience).filter(|audience| !audience.is_empty())) {
+        (true, None) => Ok(None),
+        (false, Some(audience)) => Ok(Some(TokenSettings { keys, audience })),
+        (false, None) => Err(error(
+            "keys of tokens without an audience",
+            "name this installation, as tokens do: `--token-audience staging`, or `tokens.audience`",
+        )),
+        (true, Some(_)) => Err(error(
+            "an audience of tokens without a key",
+            "name what verifies them: `--token-key FILE.pub`, or `tokens.keys`",
+        )),
+    }
 }
 
 fn socket_mode(text: Option<String>) -> Result<u32, SettingsError> {
@@ -1075,6 +1122,10 @@ mod tests {
             ("trustedHops: [10.0.0.0/33]", "`trustedHops: 10.0.0.0/33` is no network"),
             ("forwarded: x-real-ip", "forwarded"),
             ("trustedHops: [10.0.0.1]\noutbound: 127.0.0.1:1", "`trustedHops` without a gateway"),
+            ("tokens: {keys: [a]}", "without an audience"),
+            ("tokens: {audience: a}", "without a key"),
+            ("tokens: {key: a}", "key"),
+            ("tokens: {keys: [a], audience: b}\noutbound: 127.0.0.1:1", "`tokens` without a gateway"),
             ("trust: 'identity:spiffe://mesh/web'", "names identities"),
             ("tls: {certificates: [{certificate: a, key: b}]}\ntrust: 'identity:*'", "names identities"),
         ] {

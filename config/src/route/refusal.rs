@@ -127,12 +127,13 @@ impl Refusal {
             .hint("send the id of an overlay, or leave the header out")
     }
 
-    /// The refusal of a key that its sender may not choose, where the request requires it. It is the same whether
-    /// there is such an overlay or not.
+    /// The refusal of a key that its sender may not choose, where the request requires it; `why`, where more is known
+    /// than that. It is the same whether there is such an overlay or not.
     #[must_use]
-    pub fn untrusted() -> Self {
+    pub fn untrusted(why: Option<&str>) -> Self {
+        let why = why.map_or_else(String::new, |why| format!(": {why}"));
         let what = format!(
-            "the request requires its overlay (`{REQUIRE_HEADER}`), and its sender may not choose it"
+            "the request requires its overlay (`{REQUIRE_HEADER}`), and its sender may not choose it{why}"
         );
         Self::new(Problem::Untrusted, what)
             .hint("ask from where `--trust` has it, or with a right to this overlay")

@@ -18,6 +18,7 @@ use crate::store::write::OpenStore;
 use crate::tls::TlsSettings;
 use crate::tls::certificate::Said;
 use crate::tls::certificates::Certificate;
+use crate::tokens::keys::keyring;
 use crate::upstream::Address;
 
 /// How long an upstream has to accept a connection.
@@ -79,6 +80,11 @@ pub fn run(check: Check, store: Option<StoreAddress>, out: &mut Output<'_>) -> R
         let good = own.check().map(|()| String::new());
         let with_hint = |SettingsError { message, hint }| (message, hint.unwrap_or_default());
         checks.note(&format!("TLS to {}", hosts.join(", ")), good.map_err(with_hint))?;
+    }
+    if let Some(tokens) = &settings.tokens {
+        let with_hint = |SettingsError { message, hint }| (message, hint.unwrap_or_default());
+        let read = keyring(&tokens.keys, Some(&tokens.audience)).map(|_| String::new());
+        checks.note(&format!("tokens for {} are verified", tokens.audience), read.map_err(with_hint))?;
     }
     if let Some(cache) = &settings.cache {
         let written = std::fs::create_dir_all(cache).and_then(|()| tempfile::tempfile_in(cache));

@@ -43,7 +43,6 @@ const FETCH_MODE: Name<'_> = Name::of("sec-fetch-mode");
 const FETCH_SITE: Name<'_> = Name::of("sec-fetch-site");
 const FETCH_DEST: Name<'_> = Name::of("sec-fetch-dest");
 const ACCEPT: Name<'_> = Name::of("accept");
-const PROTO: Name<'_> = Name::of("x-forwarded-proto");
 const ASKED_METHOD: Name<'_> = Name::of("access-control-request-method");
 const ASKED_HEADERS: Name<'_> = Name::of("access-control-request-headers");
 
@@ -111,10 +110,9 @@ pub fn enter(
     if preview.is_none() && head.query().is_none() && !head.fields.of_browser() && head.path != OWN_PAGE {
         return Ok(Entered::default());
     }
-    let forwarded = head.values(PROTO).next().filter(|_| standing.right.is_any());
-    let secure = forwarded.map_or(standing.secure, |proto| proto.eq_ignore_ascii_case(b"https"));
+    let Standing { right, secure, .. } = standing;
     let arrival =
-        Arrival { table: &snapshot.table, baseline, head, right: &standing.right, secure, now: clock::now() };
+        Arrival { table: &snapshot.table, baseline, head, right, secure: *secure, now: clock::now() };
     match preview {
         Some(preview) => arrival.at_preview(preview, gate.trust == super::trust::Trust::Any),
         None => arrival.elsewhere(keys),

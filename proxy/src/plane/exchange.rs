@@ -17,7 +17,7 @@ use foldhash::fast::RandomState;
 use overlane_config::blueprint::OnUnavailable;
 use overlane_config::carrier::{Carriers, FieldLines, Keys, Seen};
 use overlane_config::lineage::{Policy, is_off_limits};
-use overlane_config::name::{EnvironmentId, HeaderName};
+use overlane_config::name::{EnvironmentId, HeaderName, TOKEN_HEADER};
 use overlane_config::route::receipt::{self, Hop, Marks, Own};
 use overlane_config::route::{
     self, Decision, Edits, HOP_HEADER, HOPS_HEADER, MAX_HOPS, Problem, REQUIRE_HEADER, Reason, Receipt,
@@ -27,6 +27,7 @@ use overlane_config::url::{Scheme, Url, split_authority};
 use tokio::time::timeout;
 
 use super::answer::{Answer, Failure, More};
+use super::bearer::{AUTHORIZATION, TOKEN};
 use super::edge::{self, Entered, Visit};
 use super::forwarded::Forwarding;
 use super::grpc;
@@ -42,6 +43,7 @@ use crate::h1::request::{self, Head};
 use crate::h1::{Known, Name};
 use crate::metrics::{Event, Labels, count, count_invalid_key, method_label, observe};
 use crate::snapshot::Snapshot;
+use crate::tokens::Refused as RefusedToken;
 use crate::upstream::{Address, Endpoint, Upstream};
 
 /// The names of our own headers, and of those that travel with them.
@@ -133,15 +135,16 @@ impl Key {
         gate: &Gate,
         carriers: &Carriers,
         head: &Head<'_>,
-        right: &Right,
+        standing: &Standing,
     ) -> (Self, Option<Refusal>) {
+        let right = &standing.right;
         let baseline = snapshot.table.baseline(gate.listener.baseline.as_ref());
         let header = baseline.map_or_else(HeaderName::default_key, |baseline| baseline.header.clone());
         let known = Name::of(header.as_str()).known();
         let mut key = Self { header, known, keys: None, untrusted: false, contradicted: false, visit: None };
         if *right == Right::Nobody {
             let refusal = match carriers.any(key.header.as_str(), &head.fields) {
-                true => key.refused(head),
+                true => key.refused(head, standing),
                 false => None,
             };
             let ours = [HOP, HOPS, REQUIRE, ROUTE];
@@ -159,7 +162,7 @@ impl Key {
         });
         match read {
             Ok(_) if !may_choose => {
-                let refusal = key.refused(head);
+                let refusal = key.refused(head, standing);
                 (key, refusal)
             }
             Ok(arrived) => {
@@ -184,9 +187,11 @@ impl Key {
     }
 
     /// What it chooses, its sender may not choose: it is as if nothing was chosen, unless the request requires it.
-    fn refused(&mut self, head: &Head<'_>) -> Option<Refusal> {
+    fn refused(&mut self, head: &Head<'_>, standing: &Standing) -> Option<Refusal> {
         self.remove();
-        required(head).next().map(|_| Refusal::untrusted())
+        let token = standing.bearer.as_ref().and_then(|bearer| bearer.refused);
+        let why = token.map(|why| format!("its token {why}"));
+        required(head).next().map(|_| Refusal::untrusted(why.as_deref()))
     }
 
     /// Lets a browser's request in; what its host, page or cookie says counts where no carrier does, and a preview's
@@ -204,6 +209,11 @@ impl Key {
             self.keys = Some(keys);
         }
         self.visit = visit;
+        // Who has a token for one overlay, and chooses nothing, means that one.
+        if self.keys.is_none() && !self.untrusted {
+            let only = standing.bearer.as_ref().and_then(|bearer| bearer.only.as_ref());
+            self.keys = only.map(Keys::one);
+        }
         Ok(())
     }
 
@@ -214,7 +224,7 @@ impl Key {
 
     /// The answer to a field that an application could take for one of ours.
     fn imitated(&self, carriers: &Carriers, head: &Head<'_>) -> Option<Answer> {
-        let ours = [self.header.as_str(), HOP_HEADER, HOPS_HEADER, REQUIRE_HEADER];
+        let ours = [self.header.as_str(), HOP_HEADER, HOPS_HEADER, REQUIRE_HEADER, TOKEN_HEADER];
         let mut foreign = carriers.written_headers().map(|(_, name)| name.as_str());
         let imitated = head.fields.imitated(&ours);
         imitated.or_else(|| foreign.find_map(|name| head.fields.imitated(&[name]))).map(imitation)
@@ -337,7 +347,7 @@ impl Exchange {
         count(Event::RequestStarted);
         let started = Instant::now();
         let snapshot = plane.published.load_full();
-        let (mut key, refusal) = Key::read(&snapshot, gate, &plane.carriers, head, &standing.right);
+        let (mut key, refusal) = Key::read(&snapshot, gate, &plane.carriers, head, &standing);
         let entered = key.enter(&snapshot, gate, head, &standing);
         let inquiry = Inquiry::read(head, &standing, &key);
         let propagation = match standing.right.is_any() {
@@ -434,11 +444,14 @@ impl Exchange {
             || name.is(&HOP)
             || name.is(&HOPS)
             || name.is(&REQUIRE)
+            || (name.is(&TOKEN) && self.forwards())
             || (name.is(&BAGGAGE) && !edits.baggage.is_untouched())
             || (!edits.cookie.is_untouched() && name.is(&COOKIE))
             || edits.removes_header(carriers, name.text())
             || (name.is(&ROUTE) && (!self.standing.right.is_any() || self.passes_through()))
             || self.propagation.removes(name)
+            || (name.is(&AUTHORIZATION)
+                && self.standing.bearer.as_ref().is_some_and(|bearer| bearer.in_authorization))
             || (name.is_forwarded()
                 && self.forwards()
                 && Forwarding::removes(name, self.standing.passed.is_some()))
@@ -1028,6 +1041,7 @@ impl Exchange {
             status,
             client: self.standing.text.to_string(),
             client_identity: self.standing.identity.as_deref().map(str::to_owned),
+            token: self.standing.bearer.as_ref().and_then(|bearer| bearer.refused).map(RefusedToken::as_str),
             duration_s: crate::access::seconds(took),
             upstream: self.endpoint.as_ref().map(|endpoint| endpoint.address.to_string()),
             service: receipt.map(|receipt| receipt.service.to_string()),

@@ -12,6 +12,7 @@ use overlane_config::carrier::Keys;
 use overlane_config::name::EnvironmentId;
 use overlane_config::route::Role;
 
+use super::bearer::{self, Bearer};
 use super::forwarded::Said;
 use super::trust::Trust;
 use super::{Gate, Plane};
@@ -34,6 +35,8 @@ pub struct Standing {
     pub meant: Option<SocketAddr>,
     /// How the request came from there to the peer, where that is a trusted hop.
     pub passed: Option<Box<Passed>>,
+    /// What its token comes to, where the request has one.
+    pub bearer: Option<Box<Bearer>>,
 }
 
 /// What trusted hops say of a request's way.
@@ -116,7 +119,16 @@ impl Standing {
             true => Right::Any,
             false => Right::Nobody,
         };
-        Self { address, text: shown(address), secure, identity, right, meant: None, passed: None }
+        Self {
+            address,
+            text: shown(address),
+            secure,
+            identity,
+            right,
+            meant: None,
+            passed: None,
+            bearer: None,
+        }
     }
 
     /// That of whom this hop asks for, as it says: whether it is trusted is told by its address, never by the
@@ -138,6 +150,7 @@ impl Standing {
             right: if covered { Right::Any } else { Right::Nobody },
             meant: self.meant,
             passed: Some(Box::new(Passed { hops, host: said.host })),
+            bearer: None,
         }
     }
 }
@@ -152,11 +165,24 @@ fn shown(address: IpAddr) -> ArrayString<45> {
 /// The standing of the sender of a request with this head, on a connection of `peer`.
 #[must_use]
 pub fn of_request(plane: &Plane, gate: &Gate, peer: &Arc<Standing>, head: &Head<'_>) -> Arc<Standing> {
-    // Sidecars have no hops before them but each other.
-    if !matches!(gate.listener.role, Role::Gateway) || !plane.forwarding.believes(peer.address) {
+    // Sidecars have no hops before them but each other, and what a token gives is given where it comes in.
+    if !matches!(gate.listener.role, Role::Gateway) {
         return peer.clone();
     }
-    Arc::new(peer.behind(plane.forwarding.read(head), &gate.trust))
+    let hop = plane.forwarding.believes(peer.address);
+    let token = plane.tokens.as_ref().and_then(|tokens| bearer::read(tokens, head));
+    if !hop && token.is_none() {
+        return peer.clone();
+    }
+    let mut standing = match hop {
+        true => peer.behind(plane.forwarding.read(head), &gate.trust),
+        false => (**peer).clone(),
+    };
+    if let Some((right, bearer)) = token {
+        standing.right = standing.right.and(right);
+        standing.bearer = Some(Box::new(bearer));
+    }
+    Arc::new(standing)
 }
 
 #[cfg(test)]

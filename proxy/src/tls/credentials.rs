@@ -17,21 +17,21 @@ use crate::settings::{SettingsError, error};
 
 /// What was made of files. It is kept while there is nothing better in them.
 #[derive(Debug)]
-pub(super) struct Kept<T> {
-    pub(super) good: T,
+pub(crate) struct Kept<T> {
+    pub(crate) good: T,
     /// Of the bytes that it was made of.
     digest: u64,
     /// Why the files are of no use now, if so.
-    pub(super) problem: Option<String>,
+    pub(crate) problem: Option<String>,
 }
 
 impl<T> Kept<T> {
-    pub(super) fn new<B: Hash>(bytes: &B, parse: impl FnOnce(&B) -> Parsed<T>) -> Parsed<Self> {
+    pub(crate) fn new<B: Hash>(bytes: &B, parse: impl FnOnce(&B) -> Parsed<T>) -> Parsed<Self> {
         Ok(Self { good: parse(bytes)?, digest: digest(bytes), problem: None })
     }
 
     /// Takes what was read anew, and notes what is wrong with it; true where there is something new.
-    pub(super) fn renew<B: Hash>(
+    pub(crate) fn renew<B: Hash>(
         &mut self,
         read: Parsed<B>,
         parse: impl FnOnce(&B) -> Parsed<T>,
@@ -59,7 +59,7 @@ impl<T> Kept<T> {
     }
 }
 
-pub(super) type Parsed<T> = Result<T, SettingsError>;
+pub(crate) type Parsed<T> = Result<T, SettingsError>;
 
 struct State {
     /// In the order of the settings.

@@ -1,4 +1,4 @@
-//! Following the files of certificates while the process runs: events, and a periodic check.
+//! Following the files of certificates and keys while the process runs: events, and a periodic check.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -29,7 +29,7 @@ pub async fn follow<F: Followed>(followed: Arc<F>, resync: Duration) {
         let looked = tokio::task::spawn_blocking(move || {
             for watch in &mut watches {
                 if let Err(error) = watch.follow_replacement() {
-                    tracing::warn!(%error, "a certificate's directory is not watched any more: changes are seen by the periodic check");
+                    tracing::warn!(%error, "a directory is not watched any more: changes are seen by the periodic check");
                 }
             }
             looker.look();
@@ -61,7 +61,7 @@ fn watch(followed: &impl Followed, bell: &Arc<Notify>, resync: Duration) -> Vec<
         };
         DirWatch::heard_by(directory, hear).inspect_err(|error| {
             let directory = directory.display();
-            tracing::warn!(%error, %directory, "no file events: new certificates are seen every {resync:?} only");
+            tracing::warn!(%error, %directory, "no file events: new certificates and keys are seen every {resync:?} only");
         })
     };
     directories.iter().filter_map(|directory| watch(directory).ok()).collect()

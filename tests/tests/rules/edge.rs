@@ -9,6 +9,7 @@ use std::time::Duration;
 use overlane::control::Trigger;
 use overlane::plane::EngineChoice;
 use overlane::plane::edge::digest;
+use overlane::plane::forwarded::Forwarding;
 use overlane::plane::trust::Trust;
 use overlane::settings::Settings;
 use overlane_config::diagnostic::Source;
@@ -21,6 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Who may choose an overlay, and who may not.
 const TEAM: [u8; 4] = [127, 0, 0, 2];
 const STRANGER: [u8; 4] = [127, 0, 0, 1];
+/// A load balancer that speaks TLS with its clients, and what it says where that is one of the team.
+const BALANCER: [u8; 4] = [127, 0, 0, 3];
+const OVER_TLS: &str = "x-forwarded-for: 127.0.0.2\r\nx-forwarded-proto: https\r\n";
 /// What was shared of `alice`.
 const SECRET: &str = "0d1f3a5b7c9e0d1f3a5b7c9e0d1f3a5b7c9e0d1f";
 const EXPIRED: &str = "ffffffffffffffffffffffffffffffffffffffff";
@@ -74,8 +78,11 @@ fn hex(bytes: [u8; 32]) -> String {
 fn gateway(engine: EngineChoice) -> Started {
     let (base, alice, bob) = (service("base"), service("alice"), service("bob"));
     let trust: Trust = "127.0.0.2/32".parse().unwrap();
-    let settings =
-        Settings { engine, ..Settings::in_process(vec![stage::listener(Role::Gateway, "", None, trust)]) };
+    let settings = Settings {
+        engine,
+        forwarding: Forwarding { hops: vec!["127.0.0.3/32".parse().unwrap()], ..Forwarding::default() },
+        ..Settings::in_process(vec![stage::listener(Role::Gateway, "", None, trust)])
+    };
     let files = vec![
         file(
             "base",
@@ -291,6 +298,9 @@ fn an_address_enters_by_a_cookie_and_is_cleaned_and_an_empty_one_leaves() {
         let goes = |target: &str, fields: &str| {
             ask(TEAM, gateway.addresses()[0], SHOP, target, &format!("{GOES}{fields}"))
         };
+        let goes_over_tls = |target: &str, fields: &str| {
+            ask(BALANCER, gateway.addresses()[0], SHOP, target, &format!("{GOES}{OVER_TLS}{fields}"))
+        };
         let entered = goes("/a//b?x=1&overlay=alice&overlays=2", "");
         assert_eq!(who(&entered), "307", "{entered}");
         assert_eq!(values(&entered, "location"), ["/a//b?x=1&overlays=2"]);
@@ -307,13 +317,13 @@ fn an_address_enters_by_a_cookie_and_is_cleaned_and_an_empty_one_leaves() {
         // Another site's page takes nobody out.
         assert_eq!(who(&goes("/?overlay=", &format!("{cookie}sec-fetch-site: cross-site\r\n"))), "alice");
         // Over TLS nobody else can set the cookie, and another site's frame keeps it.
-        let tls = goes("/?overlay=alice", "x-forwarded-proto: https\r\n");
+        let tls = goes_over_tls("/?overlay=alice", "");
         assert_eq!(
             values(&tls, "set-cookie"),
             ["__Host-overlane=alice; Path=/; HttpOnly; Secure; SameSite=Lax"]
         );
-        let framed = "x-forwarded-proto: https\r\nsec-fetch-dest: iframe\r\nsec-fetch-site: cross-site\r\n";
-        let framed = goes("/?overlay=alice", framed);
+        let framed = "sec-fetch-dest: iframe\r\nsec-fetch-site: cross-site\r\n";
+        let framed = goes_over_tls("/?overlay=alice", framed);
         assert_eq!(
             values(&framed, "set-cookie"),
             ["__Host-overlane=alice; Path=/; HttpOnly; Secure; SameSite=None; Partitioned"]
@@ -353,11 +363,11 @@ fn a_shared_link_lets_in_whoever_has_it_and_nobody_once_it_counts_no_more() {
             [format!("{pass}; Path=/; Domain=preview.example.test; HttpOnly; SameSite=Lax")]
         );
         let tls = self::ask(
-            TEAM,
+            BALANCER,
             gateway.addresses()[0],
             ALICE,
             &format!("/?overlay=alice.{SECRET}"),
-            "x-forwarded-proto: https\r\n",
+            OVER_TLS,
         );
         assert!(values(&tls, "set-cookie")[0].ends_with("; HttpOnly; Secure; SameSite=None"), "{tls}");
         let pass = format!("cookie: {pass}; a=1\r\n");
@@ -543,7 +553,8 @@ fn a_round_trip_through_another_host_comes_back_to_the_preview_that_it_left() {
             "base"
         );
         // Over TLS it comes back from another site's form as well.
-        let tls = ask(ALICE, "/login", &format!("x-answer: {to}\r\nx-forwarded-proto: https\r\n"));
+        let fields = format!("x-answer: {to}\r\n{OVER_TLS}");
+        let tls = self::ask(BALANCER, gateway.addresses()[0], ALICE, "/login", &fields);
         assert!(values(&tls, "set-cookie")[0].contains("; Secure; SameSite=None"), "{tls}");
     }
 }

@@ -41,6 +41,8 @@ mod reloads;
 mod tls;
 /// Listeners that speak TLS.
 mod tls_listeners;
+/// Signed tokens.
+mod tokens;
 /// What reading and embedding Pingora taught, each as a rule that holds here.
 mod traps;
 /// Listeners on unix sockets.
