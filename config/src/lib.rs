@@ -12,6 +12,7 @@ pub mod diagnostic;
 pub mod diff;
 pub mod lineage;
 pub mod name;
+pub mod path;
 pub mod preview;
 pub mod route;
 pub mod table;

@@ -65,29 +65,35 @@ pub struct Exposure {
 }
 
 impl Exposure {
+    /// Whether requests to a host come here: and if so, whether it is named as one of its own.
+    #[must_use]
+    pub fn takes(&self, host: &str) -> Option<bool> {
+        match &self.hosts {
+            Hosts::Every => Some(false),
+            Hosts::One(own) if own.eq_ignore_ascii_case(host) => Some(true),
+            Hosts::One(_) | Hosts::Previews => None,
+        }
+    }
+
     /// How specific the match with a host and a path is: host before any host, then the longer path.
     /// `None` where it does not match.
     #[must_use]
-    pub fn specificity(&self, host: &str, path: &str) -> Option<(bool, usize)> {
-        let one = match &self.hosts {
-            Hosts::Every => false,
-            Hosts::One(own) if own.eq_ignore_ascii_case(host) => true,
-            Hosts::One(_) | Hosts::Previews => return None,
-        };
-        self.has(path).then_some((one, self.path.len()))
+    pub fn specificity(&self, host: &str, path: &[u8]) -> Option<(bool, usize)> {
+        let named = self.takes(host)?;
+        self.has(path).then_some((named, self.path.len()))
     }
 
     /// Whether this is one of its own hosts.
     #[must_use]
     pub fn is_at(&self, host: &str) -> bool {
-        matches!(&self.hosts, Hosts::One(own) if own.eq_ignore_ascii_case(host))
+        self.takes(host) == Some(true)
     }
 
     /// Whether a path is under this one.
     #[must_use]
-    pub fn has(&self, path: &str) -> bool {
-        match path.strip_prefix(&*self.path) {
-            Some(rest) => rest.is_empty() || rest.starts_with('/') || self.path.ends_with('/'),
+    pub fn has(&self, path: &[u8]) -> bool {
+        match path.strip_prefix(self.path.as_bytes()) {
+            Some(rest) => rest.is_empty() || rest.starts_with(b"/") || self.path.ends_with('/'),
             None => false,
         }
     }

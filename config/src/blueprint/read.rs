@@ -17,6 +17,7 @@ use super::{
 };
 use crate::diagnostic::{Diagnostic, Source, Span, Spanned};
 use crate::name::{EnvironmentId, MAX_LABEL, ServiceName, is_label, printable};
+use crate::path::is_plain;
 use crate::time::{UnixMillis, parse_duration, parse_timestamp};
 use crate::url::Url;
 
@@ -711,7 +712,10 @@ fn path(text: &str) -> Result<Box<str>, String> {
         return Err(format!("`{shown}` does not begin with `/`"));
     }
     match text.bytes().find(|byte| !byte.is_ascii_graphic() || b"?#*".contains(byte)) {
-        None => Ok(text.into()),
+        None if is_plain(text) => Ok(text.into()),
+        None => Err(format!(
+            "`{shown}` has an escape, a parameter, a backslash, or an empty or dot segment: nobody is led by it"
+        )),
         Some(_) => {
             Err(format!("`{shown}` has `?`, `#`, `*`, a space or another character that no prefix has"))
         }

@@ -7,6 +7,8 @@ use crate::blueprint::{OnUnavailable, OnUnknown};
 use crate::carrier::{Keys, MAX_KEYS};
 use crate::diagnostic::did_you_mean;
 use crate::name::{EnvironmentId, ServiceName, printable};
+use crate::path::{agreed, is_plain};
+use crate::preview::Preview;
 use crate::table::{Baseline, Environment, Exposure, Hosts, Overlay, Owned, Route, RoutingTable, spellings};
 use crate::time::UnixMillis;
 use crate::url::{Url, split_authority};
@@ -192,11 +194,7 @@ impl<'t, 'r, U> Lookup<'t, 'r, U> {
         let host = host_of(request.authority);
         // `OPTIONS *` asks about the whole server (RFC 9110, section 9.3.7): that is whoever has its root.
         let path = if request.path == "*" { "/" } else { request.path };
-        let exposure = match request.preview {
-            Some(preview) => self.previewed(preview.service(), path),
-            None => self.exposed(host, path),
-        };
-        let Some(exposure) = exposure else {
+        let Some(exposure) = self.exposed(host, path, request.preview)? else {
             return Err(self.no_route(host, path));
         };
         trace.step(None, || {
@@ -210,31 +208,51 @@ impl<'t, 'r, U> Lookup<'t, 'r, U> {
         self.upstream(exposure.service.as_str(), trace).map(Some)
     }
 
-    /// The most specific exposure; where an overlay and the baseline are equal, the overlay's.
-    fn exposed(&self, host: &str, path: &str) -> Option<&'t Exposure> {
-        let overlays = self.overlays().flat_map(|overlay| overlay.exposures.iter());
+    /// What host and path lead to, by whatever reader of the path; at a `preview`'s host, whichever that names.
+    fn exposed(
+        &self,
+        host: &str,
+        path: &str,
+        preview: Option<&Preview>,
+    ) -> Result<Option<&'t Exposure>, Refusal> {
+        let service = preview.and_then(|preview| preview.service());
+        let rank = |exposure: &Exposure| match preview {
+            Some(_) => service.is_none_or(|service| exposure.service.as_str() == service).then_some(false),
+            None => exposure.takes(host),
+        };
+        let by_path = || self.exposures().any(|exposure| exposure.path.len() > 1 && rank(exposure).is_some());
+        let lead = |path: &[u8]| self.longest(path, rank);
+        if is_plain(path) || !by_path() {
+            return Ok(lead(path.as_bytes()));
+        }
+        agreed(path, lead).map_err(|_| {
+            let message = format!(
+                "not everybody who reads the path `{}` is led to the same service",
+                printable(path, 80)
+            );
+            let hint =
+                "send it without dot segments, empty segments, backslashes, parameters and escapes of them";
+            Refusal::new(Problem::AmbiguousPath, message).hint(hint)
+        })
+    }
+
+    /// The exposures of the key's overlays, nearest first, and the baseline's.
+    fn exposures(&self) -> impl Iterator<Item = &'t Exposure> {
+        self.overlays().flat_map(|overlay| overlay.exposures.iter()).chain(self.baseline.exposures.iter())
+    }
+
+    /// The exposure with the highest rank that has the path, and then with the longest prefix; of equals the first.
+    fn longest(&self, path: &[u8], rank: impl Fn(&Exposure) -> Option<bool>) -> Option<&'t Exposure> {
         let mut best: Option<((bool, usize), &'t Exposure)> = None;
-        for exposure in overlays.chain(self.baseline.exposures.iter()) {
-            if let Some(specificity) = exposure.specificity(host, path)
-                && best.is_none_or(|(known, _)| specificity > known)
+        for exposure in self.exposures() {
+            if let Some(rank) = rank(exposure)
+                && exposure.has(path)
+                && best.is_none_or(|(known, _)| (rank, exposure.path.len()) > known)
             {
-                best = Some((specificity, exposure));
+                best = Some(((rank, exposure.path.len()), exposure));
             }
         }
         best.map(|(_, exposure)| exposure)
-    }
-
-    /// What a preview's host leads to: that service, or whatever has the longest path; of several the first of the
-    /// nearest environment.
-    fn previewed(&self, service: Option<&str>, path: &str) -> Option<&'t Exposure> {
-        let overlays = self.overlays().flat_map(|overlay| overlay.exposures.iter());
-        let all = overlays.chain(self.baseline.exposures.iter());
-        let named = all.filter(|exposure| service.is_none_or(|service| exposure.service.as_str() == service));
-        named.filter(|exposure| exposure.has(path)).fold(None, |best: Option<&Exposure>, exposure| match best
-        {
-            Some(best) if best.path.len() >= exposure.path.len() => Some(best),
-            _ => Some(exposure),
-        })
     }
 
     fn no_route(&self, host: &str, path: &str) -> Refusal {

@@ -11,6 +11,8 @@ use crate::table::Route;
 pub enum Problem {
     /// Our own header holds what is no id: 400.
     InvalidKey,
+    /// Readers of the path are led to different services: 400.
+    AmbiguousPath,
     /// Nobody knows the key, and the baseline rejects such keys: 404.
     UnknownKey,
     /// The key's environment has expired, and the baseline rejects such keys: 410.
@@ -42,7 +44,7 @@ impl Problem {
     #[must_use]
     pub fn status(self) -> u16 {
         match self {
-            Self::InvalidKey => 400,
+            Self::InvalidKey | Self::AmbiguousPath => 400,
             Self::Untrusted => 403,
             Self::UnknownKey | Self::NoRoute => 404,
             Self::ExpiredKey => 410,
@@ -58,6 +60,7 @@ impl Problem {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::InvalidKey => "invalid-key",
+            Self::AmbiguousPath => "malformed",
             Self::UnknownKey => "unknown",
             Self::ExpiredKey => "expired",
             Self::Untrusted => "untrusted",
@@ -77,7 +80,7 @@ impl Problem {
     #[must_use]
     pub fn proxy_error(self) -> &'static str {
         match self {
-            Self::InvalidKey => "http_request_error",
+            Self::InvalidKey | Self::AmbiguousPath => "http_request_error",
             Self::UnknownKey | Self::ExpiredKey | Self::NoRoute | Self::Misdirected => {
                 "destination_not_found"
             }

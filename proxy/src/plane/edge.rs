@@ -382,7 +382,7 @@ fn exposure_at<'t>(
         _ => &[],
     };
     let all = own.iter().chain(&*baseline.exposures);
-    let matching = all.filter_map(|exposure| Some((exposure.specificity(host, path)?, exposure)));
+    let matching = all.filter_map(|exposure| Some((exposure.specificity(host, path.as_bytes())?, exposure)));
     // The first of equals.
     matching.reduce(|best, next| if next.0 > best.0 { next } else { best }).map(|(_, exposure)| exposure)
 }
