@@ -25,6 +25,14 @@ pub struct Malformed {
     pub what: &'static str,
 }
 
+impl Malformed {
+    /// Whether nothing is wrong with it but its size.
+    #[must_use]
+    pub fn is_too_large(&self) -> bool {
+        self.status == 413
+    }
+}
+
 pub(crate) const fn bad(what: &'static str) -> Malformed {
     Malformed { status: 400, what }
 }

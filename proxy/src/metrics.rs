@@ -72,6 +72,8 @@ pub enum Event {
     IdleClosed,
     /// A connection came to a listener that had as many as it may.
     ListenerFull,
+    /// A connection of a client that had as many as it may.
+    ClientFull,
     /// An access-log line was dropped because the writer could not keep up.
     AccessLogDropped,
     /// A trace that was in memory made room for another one before its time.
@@ -654,6 +656,11 @@ fn event_families(meter: &Meter) -> Vec<MetricFamily> {
             "overlane_listener_full_total",
             "Client connections that waited, since their listener had `maxConnections` on that worker.",
             Event::ListenerFull,
+        ),
+        total(
+            "overlane_client_full_total",
+            "Client connections that were closed, since their client had `maxConnectionsPerClient` on that worker.",
+            Event::ClientFull,
         ),
         total("overlane_held_requests_total", "Requests that waited for an upstream.", Event::Held),
         total("overlane_fallbacks_total", "Requests that fell back to another owner.", Event::FellBack),

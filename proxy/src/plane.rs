@@ -6,8 +6,10 @@
 pub mod admit;
 pub mod announced;
 pub mod answer;
+pub mod asked;
 pub mod bearer;
 pub mod buffer;
+pub mod clients;
 pub mod conn;
 pub mod deadline;
 pub mod drain;
@@ -24,6 +26,7 @@ pub mod listen;
 pub mod overload;
 pub mod passage;
 pub mod propagation;
+pub mod redirect;
 pub mod serve;
 pub mod shortage;
 pub mod standing;
@@ -84,6 +87,12 @@ pub struct Limits {
     pub drain: Duration,
     /// The largest request head, in bytes.
     pub head_bytes: usize,
+    /// The most bytes of a request's body, where there is a limit.
+    pub body_bytes: Option<u64>,
+    /// For a whole request, from its head to the end of its response, where there is a limit.
+    pub request: Option<Duration>,
+    /// The most connections of one client that a worker serves at once at a gateway, where there is a limit.
+    pub client_connections: Option<u32>,
     /// The most connections that a worker serves at once, on each listener; and the most requests of HTTP/2.
     pub connections: usize,
     /// The most requests that a worker has in flight.
@@ -111,6 +120,9 @@ impl Default for Limits {
             lame_duck: Duration::ZERO,
             drain: Duration::from_secs(20),
             head_bytes: 64 * 1024,
+            body_bytes: None,
+            request: None,
+            client_connections: None,
             connections: 16 * 1024,
             requests: 8 * 1024,
             upstream_requests: 8 * 1024,
@@ -124,6 +136,12 @@ impl Limits {
     #[must_use]
     pub fn body_pace(&self) -> Pace {
         Pace { within: self.body, rate: self.body_rate }
+    }
+
+    /// How many bytes of a body a client may send.
+    #[must_use]
+    pub fn most_of_a_body(&self) -> u64 {
+        self.body_bytes.unwrap_or(u64::MAX)
     }
 
     /// How fast a client has to take a response.
@@ -170,6 +188,8 @@ pub struct Gate {
     pub trust: Trust,
     /// What it shows to clients, where it speaks TLS.
     pub tls: Option<Arc<Credentials>>,
+    /// At which port clients reach the gateway that speaks TLS, where this listener sends them there.
+    pub redirect: Option<u16>,
     /// Which key a trace belongs to: one memory for all listeners of a service's sidecar.
     pub correlation: Arc<Correlation>,
 }
@@ -190,8 +210,20 @@ impl Gate {
     /// The role's name in logs.
     #[must_use]
     pub fn role(&self) -> &'static str {
-        role_name(&self.listener.role)
+        match self.redirect {
+            Some(_) => "redirect",
+            None => role_name(&self.listener.role),
+        }
     }
+}
+
+/// A listener in the clear that sends clients to the gateway that speaks TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RedirectSettings {
+    /// Where it listens.
+    pub address: Address,
+    /// At which port clients reach the gateway; where it listens, if nobody says.
+    pub port: Option<u16>,
 }
 
 /// A role's name in logs and settings.
@@ -233,6 +265,10 @@ pub struct Plane {
     pub names: Names,
     /// The access log.
     pub access: AccessLog,
+    /// Whether each request at a gateway has an id.
+    pub request_ids: bool,
+    /// What a gateway says in TLS to have clients come in TLS only (`Strict-Transport-Security`, RFC 6797).
+    pub hsts: Option<Box<str>>,
 }
 
 impl Plane {

@@ -73,8 +73,7 @@ impl Prepared {
         let upstreams = Arc::new(Upstreams::load(&settings.upstream_tls).map_err(io::Error::other)?);
         let tokens = settings.tokens.as_ref().map(Tokens::load).transpose().map_err(io::Error::other)?;
         let tokens = tokens.map(Arc::new);
-        let Settings { listeners, workers, socket_mode, correlation, .. } = &settings;
-        let bound = Bound::new(listeners, *workers, *socket_mode, &names, correlation, tls.as_ref())?;
+        let bound = Bound::new(&settings, &names, tls.as_ref())?;
         let admin = bind(settings.admin)?;
         let probes = settings.probes.map(bind).transpose()?;
         Ok(Self { settings, bound, admin, probes, runtime, names, tls, upstreams, tokens, drain })
@@ -133,7 +132,7 @@ impl Prepared {
         let others = [admin.0].into_iter().chain(probes.as_ref().map(|probes| probes.0));
         let own = edges.chain(others.map(Address::Tcp)).collect();
         let (access, written) =
-            if settings.access_log { AccessLog::to(io::stdout()) } else { AccessLog::off() };
+            settings.access_log.map_or_else(AccessLog::off, |log| AccessLog::to(io::stdout(), log));
         let gates = bound.gates().to_vec();
         let plane = Arc::new(Plane {
             published,
@@ -149,6 +148,8 @@ impl Prepared {
             tls: upstreams.clone(),
             names,
             access,
+            request_ids: settings.request_ids,
+            hsts: settings.hsts.map(|time| format!("max-age={}", time.as_secs()).into()),
         });
         let workers = bound.start(&plane, &drain)?;
         let retired = plane.published.clone();

@@ -15,11 +15,12 @@ use overlane_config::url::Url;
 use rustls::pki_types::ServerName;
 use serde::Deserialize;
 
+use crate::access::{AccessFlag, AccessSettings};
 use crate::correlation::CorrelationSettings;
 use crate::plane::forwarded::{Dialect, Forwarding};
 use crate::plane::passage::PassageSettings;
 use crate::plane::trust::Trust;
-use crate::plane::{EngineChoice, Limits, ListenerSettings, role_name};
+use crate::plane::{EngineChoice, Limits, ListenerSettings, RedirectSettings, role_name};
 use crate::store::StoreAddress;
 use crate::tls::certificates::Pair;
 use crate::tls::upstreams::UpstreamTls;
@@ -128,16 +129,29 @@ pub struct RunArgs {
     /// What carries requests: our own engine where it can, or Pingora for everything
     #[arg(long, value_enum, env = "OVERLANE_ENGINE")]
     pub engine: Option<EngineChoice>,
-    /// Write one JSON line per request to standard output
+    /// Write one line per request to standard output: as JSON, or in the common or combined log format
     #[arg(
         long,
         env = "OVERLANE_ACCESS_LOG",
+        value_name = "json|common|combined",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub access_log: Option<AccessFlag>,
+    /// Listen in the clear, and send clients to the gateway, which speaks TLS
+    #[arg(long, value_name = "ADDR", env = "OVERLANE_REDIRECT")]
+    pub redirect: Option<Address>,
+    /// Give each request at the gateway an id (`x-request-id`), and say it in the answer
+    #[arg(
+        long,
+        env = "OVERLANE_REQUEST_IDS",
         num_args = 0..=1,
         require_equals = true,
         default_missing_value = "true",
         value_parser = clap::builder::FalseyValueParser::new()
     )]
-    pub access_log: Option<bool>,
+    pub request_ids: Option<bool>,
     /// Who may connect where a listener is a unix socket, as chmod has it; 0660 by default
     #[arg(long, value_name = "MODE", env = "OVERLANE_SOCKET_MODE")]
     pub socket_mode: Option<String>,
@@ -165,7 +179,10 @@ struct File {
     admin_token: Option<String>,
     workers: Option<usize>,
     engine: Option<EngineChoice>,
-    access_log: Option<bool>,
+    access_log: Option<serde_yaml::Value>,
+    request_ids: Option<bool>,
+    redirect: Option<Address>,
+    https_port: Option<u16>,
     allow_unix: Vec<PathBuf>,
     socket_mode: Option<String>,
     resync: Option<String>,
@@ -182,6 +199,8 @@ struct File {
     intercept: Option<bool>,
     mark: Option<u32>,
     max_head_bytes: Option<usize>,
+    max_body_bytes: Option<u64>,
+    max_connections_per_client: Option<u32>,
     max_connections: Option<usize>,
     max_requests: Option<u32>,
     max_upstream_requests: Option<u32>,
@@ -211,6 +230,7 @@ struct TlsFile {
     /// A text or, since nobody writes the quotes, a number.
     min_version: Option<serde_yaml::Value>,
     listeners: Option<Vec<Speaker>>,
+    hsts: Option<String>,
 }
 
 /// See [`Pair`].
@@ -286,6 +306,7 @@ struct CarriersFile {
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 struct Timeouts {
     head: Option<String>,
+    request: Option<String>,
     idle: Option<String>,
     body: Option<String>,
     write: Option<String>,
@@ -323,8 +344,14 @@ pub struct Settings {
     pub admin_token: Option<String>,
     /// Worker threads.
     pub workers: usize,
-    /// Whether requests are logged.
-    pub access_log: bool,
+    /// How requests are logged, if they are.
+    pub access_log: Option<AccessSettings>,
+    /// Whether each request at a gateway has an id.
+    pub request_ids: bool,
+    /// The listener that sends clients to the gateway, which speaks TLS.
+    pub redirect: Option<RedirectSettings>,
+    /// For how long clients of the gateway are to come in TLS only.
+    pub hsts: Option<Duration>,
     /// Directories below which `unix:` urls may be.
     pub allow_unix: Vec<String>,
     /// The permissions of listeners' unix sockets.
@@ -458,8 +485,13 @@ impl Settings {
                 "a gateway takes them: say where it listens with `--gateway`, or leave them out",
             ));
         }
-        limits.lame_duck = lame_duck(file.timeouts.lame_duck.as_ref(), &listeners)?;
         let tls = tls.map(|tls| tls.checked(&listeners)).transpose()?;
+        let redirect = redirect(flags.redirect.or(file.redirect), file.https_port, &listeners, tls.as_ref())?;
+        let hsts = hsts(file.tls.as_ref().and_then(|tls| tls.hsts.as_ref()), tls.as_ref())?;
+        let mut addresses =
+            listeners.iter().map(|one| &one.address).chain(redirect.iter().map(|one| &one.address));
+        let local = addresses.all(Address::is_local);
+        limits.lame_duck = lame_duck(file.timeouts.lame_duck.as_ref(), local)?;
         check_identities(&listeners, tls.as_ref())?;
         Ok(Self {
             store: Some(store),
@@ -469,7 +501,10 @@ impl Settings {
             probes: flags.probes.or(file.probes),
             admin_token,
             workers,
-            access_log: flags.access_log.or(file.access_log).unwrap_or(false),
+            access_log: AccessSettings::merge(flags.access_log, file.access_log)?,
+            request_ids: flags.request_ids.or(file.request_ids).unwrap_or(false),
+            redirect,
+            hsts,
             allow_unix: allow_unix.into_iter().map(absolute).collect::<Result<_, _>>()?,
             socket_mode: socket_mode(flags.socket_mode.or(file.socket_mode))?,
             resync,
@@ -497,7 +532,10 @@ impl Settings {
             probes: None,
             admin_token: None,
             workers: 1,
-            access_log: false,
+            access_log: None,
+            request_ids: false,
+            redirect: None,
+            hsts: None,
             allow_unix: Vec::new(),
             socket_mode: DEFAULT_SOCKET_MODE,
             resync: DEFAULT_RESYNC,
@@ -727,7 +765,7 @@ impl TlsFlags {
     /// Merges them over the file. A certificate given by flags takes the place of all in the file.
     fn over(self, file: Option<&TlsFile>) -> Result<Option<AskedTls>, SettingsError> {
         let asked = file.is_some() || self.client_ca.is_some();
-        let TlsFile { certificates, client_ca, clients, min_version, listeners } =
+        let TlsFile { certificates, client_ca, clients, min_version, listeners, .. } =
             file.cloned().unwrap_or_default();
         let certificates: Vec<_> = match (self.certificate, self.key) {
             (Some(certificate), Some(key)) => vec![Pair { certificate, key }],
@@ -819,6 +857,53 @@ impl AskedTls {
     }
 }
 
+fn gateway_speaks(tls: Option<&TlsSettings>) -> bool {
+    tls.is_some_and(|tls| tls.roles.contains(&Speaker::Gateway.as_str()))
+}
+
+/// The listener that sends clients to the gateway, if there is to be one.
+fn redirect(
+    address: Option<Address>,
+    port: Option<u16>,
+    listeners: &[ListenerSettings],
+    tls: Option<&TlsSettings>,
+) -> Result<Option<RedirectSettings>, SettingsError> {
+    let Some(address) = address else {
+        return match port {
+            None => Ok(None),
+            Some(_) => Err(error(
+                "`httpsPort` without `redirect`",
+                "say where clients arrive in the clear: `--redirect 0.0.0.0:80`",
+            )),
+        };
+    };
+    if !gateway_speaks(tls) {
+        return Err(error(
+            "`--redirect` without a gateway that speaks TLS",
+            "give the gateway a certificate: `--tls-cert` and `--tls-key`",
+        ));
+    }
+    let gateway = listeners.iter().find(|one| one.listener.role == Role::Gateway);
+    let known = port.or(gateway.and_then(|gateway| gateway.address.tcp()).map(|_| 1));
+    if known.is_none_or(|port| port == 0) {
+        let hint = "`httpsPort: 443` in the settings file";
+        return Err(error("nobody knows at which port clients reach the gateway", hint));
+    }
+    Ok(Some(RedirectSettings { address, port }))
+}
+
+/// For how long clients of the gateway are to come in TLS only.
+fn hsts(text: Option<&String>, tls: Option<&TlsSettings>) -> Result<Option<Duration>, SettingsError> {
+    let Some(text) = text else { return Ok(None) };
+    if !gateway_speaks(tls) {
+        let hint = "name `gateway` in `tls.listeners`, or leave it out";
+        return Err(error("`tls.hsts` without a gateway that speaks TLS", hint));
+    }
+    // None at all takes back what was said (RFC 6797, section 6.1.1).
+    let time = parse_duration(text);
+    time.map(Some).map_err(|why| error(format!("`tls.hsts: {text}`: {why}"), "write it as `365d`"))
+}
+
 /// Identities are trusted only where somebody verifies them.
 fn check_identities(listeners: &[ListenerSettings], tls: Option<&TlsSettings>) -> Result<(), SettingsError> {
     let verified = tls.is_some_and(|tls| tls.clients.is_some());
@@ -907,11 +992,10 @@ fn correlation(file: &CorrelationFile) -> Result<CorrelationSettings, SettingsEr
 }
 
 /// For how long new connections are served after SIGTERM: nobody has to learn of it where only this machine can
-/// reach the listeners.
-fn lame_duck(text: Option<&String>, listeners: &[ListenerSettings]) -> Result<Duration, SettingsError> {
-    let reachable = listeners.iter().any(|listener| !listener.address.is_local());
+/// reach the listeners, which are `local` then.
+fn lame_duck(text: Option<&String>, local: bool) -> Result<Duration, SettingsError> {
     match text.map(String::as_str) {
-        None if reachable => Ok(LAME_DUCK),
+        None if !local => Ok(LAME_DUCK),
         // The only time that may be left out.
         None | Some("0" | "0s") => Ok(Duration::ZERO),
         Some(_) => duration("timeouts.lameDuck", text, LAME_DUCK),
@@ -963,6 +1047,16 @@ fn limits(file: &File) -> Result<Limits, SettingsError> {
         lame_duck: default.lame_duck,
         drain: duration("timeouts.drain", timeouts.drain.as_ref(), default.drain)?,
         head_bytes,
+        body_bytes: file.max_body_bytes,
+        request: timeouts
+            .request
+            .as_ref()
+            .map(|text| duration("timeouts.request", Some(text), Duration::ZERO))
+            .transpose()?,
+        client_connections: file
+            .max_connections_per_client
+            .map(|most| at_least_one("maxConnectionsPerClient", Some(most), most))
+            .transpose()?,
         connections,
         requests: at_least_one("maxRequests", file.max_requests, default.requests)?,
         upstream_requests: at_least_one(
@@ -1103,6 +1197,9 @@ mod tests {
             ("maxRequests: 0", "`maxRequests` is 0"),
             ("maxUpstreamRequests: 0", "`maxUpstreamRequests` is 0"),
             ("maxHeld: 0", "`maxHeld` is 0"),
+            ("maxConnectionsPerClient: 0", "`maxConnectionsPerClient` is 0"),
+            ("maxBodyBytes: -1", "maxBodyBytes"),
+            ("timeouts: {request: 0s}", "`timeouts.request` is zero"),
             ("baseline: A", "baseline"),
             ("store: etcd:x", "store"),
             ("carriers: {read: [header, sigandot]}", "`carriers.read[1]`: `sigandot` is no carrier"),

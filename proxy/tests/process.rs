@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -631,6 +632,88 @@ fn the_access_log_has_every_request_when_the_process_is_over() {
     assert_eq!(BufReader::new(log).lines().count(), 100);
 }
 
+/// Runs a proxy that logs as `accessLog` of its settings says, and returns what it has logged when all were asked.
+fn access_log(settings: &str, requests: &[&[u8]]) -> String {
+    let folder = folder(service("web", None).address);
+    fs::write(folder.path().join("settings.yaml"), settings).unwrap();
+    let flags = ["run", "--gateway", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--workers", "1"];
+    let flags = [&flags[..], &["--config", "settings.yaml"]].concat();
+    let mut proxy = Proxy::start_logging(&mut overlane(&flags, folder.path()), Stdio::piped());
+    let mut log = proxy.child.stdout.take().unwrap();
+    proxy.ready();
+    for request in requests {
+        let mut stream = TcpStream::connect(proxy.address("gateway")).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        stream.write_all(request).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        assert!(answer.starts_with(b"HTTP/1.1 "), "{:?}", request.escape_ascii().to_string());
+    }
+    proxy.signal("TERM");
+    let mut text = String::new();
+    log.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[test]
+fn whatever_clients_send_the_log_has_one_line_for_each_request_and_no_secret() {
+    let end = b"Connection: close\r\nCookie: a=SECRET\r\nAuthorization: Bearer SECRET\r\n\r\n";
+    let head = |start: &[u8]| [start, b"\r\nHost: x\r\n", end].concat();
+    let requests = [
+        head(b"GET /a?token=SECRET HTTP/1.1"),
+        head(b"GET /\"quoted\"\\ HTTP/1.1"),
+        head("GET /\u{85}\u{9b}31m\u{2028}\u{202e} HTTP/1.1".as_bytes()),
+        head(b"GET /a;jsessionid=SECRET/b HTTP/1.1"),
+        head(b"GET /http://user:SECRET@host/ HTTP/1.1"),
+        head(b"GET /a HTTP/1.1\r\nUser-Agent: \" - \x80\xff\t{\"a\":1}"),
+        head(b"GET /a HTTP/1.1\r\nReferer: https://u:SECRET@shop/x?y=SECRET#SECRET"),
+        head(b"GET /a HTTP/1.1\r\nx-request-id: \"],\"status\":500,\"x\":[\""),
+        head(b"GET /%0d%0a%0d%0aHTTP/1.1%20200 HTTP/1.1"),
+        head(b"GET /a\r\nGET /b HTTP/1.1"),
+        head(b"GET /a HTTP/1.1\r\n injected: line"),
+        b"GET /a HTTP/1.1\r\nHost: user:SECRET@x\r\n\r\n".to_vec(),
+        b"\x1b[2J\x00\n\n".to_vec(),
+        b"\"quoted\" / HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(),
+    ];
+    let requests: Vec<_> = requests.iter().map(Vec::as_slice).collect();
+    for format in ["json", "common", "combined"] {
+        let log = access_log(&format!("accessLog: {format}\n"), &requests);
+        assert_eq!(log.lines().count(), requests.len(), "{log}");
+        assert!(!log.contains("SECRET"), "{log}");
+        for line in log.split_terminator('\n') {
+            assert!(
+                !line.contains(|c: char| c.is_control() || ('\u{2028}'..='\u{202e}').contains(&c)),
+                "{line:?}"
+            );
+            match format {
+                "json" => assert!(serde_json::from_str::<Value>(line).unwrap()["overlane.role"] == "gateway"),
+                _ => assert!(line.is_ascii() && line.contains(" role=gateway host="), "{line}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn of_what_is_sampled_errors_are_logged_always_unless_told_otherwise() {
+    let head = |line: &str| format!("{line}\r\nHost: x\r\nConnection: close\r\n\r\n").into_bytes();
+    let good = head("GET / HTTP/1.1");
+    let bad = [head("GET / HTTP/1.1\r\nx-overlay-id: _"), head("TRACE / HTTP/1.1")];
+    let requests: Vec<_> = [vec![good; 20], bad.to_vec()].concat();
+    let requests: Vec<_> = requests.iter().map(Vec::as_slice).collect();
+    let statuses = |settings: &str| -> Vec<u64> {
+        let log = access_log(settings, &requests);
+        let status =
+            |line| serde_json::from_str::<Value>(line).unwrap()["http.response.status_code"].as_u64();
+        log.lines().map(|line| status(line).unwrap()).collect()
+    };
+    assert_eq!(statuses("accessLog: {sample: 0}"), [400, 405]);
+    assert_eq!(statuses("accessLog: {sample: 0, errors: sampled}"), [405_u64; 0]);
+    assert_eq!(statuses("accessLog: true").len(), 22);
+    let some = statuses("accessLog: {sample: 0.5}");
+    // All or none of twenty: once in half a million times.
+    assert!((3..22).contains(&some.len()), "{some:?}");
+}
+
 #[test]
 fn check_says_for_whom_and_how_long_certificates_are() {
     let folder = folder(service("web", None).address);
@@ -642,6 +725,16 @@ fn check_says_for_whom_and_how_long_certificates_are() {
     assert!(done.status.success(), "{told}");
     assert!(told.contains("√ the certificate tls.crt: for localhost until 4096-01-01T00:00:00Z\n"), "{told}");
     assert!(told.contains("√ clients are verified by tls.crt\n"), "{told}");
+}
+
+#[test]
+fn check_makes_a_cache_that_only_its_owner_reads() {
+    let folder = folder(service("web", None).address);
+    let flags = ["check", "--gateway", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--cache", "kept/here"];
+    let done = overlane(&flags, folder.path()).output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout));
+    let mode = fs::metadata(folder.path().join("kept/here")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
 }
 
 #[test]

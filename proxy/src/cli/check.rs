@@ -14,6 +14,7 @@ use crate::names::resolve_url;
 use crate::plane::listen;
 use crate::settings::{RunArgs, Settings, SettingsError};
 use crate::store::StoreAddress;
+use crate::store::cache::make_directory;
 use crate::store::write::OpenStore;
 use crate::tls::TlsSettings;
 use crate::tls::certificate::Said;
@@ -61,6 +62,7 @@ pub fn run(check: Check, store: Option<StoreAddress>, out: &mut Output<'_>) -> R
         .listeners
         .iter()
         .map(|listener| listener.address.clone())
+        .chain(settings.redirect.iter().map(|redirect| redirect.address.clone()))
         .chain([settings.admin].into_iter().chain(settings.probes).map(Address::Tcp));
     for address in addresses {
         let free = listen::listen(&address, 1, settings.socket_mode).map(|_| String::new());
@@ -87,7 +89,7 @@ pub fn run(check: Check, store: Option<StoreAddress>, out: &mut Output<'_>) -> R
         checks.note(&format!("tokens for {} are verified", tokens.audience), read.map_err(with_hint))?;
     }
     if let Some(cache) = &settings.cache {
-        let written = std::fs::create_dir_all(cache).and_then(|()| tempfile::tempfile_in(cache));
+        let written = make_directory(cache).and_then(|()| tempfile::tempfile_in(cache));
         checks.note(
             &format!("the cache {} can be written", cache.display()),
             written.map(|_| String::new()).map_err(|error| {

@@ -20,6 +20,9 @@ const FORBIDDEN_TRAILERS: [&[u8]; 7] =
 /// Our own headers are no trailers either.
 const FORBIDDEN_PREFIX: &[u8] = b"x-overlay-";
 
+/// What is wrong with a body of more bytes than are allowed.
+const TOO_LARGE: Malformed = Malformed { status: 413, what: "the request's body is larger than is allowed" };
+
 /// How a body is delimited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Body {
@@ -29,6 +32,14 @@ pub enum Body {
     Chunked,
     /// By the end of the connection; responses only.
     UntilClose,
+}
+
+impl Body {
+    /// Whether it says of itself that it is longer than so many bytes.
+    #[must_use]
+    pub fn is_longer_than(self, most: u64) -> bool {
+        matches!(self, Self::Length(length) if length > most)
+    }
 }
 
 /// A body on its way: how much of what comes next is its own.
@@ -46,9 +57,15 @@ impl Progress {
     /// A body of which nothing was seen yet.
     #[must_use]
     pub fn new(body: Body) -> Self {
+        Self::within(body, u64::MAX)
+    }
+
+    /// The same, where chunks may hold so many bytes in all; a length is known from the start.
+    #[must_use]
+    pub fn within(body: Body, most: u64) -> Self {
         Self(match body {
             Body::Length(length) => State::Length(length),
-            Body::Chunked => State::Chunked(Chunks::default()),
+            Body::Chunked => State::Chunked(Chunks { room: most, ..Chunks::default() }),
             Body::UntilClose => State::UntilClose,
         })
     }
@@ -146,6 +163,8 @@ struct Chunks {
     at: At,
     /// The rest of the chunk's payload.
     left: u64,
+    /// How much payload there may be in the chunks that follow.
+    room: u64,
     digits: u8,
     /// Bytes of this chunk's extension.
     extension: usize,
@@ -161,6 +180,7 @@ impl Default for Chunks {
         Self {
             at: At::Size,
             left: 0,
+            room: u64::MAX,
             digits: 0,
             extension: 0,
             trailers: 0,
@@ -210,7 +230,7 @@ impl Chunks {
             (At::Size, _) => return Err(bad("a chunk's size is malformed")),
             (At::Extension, b'\r') => At::SizeLf,
             (At::Extension, _) => return self.extension(byte),
-            (At::SizeLf, b'\n') => self.payload(),
+            (At::SizeLf, b'\n') => self.payload()?,
             (At::PayloadCr, b'\r') => At::PayloadLf,
             (At::PayloadLf, b'\n') => At::Size,
             (At::PayloadCr | At::PayloadLf, _) => {
@@ -242,10 +262,11 @@ impl Chunks {
     }
 
     /// What follows a chunk's size line: its payload, or after the last chunk the trailers.
-    fn payload(&mut self) -> At {
+    fn payload(&mut self) -> Result<At, Malformed> {
         self.digits = 0;
         self.extension = 0;
-        if self.left > 0 { At::Payload } else { At::TrailerStart }
+        self.room = self.room.checked_sub(self.left).ok_or(TOO_LARGE)?;
+        Ok(if self.left > 0 { At::Payload } else { At::TrailerStart })
     }
 
     fn extension(&mut self, byte: u8) -> Result<(), Malformed> {
@@ -388,6 +409,24 @@ mod tests {
         ] {
             for piece in [1, 5, 100_000] {
                 assert!(follow(Body::Chunked, bytes.as_bytes(), piece).is_err(), "{bytes:?} by {piece}");
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_hold_as_much_as_is_allowed_and_nothing_of_what_is_more_is_let_through() {
+        for (most, bytes, passed) in [
+            (3, "3\r\nabc\r\n0\r\n\r\n", Ok(13)),
+            (2, "3\r\nabc\r\n0\r\n\r\n", Err(413)),
+            (4, "3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n", Err(413)),
+            (0, "0\r\nA: b\r\n\r\n", Ok(11)),
+            (u64::MAX, "fffffffffffffff\r\n", Ok(17)),
+        ] {
+            for piece in [1, 100] {
+                let mut progress = Progress::within(Body::Chunked, most);
+                let mut pieces = bytes.as_bytes().chunks(piece).map(|piece| progress.advance(piece));
+                let seen = pieces.try_fold(0, |seen, own| own.map(|own| seen + own));
+                assert_eq!(seen.map_err(|wrong| wrong.status), passed, "{most} {bytes:?} by {piece}");
             }
         }
     }

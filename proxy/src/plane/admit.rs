@@ -8,6 +8,7 @@ use overlane_config::route::Role;
 
 use super::Gate;
 use super::announced::{Announced, announced};
+use super::clients::Place;
 use super::conn::{Conn, Socket};
 use super::listen::Accepted;
 use super::passage::original_destination;
@@ -55,6 +56,10 @@ pub fn admit(accepted: Accepted, gate: Arc<Gate>, worker: Arc<Worker>) -> impl F
         let mut conn = Conn::new(socket, worker.plane.limits.write_pace());
         let Some(address) = client_of(&mut conn, peer, &gate, &worker).await else {
             return count(Event::ProxyHeaderRefused);
+        };
+        let most = worker.plane.limits.client_connections.filter(|_| gate.listener.role == Role::Gateway);
+        let Some(_place) = Place::take(address, most) else {
+            return count(Event::ClientFull);
         };
         match (gate.tls.clone(), meant) {
             (_, Some(meant)) => {

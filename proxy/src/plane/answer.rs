@@ -17,6 +17,9 @@ const PROXY: &str = "overlane";
 /// Pages of ours load nothing, run nothing and are framed by nobody.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'";
 
+/// The word for what is larger than it may be.
+pub const TOO_LARGE: &str = "too-large";
+
 /// An answer of the proxy's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
@@ -83,6 +86,8 @@ pub enum Failure {
     BodySlow,
     /// The request's body is malformed, or ended too early.
     BodyMalformed,
+    /// The request's body is larger than is allowed.
+    BodyTooLarge,
     /// The request cannot be said in the upstream's protocol.
     Unsayable,
     /// The client is gone, or does not read.
@@ -93,6 +98,8 @@ pub enum Failure {
     Unmet,
     /// The time that the client gave it is over.
     Late,
+    /// The time that any request has is over.
+    Overdue,
     /// The upstream said that it did nothing about the request.
     Unprocessed(Unprocessed),
     /// The environment of a stream is gone.
@@ -107,7 +114,8 @@ impl Failure {
             Self::UpstreamSilent | Self::UpstreamMalformed | Self::UpstreamClosed | Self::Unprocessed(_) => {
                 "unhealthy"
             }
-            Self::BodySlow | Self::Late => "timeout",
+            Self::BodySlow | Self::Late | Self::Overdue => "timeout",
+            Self::BodyTooLarge => TOO_LARGE,
             Self::BodyMalformed | Self::Unsayable => "malformed",
             Self::ClientGone => "client-gone",
             Self::Internal => "internal",
@@ -149,6 +157,9 @@ impl Failure {
             Self::BodySlow => {
                 (408, "http_request_error", "the request's body did not arrive in time".to_owned())
             }
+            Self::BodyTooLarge => {
+                (413, "http_request_error", "the request's body is larger than is allowed".to_owned())
+            }
             Self::BodyMalformed => (400, "http_request_error", "the request's body is malformed".to_owned()),
             Self::Gone => {
                 (503, "destination_unavailable", "the environment of this stream is gone".to_owned())
@@ -162,6 +173,7 @@ impl Failure {
             Self::ClientGone | Self::Unmet => return None,
             Self::Internal => (500, "proxy_internal_error", "the proxy failed".to_owned()),
             Self::Late => (504, "http_response_timeout", "the call's own deadline has passed".to_owned()),
+            Self::Overdue => (504, "http_response_timeout", "the time that a request has is over".to_owned()),
         };
         Some(Answer::plain(status, error, self.reason(), message))
     }
@@ -205,6 +217,8 @@ pub struct Manner<'m> {
     pub close: bool,
     /// Whether it answers a HEAD request: without its body.
     pub to_head: bool,
+    /// Field lines that it has besides, each with its end.
+    pub lines: &'m [u8],
 }
 
 impl Answer {
@@ -352,6 +366,7 @@ impl Answer {
         if let Some(receipts) = manner.receipts {
             text.push_str(&format!("{ROUTE_HEADER}: {receipts}\r\n"));
         }
+        text.push_str(&String::from_utf8_lossy(manner.lines));
         if manner.close {
             text.push_str("Connection: close\r\n");
         }

@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Sleep, sleep_until};
 
+use super::Limits;
 use super::buffer::{Buffer, Want};
 use super::deadline::{Deadline, Pace, Patience};
 use super::tunnel::Side;
@@ -159,11 +160,11 @@ impl<S: Client> Conn<S> {
         &self.response_deadline
     }
 
-    /// Prepares for a borrower: it reads `head` first, and then `body`, as long as that comes in `pace`, or
-    /// everything.
-    pub fn lend(&mut self, head: Vec<u8>, body: Option<Body>, pace: Pace) {
-        (self.body_pace, self.reading) = (pace, Waiting::default());
-        self.grant = body.map(Progress::new);
+    /// Prepares for a borrower: it reads `head` first, and then `body`, as long as that comes and is as `limits`
+    /// have it, or everything.
+    pub fn lend(&mut self, head: Vec<u8>, body: Option<Body>, limits: &Limits) {
+        (self.body_pace, self.reading) = (limits.body_pace(), Waiting::default());
+        self.grant = body.map(|body| Progress::within(body, limits.most_of_a_body()));
         self.lent = head.into();
     }
 
@@ -280,7 +281,11 @@ impl<S: Client> Conn<S> {
 
 /// How many of these bytes are of the body that a borrower may read; they count as read.
 fn own(grant: &mut Option<Progress>, bytes: &[u8]) -> io::Result<usize> {
-    let malformed = |wrong: Malformed| io::Error::new(io::ErrorKind::InvalidData, wrong.what);
+    let malformed = |wrong: Malformed| {
+        let kind =
+            if wrong.is_too_large() { io::ErrorKind::FileTooLarge } else { io::ErrorKind::InvalidData };
+        io::Error::new(kind, wrong.what)
+    };
     grant.as_mut().map_or(Ok(bytes.len()), |body| body.advance(bytes).map_err(malformed))
 }
 

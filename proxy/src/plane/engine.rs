@@ -87,6 +87,9 @@ impl Engine {
         if let Some(receipts) = answer.receipts().map(Into::into).or_else(own) {
             head.insert_header(HeaderName::from_static(ROUTE_HEADER), &*receipts)?;
         }
+        let mut lines = Vec::new();
+        carried.exchange().into_iter().for_each(|exchange| exchange.add_answer_lines(&mut lines));
+        append_lines(&mut head, &lines)?;
         let without_body = session.req_header().method == http::Method::HEAD;
         session.write_response_header(Box::new(head), without_body).await?;
         if !without_body {
@@ -144,7 +147,14 @@ impl ProxyHttp for Engine {
             return Error::e_explain(ErrorType::InternalError, "a request without exchange");
         };
         match lent.exchange.endpoint(&lent.head).await {
-            Ok(endpoint) => Ok(Box::new(peer(&endpoint, lent.exchange.limits())?)),
+            Ok(endpoint) => {
+                let mut peer = peer(&endpoint, lent.exchange.limits())?;
+                if let Some(until) = lent.exchange.must_end() {
+                    let left = until.saturating_duration_since(Instant::now());
+                    peer.options.read_timeout = peer.options.read_timeout.map(|limit| limit.min(left));
+                }
+                Ok(Box::new(peer))
+            }
             Err(refused) => {
                 let status = ErrorType::HTTPStatus(refused.0.status);
                 carried.answer = Some(refused.0);
@@ -254,13 +264,7 @@ impl ProxyHttp for Engine {
         for name in replaced.cloned().collect::<Vec<_>>() {
             response.remove_header(&name);
         }
-        for (name, value) in field_lines(&lines) {
-            response.append_header(
-                name.to_owned(),
-                HeaderValue::from_bytes(value).or_err(ErrorType::InvalidHTTPHeader, "receipt")?,
-            )?;
-        }
-        Ok(())
+        append_lines(response, &lines)
     }
 
     /// Nothing is sent twice, but for one case: an idle connection of the pool that the upstream
@@ -294,13 +298,19 @@ impl ProxyHttp for Engine {
         carried: &mut Carried,
     ) -> FailToProxy {
         let unanswered = session.response_written().is_none_or(|head| head.status.is_informational());
+        let overdue =
+            carried.exchange().and_then(Exchange::must_end).is_some_and(|end| end <= Instant::now());
+        let failure = match failure_of(error) {
+            Failure::UpstreamSilent if overdue => Failure::Overdue,
+            other => other,
+        };
         if let (None, Some(lent)) = (&carried.answer, &mut carried.lent) {
-            lent.exchange.failed(failure_of(error), !unanswered);
+            lent.exchange.failed(failure, !unanswered);
         }
         let answer = carried
             .answer
             .take()
-            .or_else(|| failure_of(error).answer(carried.exchange().and_then(Exchange::upstream_address)));
+            .or_else(|| failure.answer(carried.exchange().and_then(Exchange::upstream_address)));
         tracing::debug!(%error, "the exchange failed");
         let Some(answer) = answer.filter(|_| unanswered) else {
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
@@ -313,7 +323,8 @@ impl ProxyHttp for Engine {
     }
 
     async fn logging(&self, session: &mut Session, _: Option<&Error>, carried: &mut Carried) {
-        if let Some(exchange) = carried.exchange() {
+        if let Some(Lent { exchange, .. }) = carried.lent.as_deref_mut() {
+            exchange.body_sent(session.body_bytes_sent() as u64);
             let status = session.response_written().map_or(0, |head| head.status.as_u16());
             exchange.ended(status, Instant::now());
         }
@@ -348,6 +359,9 @@ fn failure_of(error: &Error) -> Failure {
         (ErrorSource::Downstream, ErrorType::ReadTimedout) => Failure::BodySlow,
         (ErrorSource::Downstream, ErrorType::ReadError) if stopped_as(error, io::ErrorKind::InvalidData) => {
             Failure::BodyMalformed
+        }
+        (ErrorSource::Downstream, ErrorType::ReadError) if stopped_as(error, io::ErrorKind::FileTooLarge) => {
+            Failure::BodyTooLarge
         }
         (ErrorSource::Downstream, ErrorType::ReadError) if stopped_as(error, io::ErrorKind::TimedOut) => {
             Failure::BodySlow
@@ -444,6 +458,14 @@ impl FieldLines for Headers<'_> {
     fn lines<'f>(&'f self, name: &'f str) -> impl Iterator<Item = &'f [u8]> + Clone {
         self.0.get_all(name).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>().into_iter()
     }
+}
+
+fn append_lines(response: &mut ResponseHeader, lines: &[u8]) -> Result<()> {
+    for (name, value) in field_lines(lines) {
+        let value = HeaderValue::from_bytes(value).or_err(ErrorType::InvalidHTTPHeader, "answer")?;
+        response.append_header(name.to_owned(), value)?;
+    }
+    Ok(())
 }
 
 /// Names and values of field lines.

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
 use overlane_config::blueprint::OnUnavailable;
+use overlane_config::carrier::trace::REQUEST_ID;
 use overlane_config::carrier::{Carriers, FieldLines, Keys, Seen};
 use overlane_config::lineage::{Policy, is_off_limits};
 use overlane_config::name::{EnvironmentId, HeaderName, TOKEN_HEADER};
@@ -23,10 +24,12 @@ use overlane_config::route::{
     self, Decision, Edits, HOP_HEADER, HOPS_HEADER, MAX_HOPS, Problem, REQUIRE_HEADER, Reason, Receipt,
     Refusal, Request, Role, Served, To, Tried, Untraced, Via,
 };
+use overlane_config::time::UnixMillis;
 use overlane_config::url::{Scheme, Url, split_authority};
 use tokio::time::timeout;
 
-use super::answer::{Answer, Failure, More};
+use super::answer::{Answer, Failure, More, TOO_LARGE};
+use super::asked::Asked;
 use super::bearer::{AUTHORIZATION, TOKEN};
 use super::edge::{self, Entered, Visit};
 use super::forwarded::Forwarding;
@@ -34,8 +37,9 @@ use super::grpc;
 use super::leave::{Leave, leave};
 use super::overload::{self, Limit};
 use super::propagation::Propagation;
+use super::redirect::{is_challenge, to_https};
 use super::standing::{Right, Standing};
-use super::{Gate, Plane};
+use super::{Gate, Limits, Plane};
 use crate::capacity::{Guest, Seat};
 use crate::clock;
 use crate::correlation::Calls;
@@ -53,6 +57,8 @@ const HOPS: Name<'_> = Name::of(HOPS_HEADER);
 const REQUIRE: Name<'_> = Name::of(REQUIRE_HEADER);
 const BAGGAGE: Name<'_> = Name::of("baggage");
 const COOKIE: Name<'_> = Name::of("cookie");
+const X_REQUEST_ID: Name<'_> = Name::of(REQUEST_ID);
+const STRICT_TRANSPORT_SECURITY: Name<'_> = Name::of("strict-transport-security");
 
 /// How long a held request waits before it looks again, where nothing wakes it earlier.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -319,16 +325,11 @@ pub struct Exchange {
     counted: AtomicBool,
     /// What the access log says of the request, where it is on.
     logged: Option<Box<Asked>>,
+    /// How many bytes of its response's body were sent.
+    sent_bytes: u64,
     started: Instant,
-    /// Until when its client waits for it, where it said so.
-    deadline: Option<Instant>,
-}
-
-/// What the access log says of a request's head.
-#[derive(Debug)]
-struct Asked {
-    authority: String,
-    path: String,
+    /// Until when its client waits for it, where it said so, or it has to be over; and what it is if it is not.
+    deadline: Option<(Instant, Failure)>,
 }
 
 impl std::fmt::Debug for Exchange {
@@ -350,10 +351,13 @@ impl Exchange {
         let (mut key, refusal) = Key::read(&snapshot, gate, &plane.carriers, head, &standing);
         let entered = key.enter(&snapshot, gate, head, &standing);
         let inquiry = Inquiry::read(head, &standing, &key);
-        let propagation = match standing.right.is_any() {
+        let mut propagation = match standing.right.is_any() {
             true => Propagation::begin(gate, head, &mut key.keys, &inquiry.require, started),
             false => Propagation::of_untrusted(gate, head, key.keys.is_some()),
         };
+        if plane.request_ids && matches!(gate.listener.role, Role::Gateway) {
+            propagation.identify(head);
+        }
         let restored = propagation.require();
         let inquiry = inquiry.with(restored.as_ref().map(|require| &***require));
         let (hops, looping) =
@@ -365,21 +369,24 @@ impl Exchange {
             count(Event::Loop);
         }
         let refusal = looping.or(refusal);
+        let redirect = gate.redirect.filter(|_| !is_challenge(head.path));
         let target = match (&refusal, key.imitated(&plane.carriers, head), entered) {
+            _ if redirect.is_some() => Err(to_https(head, redirect.unwrap_or_default())),
             (Some(refusal), ..) => Err(Answer::from(refusal)),
             (None, Some(answer), _) => Err(answer),
             (None, None, Err(answer)) => Err(*answer),
+            (None, None, Ok(())) if head.body.is_longer_than(plane.limits.most_of_a_body()) => {
+                Err(too_large(plane.limits.most_of_a_body()))
+            }
             (None, None, Ok(())) => decide(plane, gate, &snapshot, &inquiry, &key, &Tried::default()),
         };
         let first = hops == 0 && !propagation.restored() && !propagation.is_caused();
         let require = (first && !inquiry.require.is_empty()).then(|| Box::from(&*inquiry.require));
-        let asked = || Asked { authority: head.authority.to_owned(), path: head.path.to_owned() };
         let exchange = Self {
             plane: plane.clone(),
             gate: gate.clone(),
             standing,
             key,
-            propagation,
             hops,
             require,
             method: method_label(head.method),
@@ -399,9 +406,11 @@ impl Exchange {
             handed_over: false,
             attempts: 0,
             counted: AtomicBool::new(false),
-            logged: plane.access.is_on().then(|| Box::new(asked())),
+            logged: plane.access.wants().map(|wanted| Box::new(Asked::of(head, &propagation, wanted))),
+            sent_bytes: 0,
             started,
-            deadline: grpc::timeout(head).and_then(|timeout| started.checked_add(timeout)),
+            deadline: deadline(head, &plane.limits, started),
+            propagation,
         };
         // What a tunnel is for, the requests in it say.
         if head.method != "CONNECT" {
@@ -503,6 +512,8 @@ impl Exchange {
     #[must_use]
     pub fn replaces_in_response(&self, name: Name<'_>) -> bool {
         self.key.visit.as_ref().is_some_and(|visit| visit.replaces(name))
+            || (name.is(&X_REQUEST_ID) && self.names_answers())
+            || (name.is(&STRICT_TRANSPORT_SECURITY) && self.hsts().is_some())
     }
 
     /// Appends what a gateway adds to a response with this status; `fields` are those that came from upstream.
@@ -510,6 +521,7 @@ impl Exchange {
         if !self.forwards() {
             return;
         }
+        self.add_answer_lines(out);
         let preview = self.key.visit.as_ref().and_then(|visit| visit.preview());
         // A preview's host has one overlay; elsewhere one address has as many answers as there are overlays.
         if preview.is_none() {
@@ -601,6 +613,26 @@ impl Exchange {
         }
     }
 
+    /// Whether answers say the request's id: at a gateway that gives requests ids.
+    fn names_answers(&self) -> bool {
+        self.plane.request_ids && matches!(self.gate.listener.role, Role::Gateway)
+    }
+
+    fn hsts(&self) -> Option<&str> {
+        let said = self.plane.hsts.as_deref();
+        said.filter(|_| self.standing.secure && matches!(self.gate.listener.role, Role::Gateway))
+    }
+
+    /// Appends the field lines that every answer has, whoever gives it.
+    pub fn add_answer_lines(&self, out: &mut Vec<u8>) {
+        if let Some(hsts) = self.hsts() {
+            line(out, "Strict-Transport-Security", hsts);
+        }
+        if let Some(id) = self.propagation.request_id().filter(|_| self.names_answers()) {
+            line(out, REQUEST_ID, id);
+        }
+    }
+
     /// What all workers share.
     #[must_use]
     pub fn plane(&self) -> &Arc<Plane> {
@@ -613,10 +645,16 @@ impl Exchange {
         &self.plane.limits
     }
 
-    /// Until when the client waits for all of it, where it said so.
+    /// Until when all of it has to be over, where its client or the settings say so, and what it is if it is not.
     #[must_use]
-    pub fn deadline(&self) -> Option<Instant> {
+    pub fn deadline(&self) -> Option<(Instant, Failure)> {
         self.deadline
+    }
+
+    /// The same where the settings say so.
+    #[must_use]
+    pub fn must_end(&self) -> Option<Instant> {
+        self.plane.limits.request.and_then(|limit| self.started.checked_add(limit))
     }
 
     /// Lets go of the snapshot: from here on the exchange may go on for as long as its peers like. What is
@@ -853,10 +891,10 @@ impl Exchange {
         if left.is_zero() {
             return self.give_up(head, reason);
         }
-        if let Some(deadline) = self.deadline {
+        if let Some((deadline, failure)) = self.deadline {
             left = left.min(deadline.saturating_duration_since(Instant::now()));
             if left.is_zero() {
-                let late = Failure::Late.answer(self.upstream_address());
+                let late = failure.answer(self.upstream_address());
                 return Err(Refused(late.unwrap_or_else(|| self.unavailable(head, reason))));
             }
         }
@@ -1007,6 +1045,18 @@ impl Exchange {
         if self.held_at_all { Instant::now() } else { self.started }
     }
 
+    /// Notes, for the log, that it came in HTTP/2.
+    pub fn came_in_http2(&mut self) {
+        if let Some(asked) = &mut self.logged {
+            asked.version = "2";
+        }
+    }
+
+    /// Notes how many bytes of the response's body were sent.
+    pub fn body_sent(&mut self, bytes: u64) {
+        self.sent_bytes = bytes;
+    }
+
     /// Counts and logs the request, which ends `now`; `status` is 0 where no answer was sent. Only the
     /// first call counts.
     pub fn ended(&self, status: u16, now: Instant) {
@@ -1026,19 +1076,24 @@ impl Exchange {
         let took = now.saturating_duration_since(self.started);
         observe(labels, took);
         if let Some(asked) = &self.logged {
-            self.plane.access.log(self.log_line(asked, status, took));
+            let own = self.failed.is_some() || self.refusal().is_some();
+            if asked.sampled || matches!(status, 0 | 500..) || (own && status >= 400) {
+                self.plane.access.log(self.log_line(asked, status, took));
+            }
         }
     }
 
     fn log_line(&self, asked: &Asked, status: u16, took: Duration) -> crate::access::Line {
         let receipt = self.receipt();
         crate::access::Line {
-            timestamp: clock::now().to_string(),
+            timestamp: UnixMillis(clock::now().0.saturating_sub(millis(took))),
             role: self.gate.role(),
-            method: self.method.to_owned(),
+            method: self.method,
             authority: asked.authority.clone(),
             path: asked.path.clone(),
+            version: asked.version,
             status,
+            bytes: self.sent_bytes,
             client: self.standing.text.to_string(),
             client_identity: self.standing.identity.as_deref().map(str::to_owned),
             token: self.standing.bearer.as_ref().and_then(|bearer| bearer.refused).map(RefusedToken::as_str),
@@ -1052,9 +1107,17 @@ impl Exchange {
                 .failed
                 .or_else(|| receipt.map(|receipt| receipt.reason.as_str()))
                 .or_else(|| self.refusal().map(|answer| answer.reason)),
+            request_id: asked.request_id.clone(),
+            trace_id: asked.trace_id.clone(),
             generation: self.snapshot.generation,
+            referer: asked.referer.clone(),
+            agent: asked.agent.clone(),
         }
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// However a request ends, also where its task is cut short or the engine gives it back unread.
@@ -1087,6 +1150,20 @@ fn imitation(name: &str) -> Answer {
     let message = format!("a header has underscores where `{name}` has dashes");
     let hint = Some(format!("send `{name}`, or leave it out"));
     Answer { hint, ..Answer::plain(400, "http_request_error", "malformed", message) }
+}
+
+/// The answer to a body that says of itself that it is longer than `most` bytes.
+fn too_large(most: u64) -> Answer {
+    let message = format!("the request's body is larger than {most} bytes");
+    let hint = Some("`maxBodyBytes` in the proxy's settings is the limit".to_owned());
+    Answer { hint, ..Answer::plain(413, "http_request_error", TOO_LARGE, message) }
+}
+
+/// Until when a request has to be over, and what it is if it is not.
+fn deadline(head: &Head<'_>, limits: &Limits, started: Instant) -> Option<(Instant, Failure)> {
+    let after = |time: Option<Duration>, failure| Some((started.checked_add(time?)?, failure));
+    let both = [after(grpc::timeout(head), Failure::Late), after(limits.request, Failure::Overdue)];
+    both.into_iter().flatten().min_by_key(|(at, _)| *at)
 }
 
 /// Reads again a head that was right; `None` where it is gone already.

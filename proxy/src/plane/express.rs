@@ -134,7 +134,7 @@ pub async fn carry<S: Client>(
     }
     let mut request = Request::Unsent;
     let http2 = matches!(conn.agreed(), Some(ALPN::H2));
-    let mut upload = Upload::new(shape);
+    let mut upload = Upload::new(shape, exchange.limits());
     let mut repeats = 0;
     loop {
         let unread = match request {
@@ -272,20 +272,28 @@ async fn failed<S: Client>(
 /// Answers a request that goes nowhere. The connection lives on where all of the request is here.
 async fn answer<S: Client>(
     conn: &mut Conn<S>,
-    exchange: &Exchange,
+    exchange: &mut Exchange,
     answer: &Answer,
     shape: Shape,
     request: Request,
 ) -> Carried {
     let whole = !shape.close && (request == Request::Consumed || skip(conn, shape));
     let receipts = answer.receipts().map(Into::into).or_else(|| exchange.own_receipts());
+    let mut lines = Vec::new();
+    exchange.add_answer_lines(&mut lines);
     let manner = Manner {
         form: shape.form,
         receipts: receipts.as_deref(),
         close: !whole || is_leaving(),
         to_head: shape.to_head,
+        lines: &lines,
     };
-    let sent = send(conn, &answer.bytes(&manner), exchange.limits().write).await;
+    let bytes = answer.bytes(&manner);
+    let sent = send(conn, &bytes, exchange.limits().write).await;
+    if sent {
+        let body = memchr::memmem::find(&bytes, b"\r\n\r\n").map_or(0, |end| bytes.len() - end - 4);
+        exchange.body_sent(body as u64);
+    }
     let now = Instant::now();
     exchange.ended(if sent { answer.status } else { 0 }, now);
     match sent {

@@ -58,7 +58,7 @@ pub fn status_of(status: u16, reason: &str) -> u8 {
         (403, _) => 7,                    // PERMISSION_DENIED
         (404 | 405, _) => 12,             // UNIMPLEMENTED
         (412, _) => 9,                    // FAILED_PRECONDITION
-        (431, _) => 8,                    // RESOURCE_EXHAUSTED
+        (413 | 431, _) => 8,              // RESOURCE_EXHAUSTED
         (408 | 502 | 503 | 504, _) => 14, // UNAVAILABLE
         (500 | 508, _) => 13,             // INTERNAL
         _ => 2,                           // UNKNOWN

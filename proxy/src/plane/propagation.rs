@@ -31,6 +31,8 @@ const USER_AGENT: Name<'_> = Name::of("user-agent");
 type Traceparent = [u8; 55];
 /// 32 hexadecimal digits.
 type RequestId = [u8; 32];
+/// The longest id of a request that its sender gives it.
+const LONGEST_ID: usize = 128;
 
 /// What is done to the headers that name a request's trace.
 #[derive(Debug, Default)]
@@ -51,6 +53,8 @@ pub struct Propagation {
     /// The same where it has several keys: kept so that this is not forgotten either.
     conflicted: [Option<Arc<Trace>>; 2],
     edit: TraceEdit,
+    /// The id that its sender gave it, and that it keeps; told where requests have ids.
+    named: Option<Box<str>>,
     /// Whether the key came from what was remembered.
     restored: bool,
     /// What became of the key on the way to here, where an application makes a call and that is known.
@@ -105,6 +109,52 @@ impl Propagation {
         let numbered = head.values(X_REQUEST_ID).next().is_some() || (needs && correlation.request_ids());
         let (parent, request) = (traced.then(begin_trace), numbered.then(request_id));
         Self { edit: TraceEdit { parent, request, replaces: true }, ..Self::default() }
+    }
+
+    /// Sees to it that the request has an id: its sender's, where that may give it one and has given a fit one, else one of
+    /// our own.
+    pub fn identify(&mut self, head: &Head<'_>) {
+        if self.edit.request.is_some() {
+            return;
+        }
+        let fit = |id: &&[u8]| (1..=LONGEST_ID).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic);
+        let mut ids = head.values(X_REQUEST_ID);
+        match (ids.next().filter(fit), ids.next()) {
+            (Some(id), None) if !self.edit.replaces => {
+                self.named = String::from_utf8(id.to_vec()).ok().map(Into::into);
+            }
+            _ => self.edit.request = Some(request_id()),
+        }
+    }
+
+    /// The id of the request, where requests have ids.
+    #[must_use]
+    pub fn request_id(&self) -> Option<&str> {
+        let given = self.edit.request.as_ref().and_then(|id| std::str::from_utf8(id).ok());
+        given.or(self.named.as_deref())
+    }
+
+    /// The id with which the request goes on, if any.
+    #[must_use]
+    pub fn request_id_of<'i>(&'i self, head: &Head<'i>) -> Option<&'i [u8]> {
+        match &self.edit.request {
+            Some(given) => Some(given),
+            None => head.values(X_REQUEST_ID).next().filter(|_| !self.edit.replaces),
+        }
+    }
+
+    /// The id of the trace with which the request goes on, if any, in hexadecimal digits: all 32 where they are known.
+    #[must_use]
+    pub fn trace_id_of(&self, head: &Head<'_>) -> Option<String> {
+        let parent = match &self.edit.parent {
+            Some(begun) => Some(&begun[..]),
+            None if self.edit.replaces => return None,
+            None => head.values(TRACEPARENT).next(),
+        };
+        let whole =
+            parent.and_then(|parent| parent.get(3..35)).filter(|id| id.iter().all(u8::is_ascii_hexdigit));
+        let low = || TraceId::read(head.fields.tracing()).map(|id| digits(id.get()).to_vec());
+        String::from_utf8(whole.map(<[u8]>::to_vec).or_else(low)?).ok()
     }
 
     /// A request for the application behind this sidecar.

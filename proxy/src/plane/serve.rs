@@ -7,12 +7,14 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use pingora_core::apps::HttpServerApp;
+use pingora_core::protocols::ALPN;
 use pingora_core::protocols::http::ServerSession;
 use pingora_proxy::HttpProxy;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
+use tokio::time::timeout_at;
 
-use super::answer::{Answer, Manner};
+use super::answer::{Answer, Manner, TOO_LARGE};
 use super::buffer::{Text, Want};
 use super::conn::{Client, Conn};
 use super::drain::{Drain, is_draining};
@@ -37,6 +39,8 @@ const BUSY: Duration = Duration::from_secs(1);
 /// How long a connection on which nothing is asked is waited for once the process drains: a request may be on
 /// its way. Those that were used while it was leaving were told that they end.
 pub(crate) const UNASKED: Duration = Duration::from_millis(500);
+/// For how long Pingora may still say that a request's time is over, before it is cut.
+const OVERDUE: Duration = Duration::from_millis(500);
 /// Seconds that Pingora believes a connection may be idle; the idle deadline is ours.
 const KEEPALIVE: u64 = 60;
 
@@ -298,7 +302,12 @@ fn read_request<S: Client>(
     if *searched == 0 || has_end(read, *searched) {
         match request::parse(read, |head| decide(&worker.plane, gate, peer, head, read, next)) {
             Ok(None) => {}
-            Ok(Some(decided)) => return decided,
+            Ok(Some(decided)) => {
+                if let Some(next) = next.as_mut().filter(|_| matches!(conn.agreed(), Some(ALPN::H2))) {
+                    next.exchange.came_in_http2();
+                }
+                return decided;
+            }
             Err(malformed) => return Err(refusal_of(malformed)),
         }
     }
@@ -318,11 +327,8 @@ fn decide(
     if head.length > plane.limits.head_bytes {
         return Err(too_large(plane.limits.head_bytes));
     }
-    if head.method == "CONNECT" && !matches!(gate.listener.role, Role::Outbound { .. }) {
-        let what = "CONNECT is for outbound listeners";
-        let hint = "tunnels start at a sidecar's outbound listener".to_owned();
-        let answer = Answer::plain(405, "http_request_denied", "not-supported", what);
-        return Err(Answer { hint: Some(hint), ..answer });
+    if let Some(answer) = refused_method(&gate.listener.role, head.method) {
+        return Err(answer);
     }
     let body = (!head.upgrade).then_some(head.body);
     // Tunnels are no engine's.
@@ -335,6 +341,23 @@ fn decide(
         express::write_head(text, head, &next.exchange, *shape, read);
     }
     Ok(())
+}
+
+/// The answer to a method that a listener does not serve.
+fn refused_method(role: &Role, method: &str) -> Option<Answer> {
+    let (what, hint) = match (role, method) {
+        (Role::Outbound { .. }, _) => return None,
+        (_, "CONNECT") => {
+            ("CONNECT is for outbound listeners", "tunnels start at a sidecar's outbound listener")
+        }
+        // It tells a client what proxies and their secrets add to its request (RFC 9110, section 9.3.8).
+        (Role::Gateway, "TRACE") => {
+            ("TRACE is not answered at a gateway", "`overlane trace` shows the way of a request")
+        }
+        _ => return None,
+    };
+    let answer = Answer::plain(405, "http_request_denied", "not-supported", what);
+    Some(Answer { hint: Some(hint.to_owned()), ..answer })
 }
 
 /// Empty lines before a request line are skipped (RFC 9112, section 2.2).
@@ -352,14 +375,21 @@ async fn lend<S: Client>(
     body: Option<Body>,
     worker: &Worker,
 ) -> Option<Conn<S>> {
+    let until = exchange.must_end();
     // It was parsed before: it is right and complete.
     let head = request::parse(conn.ahead().filled(), request::in_origin_form).ok()??;
     conn.ahead().consume(length);
-    conn.lend(head.clone(), body, worker.plane.limits.body_pace());
+    conn.lend(head.clone(), body, &worker.plane.limits);
     let mut session = ServerSession::new_http1(Box::new(conn));
     session.set_keepalive(Some(KEEPALIVE));
     session.set_connection_user_context(Some(Box::new(Lent { exchange: *exchange, head })));
-    let back = worker.pingora().process_new_http(session, &worker.draining).await?;
+    let carried = worker.pingora().process_new_http(session, &worker.draining);
+    let back = match until.filter(|_| body.is_some()) {
+        None => carried.await?,
+        // Who has not begun to answer by then gets a 504 of the engine's; it knows no time for the whole. The
+        // connection is in its hands, and is closed.
+        Some(until) => timeout_at((until + OVERDUE).into(), Box::pin(carried)).await.ok()??,
+    };
     let (stream, _) = back.consume();
     let mut conn = *stream.into_any().downcast::<Conn<S>>().ok()?;
     // What is left of a body is no request.
@@ -373,7 +403,7 @@ fn refusal_of(malformed: Malformed) -> Answer {
 
 fn too_large(limit: usize) -> Answer {
     let what = format!("the request's head is larger than {limit} bytes");
-    Answer::plain(431, "http_request_error", "too-large", what)
+    Answer::plain(431, "http_request_error", TOO_LARGE, what)
 }
 
 /// Answers a request that no engine may see, and closes.
@@ -386,7 +416,7 @@ pub(crate) async fn refuse<S: Client>(
 ) {
     count(Event::HeadRefused);
     let access = &worker.plane.access;
-    if access.is_on() {
+    if access.wants_refusal() {
         access.log(Line::refused(gate.role(), answer.status, answer.reason, peer.address));
     }
     let bytes = answer.bytes(&Manner { close: true, ..Manner::default() });

@@ -17,11 +17,13 @@ use super::drain::{Drain, Stage, announce};
 use super::listen::{Listening, Place, SocketFile, listen};
 use super::serve::Worker;
 use super::shortage::Shortage;
-use super::{Gate, ListenerSettings, Plane, deadline, h2, link, role_name};
+use super::{Gate, Plane, RedirectSettings, deadline, h2, link, role_name};
 use crate::correlation::{Correlation, CorrelationSettings};
 use crate::metrics::{Event, MeterDoor, answer_scrapes, count};
+use crate::names::Names;
+use crate::settings::Settings;
 use crate::tls::credentials::Credentials;
-use crate::upstream::Upstream;
+use crate::upstream::{Address, Upstream};
 
 /// How long a connection that a client has begun to open has to come to its end before its listener closes.
 const SETTLING: Duration = Duration::from_millis(100);
@@ -41,35 +43,47 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// Binds `workers` sockets on each listener; the files of unix sockets get `mode`.
+    /// Binds a socket for each worker on each listener.
     ///
     /// # Errors
     /// An address that is taken or not ours.
-    pub fn new(
-        listeners: &[ListenerSettings],
-        workers: usize,
-        mode: u32,
-        names: &crate::names::Names,
-        correlation: &CorrelationSettings,
-        tls: Option<&Arc<Credentials>>,
-    ) -> io::Result<Self> {
+    pub fn new(settings: &Settings, names: &Names, tls: Option<&Arc<Credentials>>) -> io::Result<Self> {
+        let Settings { listeners, redirect, workers, socket_mode, correlation, .. } = settings;
         let speaks = |role| tls.filter(|tls| tls.settings().roles.contains(&role_name(role))).cloned();
         let mut sidecars = Sidecars { settings: correlation, known: Vec::new() };
-        let mut sockets: Vec<Vec<Listening>> = (0..workers).map(|_| Vec::new()).collect();
+        let mut sockets: Vec<Vec<Listening>> = (0..*workers).map(|_| Vec::new()).collect();
         let (mut gates, mut files) = (Vec::new(), Vec::new());
-        for settings in listeners {
-            let Place { address, sockets: shared, file } = listen(&settings.address, workers, mode)?;
+        let mut bind = |address: &Address| -> io::Result<Address> {
+            let Place { address, sockets: shared, file } = listen(address, *workers, *socket_mode)?;
             files.extend(file);
             for (own, socket) in sockets.iter_mut().zip(shared) {
                 own.push(socket);
             }
+            Ok(address)
+        };
+        for settings in listeners {
             gates.push(Arc::new(Gate {
-                address,
+                address: bind(&settings.address)?,
                 listener: settings.listener.clone(),
                 app: settings.app.clone().map(|url| Upstream::new(Arc::new([url]), names, true)),
                 trust: settings.trust.clone(),
                 tls: speaks(&settings.listener.role),
+                redirect: None,
                 correlation: sidecars.correlation(&settings.listener.role),
+            }));
+        }
+        let gateway = gates.iter().find(|gate| gate.listener.role == Role::Gateway).cloned();
+        if let (Some(RedirectSettings { address, port }), Some(gateway)) = (redirect, gateway) {
+            let port = port.or(gateway.address.tcp().map(|address| address.port()));
+            gates.push(Arc::new(Gate {
+                address: bind(address)?,
+                listener: gateway.listener.clone(),
+                app: None,
+                trust: gateway.trust.clone(),
+                tls: None,
+                // The port that an `https:` url means.
+                redirect: Some(port.unwrap_or(443)),
+                correlation: gateway.correlation.clone(),
             }));
         }
         Ok(Self { gates, sockets, files })

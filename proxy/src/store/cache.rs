@@ -97,6 +97,14 @@ pub struct CacheFigures {
     pub failed: u64,
 }
 
+/// Makes the directory of a cache where it is not there: what is in it is nobody else's business.
+///
+/// # Errors
+/// What the system says.
+pub fn make_directory(directory: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)
+}
+
 /// The cache of one store.
 #[derive(Debug)]
 pub struct Cache {
@@ -228,7 +236,7 @@ impl Cache {
     /// # Errors
     /// What the system says; the file is as it was then.
     fn write(&self, lists: &[Vec<Arc<Source>>]) -> io::Result<bool> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
+        make_directory(&self.directory)?;
         let at = |ending: &str| self.directory.join(format!(".{}.{ending}", self.name));
         let open = |options: &mut OpenOptions, path: &Path| options.write(true).mode(0o600).open(path);
         let lock = open(OpenOptions::new().create(true).truncate(false), &at("lock"))?;

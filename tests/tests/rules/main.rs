@@ -31,6 +31,8 @@ mod off_limits;
 mod overload;
 /// Tunnels by CONNECT.
 mod passage;
+/// What a gateway does against strangers, besides not believing them.
+mod protection;
 /// Every protocol of clients with every protocol of upstreams.
 mod protocols;
 /// A load balancer says whose connection it is.

@@ -124,6 +124,22 @@ fn key(key: &str) -> String {
 }
 
 #[test]
+fn a_body_that_becomes_too_large_is_refused_or_cut_in_every_protocol() {
+    each(&Limits { body_bytes: Some(4), ..Limits::default() }, async |stage, client| {
+        let mut asked = client.ask(stage.address(client), "/echo", "").await;
+        asked.send(b"abc").await;
+        asked.send(b"de").await;
+        let answer = asked.answer().await;
+        let status = answer.status;
+        assert!(
+            status == 413 || answer.end().await.is_none(),
+            "{client:?}, upstream {:?}: {status}",
+            stage.upstream
+        );
+    });
+}
+
+#[test]
 fn bodies_and_trailers_pass_and_the_key_travels() {
     each(&Limits::default(), async |stage, client| {
         for (id, who, receipt) in KEYS {

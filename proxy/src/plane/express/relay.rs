@@ -131,9 +131,9 @@ pub(super) struct Upload {
 
 impl Upload {
     /// The body of a request of this shape, as far as it is not kept with its head.
-    pub(super) fn new(shape: Shape) -> Self {
+    pub(super) fn new(shape: Shape, limits: &Limits) -> Self {
         let body = if shape.kept > 0 { Body::Length(0) } else { shape.body };
-        Self { progress: Progress::new(body), ready: 0, sent: Some(Vec::new()) }
+        Self { progress: Progress::within(body, limits.most_of_a_body()), ready: 0, sent: Some(Vec::new()) }
     }
 
     fn note(&mut self, bytes: &[u8]) {
@@ -189,6 +189,8 @@ pub(super) struct Relay<'r, S> {
     response_read: u64,
     /// How much the client took.
     response_sent: u64,
+    /// How much of that is heads.
+    heads_length: u64,
     /// When the client's own patience ends.
     late: Option<Deadline>,
     /// How much was searched for the end of the response's head.
@@ -217,7 +219,7 @@ impl<'r, S: Client> Relay<'r, S> {
         since: Instant,
     ) -> Self {
         let wait = Wait::new(Some(since));
-        let late = exchange.deadline().map(|at| {
+        let late = exchange.deadline().map(|(at, _)| {
             let deadline = Deadline::default();
             deadline.arm(at);
             deadline
@@ -243,6 +245,7 @@ impl<'r, S: Client> Relay<'r, S> {
             response_wait: wait,
             response_read: 0,
             response_sent: 0,
+            heads_length: 0,
             late,
             searched: 0,
             interim: 0,
@@ -262,8 +265,14 @@ impl<'r, S: Client> Relay<'r, S> {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Outcome, (Failure, u16)>> {
         match self.advance(cx) {
             Ok(Poll::Pending) => Poll::Pending,
-            Ok(Poll::Ready(())) => Poll::Ready(Ok(self.outcome())),
-            Err(failure) => Poll::Ready(Err((failure, self.status_begun()))),
+            Ok(Poll::Ready(())) => {
+                self.exchange.body_sent(self.response_sent.saturating_sub(self.heads_length));
+                Poll::Ready(Ok(self.outcome()))
+            }
+            Err(failure) => {
+                self.exchange.body_sent(self.response_sent.saturating_sub(self.heads_length));
+                Poll::Ready(Err((failure, self.status_begun())))
+            }
         }
     }
 
@@ -306,7 +315,10 @@ impl<'r, S: Client> Relay<'r, S> {
             let Upload { progress, ready, .. } = &mut *self.request;
             if *ready == 0 && !progress.is_done() {
                 let read = self.conn.ahead().filled();
-                *ready = progress.advance(read).map_err(|_| Failure::BodyMalformed)?;
+                *ready = progress.advance(read).map_err(|wrong| match wrong.is_too_large() {
+                    true => Failure::BodyTooLarge,
+                    false => Failure::BodyMalformed,
+                })?;
             }
             if !self.head.is_empty() || *ready > 0 {
                 let body = &self.conn.ahead().filled()[..*ready];
@@ -472,6 +484,7 @@ impl<'r, S: Client> Relay<'r, S> {
         if self.unmet.is_some() {
             return Err(Failure::Unmet);
         }
+        self.heads_length += self.text.len() as u64;
         match parsed {
             // A switch that nobody asked for, or before the request is whole.
             Ok(Some((_, SWITCHING, ..))) if !self.switches() => Err(Failure::UpstreamMalformed),
@@ -519,7 +532,7 @@ impl<'r, S: Client> Relay<'r, S> {
         response: On,
     ) -> Result<(), Failure> {
         if self.late.as_ref().is_some_and(|late| late.poll(cx).is_ready()) {
-            return Err(Failure::Late);
+            return Err(self.exchange.deadline().map_or(Failure::Late, |(_, failure)| failure));
         }
         if let Some(on) = request {
             match self.request_limit(on) {

@@ -34,6 +34,18 @@ fn an_upstream_that_does_not_answer_is_a_504() {
 }
 
 #[test]
+fn a_request_has_a_time_in_all_where_that_is_set() {
+    let within = || Script::within(Limits { request: Some(SHORT), ..Limits::default() });
+    holds(within().send(GET).arrives("GET /").refused(504).upstream_ended());
+    let answered =
+        within().send(GET).arrives("GET /").reply("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc");
+    holds(answered.answered_so_far("200 abc").cut("200 abc").upstream_ended());
+    let streamed = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n";
+    let streamed = within().send(GET).arrives("GET /").reply(streamed);
+    holds(streamed.answered_so_far("200 abc").cut("200 abc").upstream_ended());
+}
+
+#[test]
 fn an_upstream_that_stops_in_its_answer_cuts_it() {
     holds(
         Script::within(Limits { upstream_read: SHORT, ..Limits::default() })

@@ -5,7 +5,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::thread::{JoinHandle, spawn};
 use std::time::Duration;
 
-use overlane::plane::EngineChoice;
+use overlane::plane::{EngineChoice, Limits};
 use overlane_tests::case::{each_holds, holds};
 use overlane_tests::script::Script;
 use overlane_tests::stage::Slot;
@@ -61,6 +61,54 @@ fn responses_may_have_many_fields() {
             .answered("200 ok")
             .has("x-0: 0")
             .has("x-89: 89"),
+    );
+}
+
+/// Bodies of at most four bytes.
+fn within_four() -> Script {
+    Script::within(Limits { body_bytes: Some(4), ..Limits::default() })
+}
+
+#[test]
+fn a_body_that_says_that_it_is_too_large_is_a_413_and_goes_nowhere() {
+    let post = |fields: &str, body: &str| format!("POST / HTTP/1.1\r\nHost: x\r\n{fields}\r\n\r\n{body}");
+    each_holds(
+        [
+            ("length", within_four().send(post("Content-Length: 5", "ab"))),
+            ("only the head", within_four().send(post("Content-Length: 999999999999", ""))),
+            ("asks before", within_four().send(post("Expect: 100-continue\r\nContent-Length: 5", ""))),
+            ("HTTP/1.0", within_four().send("POST / HTTP/1.0\r\nContent-Length: 5\r\n\r\nab")),
+            ("PUT", within_four().send(post("Content-Length: 5", "ab").replace("POST", "PUT"))),
+        ]
+        .map(|(name, script)| (name, script.refused(413).nothing_more_arrives())),
+    );
+    holds(
+        within_four()
+            .send(post("Content-Length: 4", "abcd"))
+            .arrives("POST / abcd")
+            .reply(OK)
+            .answered("200 ok"),
+    );
+}
+
+#[test]
+fn chunks_that_become_too_many_are_a_413_and_their_upstream_sees_no_end() {
+    let chunked = |chunks: &str| format!("{CHUNKED}{chunks}");
+    holds(
+        within_four()
+            .send(chunked("2\r\nab\r\n2;x\r\ncd\r\n0\r\n\r\n"))
+            .arrives("POST / abcd")
+            .reply(OK)
+            .answered("200 ok"),
+    );
+    holds(within_four().send(chunked("5\r\n")).refused(413));
+    holds(
+        within_four()
+            .send(chunked("3\r\nabc\r\n"))
+            .arrives_so_far("POST / abc")
+            .send("2\r\nde\r\n0\r\n\r\n")
+            .refused(413)
+            .upstream_ended(),
     );
 }
 

@@ -27,6 +27,13 @@ fn the_authority_of_an_absolute_target_is_the_host() {
 }
 
 #[test]
+fn a_gateway_does_not_say_what_it_was_sent() {
+    let trace = "TRACE / HTTP/1.1\r\nHost: x\r\nCookie: secret\r\n\r\n";
+    holds(Script::new().send(trace).refused(405).nothing_more_arrives());
+    holds(Script::sidecar(None).send(trace).arrives("TRACE /").reply(OK).answered("200 ok"));
+}
+
+#[test]
 fn heads_that_are_too_large() {
     let long = |length: usize| format!("GET / HTTP/1.1\r\nHost: x\r\nA: {}\r\n\r\n", "a".repeat(length));
     holds(Script::new().send(long(65_000)).arrives("GET /").reply(OK).answered("200 ok"));

@@ -1,0 +1,48 @@
+//! What the access log says of a request's head.
+
+use super::propagation::Propagation;
+use crate::access::{Wanted, loggable_path, loggable_text, loggable_url};
+use crate::h1::Name;
+use crate::h1::request::Head;
+
+const REFERER: Name<'_> = Name::of("referer");
+const USER_AGENT: Name<'_> = Name::of("user-agent");
+
+/// What the access log says of a request's head.
+#[derive(Debug)]
+pub struct Asked {
+    /// Whether it is said whatever becomes of the request; else where that is an error.
+    pub sampled: bool,
+    /// The authority that was called.
+    pub authority: String,
+    /// The path, without query.
+    pub path: String,
+    /// The version of HTTP.
+    pub version: &'static str,
+    /// The request's id, as it goes upstream.
+    pub request_id: Option<String>,
+    /// The id of its trace, as it goes upstream.
+    pub trace_id: Option<String>,
+    /// Where the client says that it comes from, and what it says that it is, where that is wanted.
+    pub referer: Option<String>,
+    /// See `referer`.
+    pub agent: Option<String>,
+}
+
+impl Asked {
+    /// What is `wanted` of a head; `propagation` knows what becomes of the ids in it.
+    #[must_use]
+    pub fn of(head: &Head<'_>, propagation: &Propagation, wanted: Wanted) -> Self {
+        let said = |name| head.values(name).next().filter(|_| wanted.combined);
+        Self {
+            sampled: wanted.sampled,
+            authority: loggable_text(head.authority.as_bytes()),
+            path: loggable_path(head.path),
+            version: if head.old { "1.0" } else { "1.1" },
+            request_id: propagation.request_id_of(head).map(loggable_text),
+            trace_id: propagation.trace_id_of(head),
+            referer: said(REFERER).map(loggable_url),
+            agent: said(USER_AGENT).map(loggable_text),
+        }
+    }
+}
