@@ -1,8 +1,9 @@
 //! Paths of requests: where one leads must not depend on who reads it (docs/decisions/0029-paths.md).
 //!
-//! The gateway reads a path as RFC 3986 does, and passes it on as it came. Whoever is behind it may read more into it:
-//! decode slashes, or decode twice; take backslashes for slashes; leave out parameters, empty segments, what follows a
-//! NUL. Where such a reader would find itself at another service, or where nothing is exposed, nobody gets the request.
+//! The gateway reads a path as RFC 3986 does, and passes it on as it came. Whoever is behind it may read less into it, and
+//! decode nothing, or more: decode slashes, or decode twice; take backslashes for slashes; leave out parameters, empty
+//! segments, what follows a NUL. Where such a reader would find itself at another service, or where nothing is exposed,
+//! nobody gets the request.
 
 /// The longest path that is read in all ways, in bytes.
 const MAX_LENGTH: usize = 2048;
@@ -14,8 +15,9 @@ type Reader = fn(&[u8]) -> Vec<u8>;
 
 /// Ways to read a path in which it becomes another one. Applied in any order and as often as they change something, they are
 /// what servers and frameworks do.
-const READERS: [Reader; 9] = [
+const READERS: [Reader; 10] = [
     without_dot_segments,
+    with_unreserved_characters,
     decoded,
     decoded_as_iis_does,
     without_overlong_forms,
@@ -46,13 +48,11 @@ pub fn is_plain(path: &str) -> bool {
 /// # Errors
 /// Its readers are led to different places, or there are too many ways to read it.
 pub fn agreed<T: PartialEq>(path: &str, lead: impl Fn(&[u8]) -> T) -> Result<T, Disagreement> {
-    // That an unreserved character is escaped changes nothing (RFC 3986, section 2.3): so reads everybody.
-    let literal = decoded_if(path.as_bytes(), is_unreserved);
-    if literal.len() > MAX_LENGTH {
+    if path.len() > MAX_LENGTH {
         return Err(Disagreement);
     }
-    let led = lead(&without_dot_segments(&literal));
-    let mut readings = vec![literal];
+    let led = lead(&without_dot_segments(&with_unreserved_characters(path.as_bytes())));
+    let mut readings = vec![path.as_bytes().to_vec()];
     let mut at = 0;
     while let Some(reading) = readings.get(at) {
         if lead(reading) != led {
@@ -78,6 +78,11 @@ pub struct Disagreement;
 /// RFC 3986, section 2.3.
 fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+}
+
+/// What an escape of such a character means to everybody who decodes anything.
+fn with_unreserved_characters(path: &[u8]) -> Vec<u8> {
+    decoded_if(path, is_unreserved)
 }
 
 fn decoded(path: &[u8]) -> Vec<u8> {
@@ -234,7 +239,7 @@ mod tests {
             (up_to_its_end, "/a\0/..", "/a"),
             (up_to_its_end, "/a?b#c", "/a"),
             (up_to_its_end, "/a#c?b", "/a"),
-            (|path| decoded_if(path, is_unreserved), "/%61%2E%7e%2f%C3", "/a.~%2f%C3"),
+            (with_unreserved_characters, "/%61%2E%7e%2f%C3", "/a.~%2f%C3"),
             (without_dot_segments, "/a/../b", "/b"),
         ];
         for (read, path, reading) in cases {

@@ -143,14 +143,14 @@ mod readers {
         output
     }
 
-    pub(crate) const ALL: [fn(&str) -> String; 9] =
-        [decoded, windows, overlong, backslashes, parameters, merged, printed, cut, dots];
+    pub(crate) const ALL: [fn(&str) -> String; 10] =
+        [unreserved, decoded, windows, overlong, backslashes, parameters, merged, printed, cut, dots];
 }
 
 /// All that readers, in any order and again and again, make of a path.
 fn readings(path: &str) -> BTreeSet<String> {
     let mut all = BTreeSet::new();
-    let mut new = vec![readers::unreserved(path)];
+    let mut new = vec![path.to_owned()];
     while let Some(path) = new.pop() {
         if all.insert(path.clone()) {
             new.extend(readers::ALL.iter().map(|read| read(&path)));

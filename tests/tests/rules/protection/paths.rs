@@ -22,9 +22,13 @@ fn a_path_on_which_readers_disagree_reaches_nobody_and_any_other_goes_on_as_it_c
             let head = format!("GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
             ask(running.addresses()[0], head)
         };
-        for path in
-            ["/public/..%2fprivate", "/public/../private", "/public/..;/private", "/public/..\\private"]
-        {
+        for path in [
+            "/%70ublic",
+            "/public/..%2fprivate",
+            "/public/../private",
+            "/public/..;/private",
+            "/public/..\\private",
+        ] {
             let answer = get(path);
             assert!(
                 answer.starts_with("HTTP/1.1 400") && answer.contains("(malformed)"),
@@ -33,7 +37,7 @@ fn a_path_on_which_readers_disagree_reaches_nobody_and_any_other_goes_on_as_it_c
             let absolute = get(&format!("http://x{path}?q"));
             assert!(absolute.starts_with("HTTP/1.1 400"), "{engine:?} {path}: {absolute}");
         }
-        for target in ["/public/a%2Fb;c/./d//e?f=/../%2e", "/%70ublic", "/public?/../private"] {
+        for target in ["/public/a%2Fb;c/./d//e?f=/../%2e", "/public/%7Euser", "/public?/../private"] {
             assert!(get(target).ends_with("open"), "{engine:?} {target}");
             let arrived = opened.try_recv().unwrap();
             assert!(arrived.starts_with(&format!("GET {target} HTTP/1.1\r\n")), "{engine:?}: {arrived}");
