@@ -116,21 +116,9 @@ impl Prepared {
         let mut follower = settings.store.as_ref().map(|store| Follower::new(store, settings.resync));
         let cache = settings.cache.as_ref().zip(settings.store.as_ref());
         let cache = cache.map(|(directory, store)| Arc::new(Cache::new(directory, store)));
-        let mut changes = given;
-        if let Some(follower) = &mut follower {
-            if let Some(cache) = &cache {
-                take_kept(cache, follower, &control);
-            }
-            let (read, problem) = follower.read_everything();
-            changes.extend(read);
-            control.store_problem(problem);
-        }
-        control.apply(&changes, Trigger::Start);
-        // Sidecars call each other's inbound listeners; nobody calls the others from here.
-        let edges =
-            bound.gates().iter().filter(|gate| gate.role() != "inbound").map(|gate| gate.address.clone());
+        take_in(given, follower.as_mut(), cache.as_deref(), &control);
         let others = [admin.0].into_iter().chain(probes.as_ref().map(|probes| probes.0));
-        let own = edges.chain(others.map(Address::Tcp)).collect();
+        let own = own_addresses(bound.gates(), others);
         let (access, written) =
             settings.access_log.map_or_else(AccessLog::off, |log| AccessLog::to(io::stdout(), log));
         let gates = bound.gates().to_vec();
@@ -153,7 +141,7 @@ impl Prepared {
         });
         let workers = bound.start(&plane, &drain)?;
         let retired = plane.published.clone();
-        let spawn = |what, task| spawn(runtime.handle(), &drain, what, task);
+        let spawn = |what, task: Task| spawn(runtime.handle(), &drain, what, task);
         spawn("collecting old snapshots", Box::pin(async move { retired.collect().await }));
         spawn("expiring overlays", Box::pin(expire(control.clone())));
         if let Some(cache) = &cache {
@@ -165,25 +153,16 @@ impl Prepared {
         if let Some(follower) = follower {
             spawn("following the store", Box::pin(follow(follower, reloads, control.clone())));
         }
-        if let Some(tls) = &tls {
-            spawn("following certificates", Box::pin(tls::follow::follow(tls.clone(), settings.resync)));
-        }
-        if !settings.upstream_tls.is_empty() {
-            spawn("following authorities", Box::pin(tls::follow::follow(upstreams.clone(), settings.resync)));
-        }
-        if let Some(tokens) = &tokens {
-            spawn("following keys of tokens", Box::pin(tls::follow::follow(tokens.clone(), settings.resync)));
-        }
-        let token = settings.admin_token.map(Arc::from);
-        let doors = workers.doors().to_vec();
+        let followed = (!settings.upstream_tls.is_empty()).then_some(&upstreams);
+        follow_credentials(tls.as_ref(), followed, tokens.as_ref(), settings.resync, &spawn);
         let state = Admin {
             control: control.clone(),
             gates: gates.clone(),
-            doors,
+            doors: workers.doors().to_vec(),
             carriers: settings.carriers,
             reload: reload.clone(),
             drain: drain.clone(),
-            token,
+            token: settings.admin_token.map(Arc::from),
             tls: tls.clone(),
             upstreams: upstreams.clone(),
             tokens: tokens.clone(),
@@ -191,10 +170,8 @@ impl Prepared {
         };
         let probes_at = probes.as_ref().map(|probes| probes.0);
         if let Some((_, socket)) = probes {
-            spawn(
-                "the probes listener",
-                Box::pin(admin::serve(socket, state.clone().probes(), over.clone())),
-            );
+            let serving = admin::serve(socket, state.clone().probes(), over.clone());
+            spawn("the probes listener", Box::pin(serving));
         }
         spawn("the admin listener", Box::pin(admin::serve(admin.1, state.router(), over)));
         Ok(Running {
@@ -228,6 +205,51 @@ fn spawn(runtime: &Handle, drain: &Drain, what: &'static str, task: Task) {
             drain.fail(what);
         }
     });
+}
+
+/// Takes in the blueprints, those of the store and `given` ones.
+fn take_in(
+    given: Vec<FileChange>,
+    follower: Option<&mut Follower>,
+    cache: Option<&Cache>,
+    control: &Control,
+) {
+    let mut changes = given;
+    if let Some(follower) = follower {
+        if let Some(cache) = cache {
+            take_kept(cache, follower, control);
+        }
+        let (read, problem) = follower.read_everything();
+        changes.extend(read);
+        control.store_problem(problem);
+    }
+    control.apply(&changes, Trigger::Start);
+}
+
+/// Addresses that no request may be sent to. Sidecars call each other's inbound listeners; nobody calls the
+/// others from here.
+fn own_addresses(gates: &[Arc<Gate>], others: impl Iterator<Item = SocketAddr>) -> Vec<Address> {
+    let edges = gates.iter().filter(|gate| gate.role() != "inbound").map(|gate| gate.address.clone());
+    edges.chain(others.map(Address::Tcp)).collect()
+}
+
+/// Follows the files of certificates, authorities and keys.
+fn follow_credentials(
+    tls: Option<&Arc<Credentials>>,
+    upstreams: Option<&Arc<Upstreams>>,
+    tokens: Option<&Arc<Tokens>>,
+    resync: Duration,
+    spawn: &impl Fn(&'static str, Task),
+) {
+    if let Some(tls) = tls {
+        spawn("following certificates", Box::pin(tls::follow::follow(tls.clone(), resync)));
+    }
+    if let Some(upstreams) = upstreams {
+        spawn("following authorities", Box::pin(tls::follow::follow(upstreams.clone(), resync)));
+    }
+    if let Some(tokens) = tokens {
+        spawn("following keys of tokens", Box::pin(tls::follow::follow(tokens.clone(), resync)));
+    }
 }
 
 /// Begins with what was kept of the store when it was last read.

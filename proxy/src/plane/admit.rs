@@ -57,7 +57,9 @@ pub fn admit(accepted: Accepted, gate: Arc<Gate>, worker: Arc<Worker>) -> impl F
         let Some(address) = client_of(&mut conn, peer, &gate, &worker).await else {
             return count(Event::ProxyHeaderRefused);
         };
-        let most = worker.plane.limits.client_connections.filter(|_| gate.listener.role == Role::Gateway);
+        // A hop's connections are those of many clients.
+        let is_client = gate.listener.role == Role::Gateway && !worker.plane.forwarding.believes(address);
+        let most = worker.plane.limits.client_connections.filter(|_| is_client);
         let Some(_place) = Place::take(address, most) else {
             return count(Event::ClientFull);
         };

@@ -5,7 +5,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Instant;
 
 use overlane::plane::Limits;
+use overlane::plane::forwarded::Forwarding;
 use overlane::plane::trust::Trust;
+use overlane::settings::Settings;
 use overlane_config::route::Role;
 use overlane_tests::stage;
 
@@ -26,7 +28,8 @@ fn a_client_has_so_many_connections_at_a_gateway_and_more_are_closed_and_counted
         let (upstream, _heads) = service("web");
         let limits = Limits { client_connections: Some(2), ..Limits::default() };
         let gateway = stage::listener(Role::Gateway, "", None, Trust::Any);
-        let running = stage::start_within(engine, limits, vec![gateway], stage::files("", upstream));
+        let settings = Settings { engine, limits, ..Settings::in_process(vec![gateway]) };
+        let running = stage::start_as(settings.clone(), stage::files("", upstream));
         let address = running.addresses()[0];
         let (first, second) = (connect(address), connect(address));
         assert!(first.1 && second.1, "{engine:?}");
@@ -40,5 +43,10 @@ fn a_client_has_so_many_connections_at_a_gateway_and_more_are_closed_and_counted
         while !connect(address).1 {
             assert!(Instant::now() < until, "{engine:?}: the place does not come back");
         }
+        let hops = vec!["127.0.0.0/8".parse().unwrap()];
+        let forwarding = Forwarding { hops, ..Forwarding::default() };
+        let running = stage::start_as(Settings { forwarding, ..settings }, stage::files("", upstream));
+        let of_a_hop: Vec<_> = (0..4).map(|_| connect(running.addresses()[0])).collect();
+        assert!(of_a_hop.iter().all(|(_, served)| *served), "{engine:?}: a hop is not a client");
     }
 }
