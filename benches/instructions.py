@@ -4,17 +4,21 @@
     cargo build --profile dist -p overlane
     python3 benches/instructions.py target/dist/overlane [--overlays N,…] [--case known|unknown|none] [--engine auto|pingora]
                                     [--role gateway|inbound|outbound] [--restore trace|nothing]
+                                    [--token none|cached|fresh|bad] [--key ed25519|hmac]
                                     [--most N] [--spread PERCENT] [--profile]
 
 One worker of the gateway, everything on but the access log: key read, decision, propagation, X-Forwarded-*, receipt,
 metrics, deadlines, pools. 32 keep-alive connections each have one request under way, as in benches/compare. Only what
 happens between two moments of the steady state is counted, and divided by the requests. With `--role inbound` each request
 has a key and a trace of its own, which are remembered; with `--role outbound` it has a trace and gets its key from
-there, or brings its key along where `--restore nothing` says that traces do not count. Exits with 1 where a count is
+there, or brings its key along where `--restore nothing` says that traces do not count. With `--token` the gateway trusts
+nobody, and each request shows an overlay token: the same one (`cached`), one that was never seen before (`fresh`: what
+verification costs), or one whose signature is wrong (`bad`). Exits with 1 where a count is
 over `--most`, or where counts differ by more than `--spread` per cent.
 """
 
 import argparse
+import itertools
 import pathlib
 import re
 import signal
@@ -67,6 +71,28 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def tokens(options, folder, count):
+    """Tokens for the overlay that is asked for, without end; nothing where none are shown."""
+    if options.token == "none":
+        return None
+
+    def overlane(*arguments):
+        return subprocess.run([options.binary, "token", *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+    overlane("key", "--out", str(folder / "key"), *(["--hmac"] if options.key == "hmac" else []))
+
+    def issue(ttl):
+        return overlane("issue", "--overlay", f"overlay-{count - 1}", "--audience", "counting", "--ttl", f"{ttl}s", "--key", str(folder / "key"))
+
+    # As many as requests are sent, each with a time of its own.
+    many = (WARM * 2 + COUNTED) * CONNECTIONS if options.token == "fresh" else 1
+    issued = [issue(100_000 + number) for number in range(many)]
+    if options.token == "bad":
+        other = issue(50_000).rsplit(".", 1)[1]
+        issued = [issued[0].rsplit(".", 1)[0] + "." + other]
+    return iter(issued) if options.token == "fresh" else itertools.cycle(issued)
+
+
 class Proxy:
     """The binary under callgrind, which counts only when it is told to."""
 
@@ -75,6 +101,9 @@ class Proxy:
         backend = upstream()
         (folder / "settings.yaml").write_text(f"correlation: {{by: [{options.restore.replace('nothing', '')}]}}\n")
         listeners = ["--gateway", f"127.0.0.1:{port}"]
+        self.tokens = tokens(options, folder, count)
+        if options.token != "none":
+            listeners += ["--trust", "none", "--token-key", str(folder / "key"), "--token-audience", "counting"]
         if options.role != "gateway":
             arrivals = port if options.role == "inbound" else free_port()
             listeners = ["--inbound", f"127.0.0.1:{arrivals}", "--app", f"http://127.0.0.1:{backend}", "--service", "web"]
@@ -106,7 +135,8 @@ class Proxy:
             # The application's calls on one connection are all of the trace that arrived there.
             trace = f"traceparent: 00-{self.traces if self.role == 'inbound' else number + 1:032x}-b7ad6b7169203331-01\r\n"
             key = "" if self.role == "outbound" and self.restore == "trace" else key
-        return ("GET / HTTP/1.1\r\nHost: web\r\nUser-Agent: counting\r\nAccept: */*\r\n" f"{trace}{key}\r\n").encode()
+        token = f"x-overlay-token: {next(self.tokens)}\r\n" if self.tokens else ""
+        return ("GET / HTTP/1.1\r\nHost: web\r\nUser-Agent: counting\r\nAccept: */*\r\n" f"{token}{trace}{key}\r\n").encode()
 
     def connect(self, port):
         for _ in range(1200):
@@ -179,6 +209,8 @@ def main():
     parser.add_argument("--engine", choices=["auto", "pingora"], default="auto")
     parser.add_argument("--role", choices=["gateway", "inbound", "outbound"], default="gateway")
     parser.add_argument("--restore", choices=["trace", "nothing"], default="trace")
+    parser.add_argument("--token", choices=["none", "cached", "fresh", "bad"], default="none")
+    parser.add_argument("--key", choices=["ed25519", "hmac"], default="ed25519", help="what signs the tokens")
     parser.add_argument("--most", type=int, help="the budget: instructions per request")
     parser.add_argument("--spread", type=float, help="by how many per cent the counts may differ")
     parser.add_argument("--profile", action="store_true", help="show the functions that they are spent in")
@@ -192,7 +224,8 @@ def main():
             finally:
                 proxy.stop()
             counts.append(count)
-            print(f"{overlays:>9,} overlays, {options.case} key, {options.role}, engine {options.engine}: {count:,.0f} instructions per request")
+            token = "" if options.token == "none" else f", {options.token} token by {options.key}"
+            print(f"{overlays:>9,} overlays, {options.case} key{token}, {options.role}, engine {options.engine}: {count:,.0f} instructions per request")
             if options.profile:
                 subprocess.run(["callgrind_annotate", "--auto=no", str(profile)], check=True)
     if options.most and max(counts) > options.most:

@@ -52,6 +52,14 @@ pub enum Event {
     RequestEnded,
     /// A request named an overlay that nobody knows.
     UnknownOverlay,
+    /// The authorizer was asked, and gave a right.
+    AuthorizerGranted,
+    /// It gave none.
+    AuthorizerRefused,
+    /// It did not answer, or not in time.
+    AuthorizerFailed,
+    /// It was not asked: so many questions are open already.
+    AuthorizerBusy,
     /// Overlay headers of a sender that is not trusted were removed.
     UntrustedHeaders,
     /// Two carriers of a request named different keys.
@@ -604,6 +612,7 @@ fn event_families(meter: &Meter) -> Vec<MetricFamily> {
             "Requests whose overlay headers were removed because the sender is not trusted.",
             Event::UntrustedHeaders,
         ),
+        authorizer_family(meter),
         family(
             "overlane_invalid_keys_total",
             "Requests with a key that is no valid id, by carrier.",
@@ -747,6 +756,19 @@ fn cache_family(figures: CacheFigures) -> MetricFamily {
     let results = results.map(|(result, count)| counter(vec![pair("result", result)], count));
     let help = "Writes of the store's cache, by result.";
     family("overlane_cache_writes_total", help, MetricType::COUNTER, results.into())
+}
+
+fn authorizer_family(meter: &Meter) -> MetricFamily {
+    let results = [
+        ("granted", Event::AuthorizerGranted),
+        ("refused", Event::AuthorizerRefused),
+        ("failed", Event::AuthorizerFailed),
+        ("busy", Event::AuthorizerBusy),
+    ];
+    let results =
+        results.map(|(result, event)| counter(vec![pair("result", result)], meter.events[event as usize]));
+    let help = "Questions to the authorizer, by result.";
+    family("overlane_authorizer_questions_total", help, MetricType::COUNTER, results.into())
 }
 
 fn token_families(refused: &RefusedTokens, failures: u64) -> [MetricFamily; 2] {

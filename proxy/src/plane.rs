@@ -7,6 +7,7 @@ pub mod admit;
 pub mod announced;
 pub mod answer;
 pub mod asked;
+pub mod authorizer;
 pub mod bearer;
 pub mod buffer;
 pub mod clients;
@@ -50,6 +51,7 @@ use crate::tls::credentials::Credentials;
 use crate::tls::upstreams::Upstreams;
 use crate::tokens::keys::Tokens;
 use crate::upstream::{Address, Endpoint, Upstream};
+use authorizer::Authorizer;
 use deadline::Pace;
 use forwarded::Forwarding;
 use passage::PassageSettings;
@@ -259,6 +261,8 @@ pub struct Plane {
     pub forwarding: Forwarding,
     /// By which tokens are verified at a gateway.
     pub tokens: Option<Arc<Tokens>>,
+    /// Who is asked about what nothing else gives a right to.
+    pub authorizer: Option<Authorizer>,
     /// How upstreams are spoken to in TLS.
     pub tls: Arc<Upstreams>,
     /// The resolver.

@@ -132,6 +132,7 @@ impl Prepared {
             passage: settings.passage,
             proxy_protocol: settings.proxy_protocol,
             forwarding: settings.forwarding,
+            authorizer: settings.authorizer,
             tokens: tokens.clone(),
             tls: upstreams.clone(),
             names,

@@ -17,6 +17,7 @@ use serde::Deserialize;
 
 use crate::access::{AccessFlag, AccessSettings};
 use crate::correlation::CorrelationSettings;
+use crate::plane::authorizer::Authorizer;
 use crate::plane::forwarded::{Dialect, Forwarding};
 use crate::plane::passage::PassageSettings;
 use crate::plane::trust::Trust;
@@ -195,6 +196,7 @@ struct File {
     trusted_hops: Vec<String>,
     forwarded: Option<Dialect>,
     tokens: TokensFile,
+    authorizer: Option<AuthorizerFile>,
     connect_ports: Option<Vec<u16>>,
     intercept: Option<bool>,
     mark: Option<u32>,
@@ -247,6 +249,18 @@ struct PairFile {
 struct TokensFile {
     keys: Vec<PathBuf>,
     audience: Option<String>,
+}
+
+/// See [`Authorizer`].
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct AuthorizerFile {
+    url: String,
+    timeout: Option<String>,
+    #[serde(default)]
+    copy_headers: Vec<String>,
+    keep: Option<String>,
+    at_once: Option<u32>,
 }
 
 /// Whether clients have to show certificates.
@@ -372,6 +386,8 @@ pub struct Settings {
     pub forwarding: Forwarding,
     /// Which tokens the gateway takes, if any.
     pub tokens: Option<TokenSettings>,
+    /// Who is asked what a request at the gateway may choose, where nothing else says.
+    pub authorizer: Option<Authorizer>,
     /// What outbound lets through that is no request.
     pub passage: PassageSettings,
     /// How listeners speak TLS, if any does.
@@ -471,6 +487,7 @@ impl Settings {
         if passage.intercept {
             listeners.extend(beside_ipv4(&listeners));
         }
+        let authorizer = file.authorizer.map(AuthorizerFile::read).transpose()?;
         let tokens = tokens(flags.token_keys, flags.token_audience, file.tokens)?;
         let gateway = listeners.iter().any(|one| matches!(one.listener.role, Role::Gateway));
         if !forwarding.hops.is_empty() && !gateway {
@@ -483,6 +500,12 @@ impl Settings {
             return Err(error(
                 "`tokens` without a gateway",
                 "a gateway takes them: say where it listens with `--gateway`, or leave them out",
+            ));
+        }
+        if authorizer.is_some() && !gateway {
+            return Err(error(
+                "`authorizer` without a gateway",
+                "it is asked by a gateway: say where it listens with `--gateway`, or leave it out",
             ));
         }
         let tls = tls.map(|tls| tls.checked(&listeners)).transpose()?;
@@ -515,6 +538,7 @@ impl Settings {
             proxy_protocol,
             forwarding,
             tokens,
+            authorizer,
             passage,
             tls,
             upstream_tls,
@@ -546,6 +570,7 @@ impl Settings {
             proxy_protocol: Vec::new(),
             forwarding: Forwarding::default(),
             tokens: None,
+            authorizer: None,
             passage: PassageSettings::default(),
             tls: None,
             upstream_tls: Vec::new(),
@@ -633,6 +658,37 @@ fn check_passage(passage: &PassageSettings, listeners: &[ListenerSettings]) -> R
             "give the process CAP_NET_ADMIN, or leave `mark` out and exempt it by its user",
         )
     })
+}
+
+impl AuthorizerFile {
+    fn read(self) -> Result<Authorizer, SettingsError> {
+        let by_default: Authorizer = self.url.parse().map_err(|why| {
+            error(
+                format!("`authorizer.url`: {why}"),
+                "name what answers 2xx where it grants: `http://127.0.0.1:9091/api/verify`",
+            )
+        })?;
+        let header = |text: &String| {
+            text.parse().map_err(|why| {
+                error(
+                    format!("`authorizer.copyHeaders`: {why}"),
+                    "name fields of requests that it has to see",
+                )
+            })
+        };
+        let keep = match self.keep.as_deref() {
+            // The only time that may be left out.
+            Some("0" | "0s") => Duration::ZERO,
+            _ => duration("authorizer.keep", self.keep.as_ref(), by_default.keep)?,
+        };
+        Ok(Authorizer {
+            timeout: duration("authorizer.timeout", self.timeout.as_ref(), by_default.timeout)?,
+            copy_headers: self.copy_headers.iter().map(header).collect::<Result<_, _>>()?,
+            keep,
+            at_once: at_least_one("authorizer.atOnce", self.at_once, by_default.at_once)?,
+            ..by_default
+        })
+    }
 }
 
 fn tokens(
@@ -1222,6 +1278,13 @@ mod tests {
             ("tokens: {keys: [a]}", "without an audience"),
             ("tokens: {audience: a}", "without a key"),
             ("tokens: {key: a}", "key"),
+            ("authorizer: {url: 'https://a/b'}", "`authorizer.url`: only `http://`"),
+            ("authorizer: {url: 'http://'}", "`authorizer.url`"),
+            ("authorizer: {url: 'http://a/ b'}", "is no path"),
+            ("authorizer: {url: 'http://a', timeout: 0s}", "`authorizer.timeout` is zero"),
+            ("authorizer: {url: 'http://a', atOnce: 0}", "`authorizer.atOnce` is 0"),
+            ("authorizer: {url: 'http://a', copyHeaders: [Host]}", "`authorizer.copyHeaders`"),
+            ("authorizer: {url: 'http://a'}\noutbound: 127.0.0.1:1", "`authorizer` without a gateway"),
             ("tokens: {keys: [a], audience: b}\noutbound: 127.0.0.1:1", "`tokens` without a gateway"),
             ("trust: 'identity:spiffe://mesh/web'", "names identities"),
             ("tls: {certificates: [{certificate: a, key: b}]}\ntrust: 'identity:*'", "names identities"),

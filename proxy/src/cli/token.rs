@@ -211,3 +211,62 @@ fn said(key: Option<&str>, claims: &Claims) -> Vec<(&'static str, String)> {
 fn time(seconds: u64) -> String {
     UnixMillis(seconds.saturating_mul(1000)).to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::run_from;
+
+    /// Runs a command line: its exit code, its result and its notes.
+    fn overlane(arguments: &[&str]) -> (u8, String, String) {
+        let (mut result, mut notes) = (Vec::new(), Vec::new());
+        let all = ["overlane", "token"].iter().chain(arguments).map(|argument| (*argument).to_owned());
+        let exit = run_from(all, &mut Output::to(&mut result, &mut notes));
+        let text = |bytes| String::from_utf8(bytes).expect("text");
+        (exit, text(result), text(notes))
+    }
+
+    #[test]
+    fn what_is_issued_is_verified_by_the_public_key_and_refusals_say_why() {
+        let folder = tempfile::tempdir().expect("folder");
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        let (key, public, secret) = (at("key"), at("key.pub"), at("secret"));
+        assert_eq!(overlane(&["key", "--out", &key]).0, 0);
+        assert_eq!(overlane(&["key", "--hmac", "--out", &secret]).0, 0);
+        let (exit, _, notes) = overlane(&["key", "--out", &key]);
+        assert!(exit == 1 && notes.contains("not there yet"), "a key is never overwritten: {notes}");
+        let mode = |path: &str| {
+            use std::os::unix::fs::PermissionsExt;
+            std::fs::metadata(path).expect("there").permissions().mode() & 0o777
+        };
+        assert_eq!((mode(&key), mode(&public)), (0o600, 0o644));
+        assert!(
+            !std::fs::read_to_string(&public).expect("read").contains("\"d\""),
+            "what signs is not in it"
+        );
+        let issued = |key: &str, more: &[&str]| {
+            let arguments = [&["issue", "--audience", "staging", "--key", key][..], more].concat();
+            overlane(&arguments).1.trim().to_owned()
+        };
+        let token = issued(&key, &["--overlay", "alice", "--overlay", "bob", "--ttl", "30m"]);
+        let (exit, said, _) = overlane(&["verify", "--key", &public, "--audience", "staging", &token]);
+        assert!(exit == 0 && said.contains("overlays  alice, bob\n"), "{said}");
+        let hmac = issued(&secret, &["--any"]);
+        let (exit, said, _) = overlane(&["verify", "--key", &public, "--key", &secret, &hmac]);
+        assert!(exit == 0 && said.contains("overlays  any\n"), "{said}");
+        for (arguments, word) in [
+            (&["verify", &token][..], "was not looked at"),
+            (&["verify", "--key", &secret, &token], "names no key"),
+            (&["verify", "--key", &public, "--audience", "production", &token], "another audience"),
+            (&["verify", "--key", &public, "a.b.c"], "malformed"),
+            (&["verify", "--key", &at("nowhere"), &token], "there is no key"),
+            (&["issue", "--any", "--audience", "a", "--key", &public], "only verifies"),
+            (&["issue", "--any", "--audience", "a", "--key", &key, "--ttl", "soon"], "is no time"),
+            (&["issue", "--any", "--overlay", "a", "--audience", "a", "--key", &key], "cannot be used with"),
+        ] {
+            let (exit, _, notes) = overlane(arguments);
+            assert!(exit != 0 && notes.contains(word), "{arguments:?}: {notes}");
+            assert!(!notes.contains(&token), "{notes}");
+        }
+    }
+}

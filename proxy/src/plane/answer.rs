@@ -48,6 +48,8 @@ pub struct More {
     pub fields: Vec<(&'static str, String)>,
     /// Where to go from here.
     pub links: Vec<Link>,
+    /// All of it as bytes of HTTP/1.1, where somebody else gives it.
+    pub whole: Option<Box<[u8]>>,
 }
 
 /// A way to go on from an answer.
@@ -240,6 +242,12 @@ impl Answer {
         Self { more: Some(Box::new(more)), ..self }
     }
 
+    /// All of it, where somebody else gives it.
+    #[must_use]
+    pub fn whole(&self) -> Option<&[u8]> {
+        self.more.as_ref()?.whole.as_deref()
+    }
+
     /// Where to go from here.
     #[must_use]
     pub fn links(&self) -> &[Link] {
@@ -357,6 +365,9 @@ impl Answer {
     /// The whole answer as HTTP/1.1 bytes.
     #[must_use]
     pub fn bytes(&self, manner: &Manner<'_>) -> Vec<u8> {
+        if let Some(whole) = self.whole() {
+            return whole.to_vec();
+        }
         let (body, content_type) = self.body(manner.form);
         let status = self.status_in(manner.form);
         let mut text = format!("HTTP/1.1 {status} {}\r\n", phrase(status));

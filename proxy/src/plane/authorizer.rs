@@ -15,26 +15,23 @@ use http::{HeaderMap, StatusCode, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use overlane_config::carrier::{Carriers, Keys, Seen};
+use overlane_config::carrier::{Keys, Seen};
 use overlane_config::name::HeaderName;
-use overlane_config::route::Role;
 use overlane_config::url::{Scheme, Url};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::answer::Answer;
+use super::answer::{Answer, More};
 use super::bearer::AUTHORIZATION;
+use super::edge::{self, is_navigation};
 use super::exchange::line;
 use super::standing::{Right, Standing};
-use super::Gate;
+use super::{Gate, Plane};
 use crate::h1::Name;
 use crate::h1::request::Head;
 use crate::metrics::{Event, count};
-use crate::snapshot::Snapshot;
 
 const COOKIE: Name<'_> = Name::of("cookie");
-const FETCH_MODE: Name<'_> = Name::of("sec-fetch-mode");
-const ACCEPT: Name<'_> = Name::of("accept");
 
 /// How many grants a worker remembers.
 const REMEMBERED: usize = 1024;
@@ -64,7 +61,7 @@ pub struct Authorizer {
     /// For how long a grant holds for the same question.
     pub keep: Duration,
     /// The most questions of a worker at once.
-    pub at_once: usize,
+    pub at_once: u32,
 }
 
 impl FromStr for Authorizer {
@@ -116,21 +113,26 @@ pub enum Verdict {
     Answered(Answer),
 }
 
-/// The key that a request chooses by a carrier, valid as a whole.
-fn chosen(snapshot: &Snapshot, gate: &Gate, carriers: &Carriers, head: &Head<'_>) -> Option<Keys> {
+/// What a request chooses, be it by a carrier or as browsers do, and may not.
+fn refused(plane: &Plane, gate: &Gate, standing: &Standing, head: &Head<'_>) -> Option<Keys> {
+    let snapshot = plane.published.load();
     let baseline = snapshot.table.baseline(gate.listener.baseline.as_ref())?;
     let mut contradicted = false;
-    let read = carriers.read(baseline.header.as_str(), &head.fields, |_, seen| {
+    let read = plane.carriers.read(baseline.header.as_str(), &head.fields, |_, seen| {
         contradicted |= matches!(seen, Seen::Contradicts(_));
     });
-    read.ok()?.keys.filter(|_| !contradicted)
+    match read.ok()?.keys {
+        Some(_) if contradicted => None,
+        Some(keys) if !standing.right.may_choose_all(&keys) => Some(keys),
+        keys => edge::refused(&snapshot, gate, head, standing, keys.as_ref()),
+    }
 }
 
 thread_local! {
     /// What was granted, and until when.
     static GRANTED: RefCell<HashMap<Box<[u8]>, Instant, RandomState>> = RefCell::default();
     /// Questions without an answer yet.
-    static ASKING: Cell<usize> = const { Cell::new(0) };
+    static ASKING: Cell<u32> = const { Cell::new(0) };
     /// Whether the last question came to nothing: that is said once.
     static FAILING: Cell<bool> = const { Cell::new(false) };
 }
@@ -139,7 +141,7 @@ thread_local! {
 struct Seat;
 
 impl Seat {
-    fn take(most: usize) -> Option<Self> {
+    fn take(most: u32) -> Option<Self> {
         ASKING.with(|asking| {
             (asking.get() < most).then(|| {
                 asking.set(asking.get() + 1);
@@ -160,18 +162,17 @@ impl Authorizer {
     #[must_use]
     pub fn question(
         &self,
-        snapshot: &Snapshot,
+        plane: &Plane,
         gate: &Gate,
-        carriers: &Carriers,
         standing: &Standing,
         head: &Head<'_>,
     ) -> Option<Question> {
-        if standing.right.is_any() || !matches!(gate.listener.role, Role::Gateway) {
+        if standing.right.is_any() || !gate.is_edge() {
             return None;
         }
-        let keys = chosen(snapshot, gate, carriers, head).filter(|keys| !standing.right.may_choose_all(keys))?;
+        let keys = refused(plane, gate, standing, head)?;
         let fields = self.fields(standing, head, &keys).into();
-        Some(Question { keys, fields, navigates: navigates(head) })
+        Some(Question { keys, fields, navigates: head.method != "HEAD" && is_navigation(head) })
     }
 
     fn fields(&self, standing: &Standing, head: &Head<'_>, keys: &Keys) -> Vec<u8> {
@@ -180,7 +181,8 @@ impl Authorizer {
         line(&mut out, "X-Forwarded-Method", head.method);
         line(&mut out, "X-Forwarded-Proto", if standing.secure { "https" } else { "http" });
         line(&mut out, "X-Forwarded-Host", host.unwrap_or(head.authority));
-        line(&mut out, "X-Forwarded-Uri", head.uri());
+        let query = head.query().map_or_else(String::new, |query| format!("?{query}"));
+        line(&mut out, "X-Forwarded-Uri", format!("{}{query}", head.path));
         line(&mut out, "X-Forwarded-For", standing.text.as_bytes());
         line(&mut out, "X-Overlay-Id", keys.as_str());
         let cookies: Vec<_> = head.values(COOKIE).collect();
@@ -216,7 +218,8 @@ impl Authorizer {
             return Verdict::Refused;
         };
         let asked = timeout(self.timeout, self.exchange(&question)).await;
-        let answer = asked.map_err(|_| format!("no answer within {:?}", self.timeout)).and_then(|answer| answer);
+        let answer =
+            asked.map_err(|_| format!("no answer within {:?}", self.timeout)).and_then(|answer| answer);
         let failed = answer.is_err();
         let before = FAILING.replace(failed);
         let (status, headers, body) = match answer {
@@ -241,6 +244,7 @@ impl Authorizer {
         let asks = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
         let leads = status.is_redirection() && headers.contains_key(header::LOCATION);
         if question.navigates && (asks || leads) {
+            count(Event::UntrustedHeaders);
             return Verdict::Answered(handed_on(status, &headers, &body));
         }
         Verdict::Refused
@@ -271,7 +275,8 @@ impl Authorizer {
         }
         let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
         let answered = async {
-            let (head, body) = sender.send_request(request).await.map_err(|error| error.to_string())?.into_parts();
+            let (head, body) =
+                sender.send_request(request).await.map_err(|error| error.to_string())?.into_parts();
             if head.status.is_success() {
                 return Ok((head.status, head.headers, Bytes::new()));
             }
@@ -288,17 +293,6 @@ fn right(keys: &Keys) -> Right {
     Right::These(keys.iter().filter_map(|id| id.parse().ok()).collect())
 }
 
-/// Whether a browser asks for a page, and not for a part of one.
-fn navigates(head: &Head<'_>) -> bool {
-    match head.values(FETCH_MODE).next() {
-        Some(mode) => mode == b"navigate",
-        None => {
-            head.method == "GET"
-                && head.values(ACCEPT).any(|value| memchr::memmem::find(value, b"text/html").is_some())
-        }
-    }
-}
-
 fn handed_on(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Answer {
     let phrase = status.canonical_reason().unwrap_or("Refused");
     let mut raw = format!("HTTP/1.1 {} {phrase}\r\n", status.as_u16()).into_bytes();
@@ -308,7 +302,6 @@ fn handed_on(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Answer {
     line(&mut raw, "Content-Length", body.len().to_string());
     raw.extend_from_slice(b"Connection: close\r\n\r\n");
     raw.extend_from_slice(body);
-    let message = "the authorizer answers";
-    let answer = Answer::plain(status.as_u16(), "http_request_denied", "untrusted", message);
-    Answer { raw: Some(raw.into()), ..answer }
+    let answer = Answer::plain(status.as_u16(), "", "untrusted", "the authorizer answers");
+    answer.with(More { whole: Some(raw.into()), ..More::default() })
 }

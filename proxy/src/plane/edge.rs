@@ -29,6 +29,7 @@ use crate::h1::request::Head;
 use crate::metrics::{Event, count};
 use crate::snapshot::{Snapshot, Table};
 use crate::upstream::Upstream;
+use std::cell::OnceCell;
 use std::sync::Arc;
 
 pub(super) use page::html;
@@ -99,24 +100,28 @@ pub fn enter(
     standing: &Standing,
     keys: Option<&Keys>,
 ) -> Result<Entered, Box<Answer>> {
-    if !gate.is_edge() {
-        return Ok(Entered::default());
-    }
-    let Some(baseline) = snapshot.table.baseline(gate.listener.baseline.as_ref()) else {
+    let Some((arrival, preview)) = Arrival::of(snapshot, gate, head, standing) else {
         return Ok(Entered::default());
     };
-    let preview = baseline.preview(head.authority);
-    // Nothing that a browser says: what every other client pays for all this.
-    if preview.is_none() && head.query().is_none() && !head.fields.of_browser() && head.path != OWN_PAGE {
-        return Ok(Entered::default());
+    let entered = arrival.enter(gate, preview, keys);
+    if arrival.refused.get().is_some() {
+        count(Event::UntrustedHeaders);
     }
-    let Standing { right, secure, .. } = standing;
-    let arrival =
-        Arrival { table: &snapshot.table, baseline, head, right, secure: *secure, now: clock::now() };
-    match preview {
-        Some(preview) => arrival.at_preview(preview, gate.trust == super::trust::Trust::Any),
-        None => arrival.elsewhere(keys),
-    }
+    entered
+}
+
+/// The overlay that a browser's request is for and that its sender may not choose, by no right and no secret.
+#[must_use]
+pub fn refused(
+    snapshot: &Snapshot,
+    gate: &Gate,
+    head: &Head<'_>,
+    standing: &Standing,
+    keys: Option<&Keys>,
+) -> Option<Keys> {
+    let (arrival, preview) = Arrival::of(snapshot, gate, head, standing)?;
+    let _ = arrival.enter(gate, preview, keys);
+    arrival.refused.into_inner()
 }
 
 /// A request that may be a browser's.
@@ -127,6 +132,43 @@ struct Arrival<'a> {
     right: &'a Right,
     secure: bool,
     now: UnixMillis,
+    /// What its sender may not choose, where it chose that.
+    refused: OnceCell<Keys>,
+}
+
+impl<'a> Arrival<'a> {
+    /// A request at a gateway that may be a browser's, and the preview that its host stands for.
+    fn of(
+        snapshot: &'a Snapshot,
+        gate: &Gate,
+        head: &'a Head<'a>,
+        standing: &'a Standing,
+    ) -> Option<(Self, Option<Preview>)> {
+        if !gate.is_edge() {
+            return None;
+        }
+        let baseline = snapshot.table.baseline(gate.listener.baseline.as_ref())?;
+        let preview = baseline.preview(head.authority);
+        // Nothing that a browser says: what every other client pays for all this.
+        if preview.is_none() && head.query().is_none() && !head.fields.of_browser() && head.path != OWN_PAGE {
+            return None;
+        }
+        let Standing { right, secure, .. } = standing;
+        let (table, now, refused) = (&snapshot.table, clock::now(), OnceCell::new());
+        Some((Self { table, baseline, head, right, secure: *secure, now, refused }, preview))
+    }
+
+    fn enter(
+        &self,
+        gate: &Gate,
+        preview: Option<Preview>,
+        keys: Option<&Keys>,
+    ) -> Result<Entered, Box<Answer>> {
+        match preview {
+            Some(preview) => self.at_preview(preview, gate.trust == super::trust::Trust::Any),
+            None => self.elsewhere(keys),
+        }
+    }
 }
 
 impl Arrival<'_> {
@@ -150,7 +192,12 @@ impl Arrival<'_> {
 
     /// Whether the request may be for an environment, as its sender is or with one of these secrets.
     fn may<'s>(&self, id: &str, secrets: impl IntoIterator<Item = &'s str>) -> bool {
-        self.right.may_choose(id) || self.opens(id, secrets)
+        let may = self.right.may_choose(id) || self.opens(id, secrets);
+        if !may && let Some(keys) = keys(id) {
+            // The first that is refused is what it is about.
+            let _ = self.refused.set(keys);
+        }
+        may
     }
 
     fn visit(&self, preview: Option<Preview>, private: bool) -> Box<Visit> {
@@ -168,7 +215,6 @@ impl Arrival<'_> {
         }
         let passes: Vec<_> = Cookie::Pass(id).values(&self.head.fields, self.secure).collect();
         if !self.may(id, passes) {
-            count(Event::UntrustedHeaders);
             return Err(self.announced(id).unwrap_or_else(|| self.nothing_here()));
         }
         if !self.is_live(id) {
@@ -216,7 +262,6 @@ impl Arrival<'_> {
         let id = &*choice.environment;
         let passes: Vec<_> = Cookie::Pass(id).values(&self.head.fields, self.secure).collect();
         if !self.may(id, choice.secret.into_iter().chain(passes)) {
-            count(Event::UntrustedHeaders);
             return Ok(Entered { keys: None, visit: visit(false) });
         }
         match (self.is_live(id), choice.by) {
@@ -283,7 +328,6 @@ impl Arrival<'_> {
         let Some(ticket) = Ticket::read(&text) else { return Ok(()) };
         let id = ticket.environment;
         if !self.may(id, ticket.secret) {
-            count(Event::UntrustedHeaders);
             return Err(self.nothing_here());
         }
         if !self.is_live(id) {

@@ -1,7 +1,7 @@
 //! For whom a load balancer asks: `X-Forwarded-For`, `-Proto` and `-Host`, and `Forwarded` (RFC 7239).
 //!
 //! Anybody can write these headers, and who passes a request on appends to them: they are read from the right, as
-//! far as each entry was written by a hop that is trusted (docs/decisions/0029-trusted-hops.md).
+//! far as each entry was written by a hop that is trusted (docs/decisions/0032-trusted-hops.md).
 
 use std::net::IpAddr;
 use std::str::FromStr;

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::time::timeout_at;
 
 use super::answer::{Answer, Manner, TOO_LARGE};
+use super::authorizer::{Question, Verdict};
 use super::buffer::{Text, Want};
 use super::conn::{Client, Conn};
 use super::drain::{Drain, is_draining};
@@ -258,19 +259,53 @@ async fn next_request<S: Client>(
     first: bool,
     next: &mut Option<Next>,
 ) -> Result<(), Answer> {
-    let mut searched = 0;
-    read_request(conn, gate, peer, worker, &mut searched, next)?;
-    if next.is_some() {
-        return Ok(());
-    }
+    let (mut searched, mut asked) = (0, Grant::Unasked);
     // The first head's deadline runs since the connection was accepted.
-    if !first {
-        conn.deadline().arm(Instant::now() + worker.plane.limits.head);
+    let mut armed = first;
+    loop {
+        read_request(conn, gate, peer, worker, &mut searched, next, &mut asked)?;
+        if next.is_some() {
+            return Ok(());
+        }
+        if let Grant::Open(question, standing) = asked {
+            asked = Grant::Known(Box::pin(ask(question, standing, worker)).await?);
+            searched = 0;
+            continue;
+        }
+        if !armed {
+            armed = true;
+            conn.deadline().arm(Instant::now() + worker.plane.limits.head);
+        }
+        if !await_more(conn).await? {
+            return Ok(());
+        }
     }
-    while next.is_none() && await_more(conn).await? {
-        read_request(conn, gate, peer, worker, &mut searched, next)?;
+}
+
+/// Whether somebody else says what a request's sender may.
+enum Grant {
+    Unasked,
+    /// It is to be asked before the request can be decided.
+    Open(Box<Question>, Arc<Standing>),
+    /// The standing that came of it.
+    Known(Arc<Standing>),
+}
+
+/// Asks the authorizer.
+///
+/// # Errors
+/// The answer that it gives to the client.
+async fn ask(
+    question: Box<Question>,
+    standing: Arc<Standing>,
+    worker: &Worker,
+) -> Result<Arc<Standing>, Answer> {
+    let Some(authorizer) = &worker.plane.authorizer else { return Ok(standing) };
+    match authorizer.ask(*question).await {
+        Verdict::Granted(right) => Ok(standing.with(right)),
+        Verdict::Refused => Ok(standing),
+        Verdict::Answered(answer) => Err(answer),
     }
-    Ok(())
 }
 
 /// Reads more of a head; false where the client closed the connection.
@@ -294,13 +329,14 @@ fn read_request<S: Client>(
     worker: &Arc<Worker>,
     searched: &mut usize,
     next: &mut Option<Next>,
+    asked: &mut Grant,
 ) -> Result<(), Answer> {
     let limit = worker.plane.limits.head_bytes;
     skip_empty_lines(conn);
     let read = conn.ahead().filled();
     // Parsing again and again what comes byte by byte would be quadratic.
     if *searched == 0 || has_end(read, *searched) {
-        match request::parse(read, |head| decide(&worker.plane, gate, peer, head, read, next)) {
+        match request::parse(read, |head| decide(&worker.plane, gate, peer, head, read, next, asked)) {
             Ok(None) => {}
             Ok(Some(decided)) => {
                 if let Some(next) = next.as_mut().filter(|_| matches!(conn.agreed(), Some(ALPN::H2))) {
@@ -323,6 +359,7 @@ fn decide(
     head: &Head<'_>,
     read: &[u8],
     next: &mut Option<Next>,
+    asked: &mut Grant,
 ) -> Result<(), Answer> {
     if head.length > plane.limits.head_bytes {
         return Err(too_large(plane.limits.head_bytes));
@@ -334,7 +371,17 @@ fn decide(
     // Tunnels are no engine's.
     let ours = plane.engine == EngineChoice::Auto || head.method == "CONNECT";
     let shape = if ours { Shape::of(head, read) } else { None };
-    let exchange = Exchange::new(plane, gate, head, standing::of_request(plane, gate, peer, head));
+    let standing = match asked {
+        Grant::Known(standing) => standing.clone(),
+        _ => match with_authorizer(plane, gate, standing::of_request(plane, gate, peer, head), head) {
+            Grant::Known(standing) => standing,
+            open => {
+                *asked = open;
+                return Ok(());
+            }
+        },
+    };
+    let exchange = Exchange::new(plane, gate, head, standing);
     let express = shape.map(|shape| (shape, Text::default()));
     let next = next.insert(Next { exchange, express, head: head.length, body });
     if let Some((shape, text)) = &mut next.express {
@@ -358,6 +405,18 @@ fn refused_method(role: &Role, method: &str) -> Option<Answer> {
     };
     let answer = Answer::plain(405, "http_request_denied", "not-supported", what);
     Some(Answer { hint: Some(hint.to_owned()), ..answer })
+}
+
+/// What the authorizer said a moment ago, or has to be asked.
+fn with_authorizer(plane: &Plane, gate: &Gate, standing: Arc<Standing>, head: &Head<'_>) -> Grant {
+    let Some(authorizer) = &plane.authorizer else { return Grant::Known(standing) };
+    let Some(question) = authorizer.question(plane, gate, &standing, head) else {
+        return Grant::Known(standing);
+    };
+    match authorizer.remembered(&question) {
+        Some(right) => Grant::Known(standing.with(right)),
+        None => Grant::Open(Box::new(question), standing),
+    }
 }
 
 /// Empty lines before a request line are skipped (RFC 9112, section 2.2).
@@ -414,7 +473,9 @@ pub(crate) async fn refuse<S: Client>(
     peer: &Standing,
     worker: &Worker,
 ) {
-    count(Event::HeadRefused);
+    if answer.whole().is_none() {
+        count(Event::HeadRefused);
+    }
     let access = &worker.plane.access;
     if access.wants_refusal() {
         access.log(Line::refused(gate.role(), answer.status, answer.reason, peer.address));

@@ -131,6 +131,12 @@ impl Standing {
         }
     }
 
+    /// The same with more right.
+    #[must_use]
+    pub fn with(&self, right: Right) -> Arc<Self> {
+        Arc::new(Self { right: self.right.clone().and(right), ..self.clone() })
+    }
+
     /// That of whom this hop asks for, as it says: whether it is trusted is told by its address, never by the
     /// hop's own. A hop that names nobody vouches for nobody.
     fn behind(&self, said: Said, trust: &Trust) -> Self {

@@ -111,8 +111,13 @@ impl Followed for Tokens {
         let State { kept, failures } = &mut *self.state();
         let mut renewed = Vec::new();
         for ((path, kept), read) in self.settings.keys.iter().zip(&mut *kept).zip(read) {
+            let gone = matches!(read, Ok(None));
             if kept.renew(read, |file| parse(path, file), failures) {
                 renewed.push((path.display(), kept.good.len()));
+            }
+            if gone {
+                kept.problem =
+                    Some(format!("the key {} is gone, and so is what its tokens gave", path.display()));
             }
         }
         if renewed.is_empty() {
@@ -122,7 +127,12 @@ impl Followed for Tokens {
         let generation = self.keyring.load().generation + 1;
         self.keyring.store(Arc::new(Keyring::new(keys, Some(&self.settings.audience), generation)));
         for (path, keys) in renewed {
-            tracing::info!(%path, keys, "new keys of tokens are in force");
+            match keys {
+                0 => {
+                    tracing::warn!(%path, "no keys of tokens are left there: what they signed gives no right");
+                }
+                _ => tracing::info!(%path, keys, "new keys of tokens are in force"),
+            }
         }
     }
 }

@@ -1,6 +1,8 @@
 //! End to end, in process, through real sockets: one binary, a module for each side of the proxy.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+/// Somebody else is asked who may choose an overlay.
+mod authorizer;
 /// Overlays whose upstream is dead.
 mod dead;
 /// Browsers at a gateway.
