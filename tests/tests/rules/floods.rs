@@ -303,7 +303,54 @@ fn a_client_that_takes_nothing_is_cut() {
     while client.send(&request(stream, WHOLE, "GET", &literal(b"x-overlay-id", b"no key!"))) {
         stream += 2;
     }
+    // It is there still, and would take what comes.
+    until("it is closed", || metrics(&running).contains("\noverlane_connections 0\n"));
+    drop(client);
     assert_eq!(status(running.addresses()[0]), 200);
+}
+
+#[test]
+fn so_many_bytes_of_heads_of_a_connection_wait_for_answers_and_the_rest_when_these_are_given() {
+    const HEAD: usize = 8 * 1024;
+    const ASKED: u32 = 60;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let running = gateway(Limits::default(), &format!("http://{}", listener.local_addr().unwrap()));
+    let mut client = Raw::connect(running.addresses()[0], &[]);
+    let large = literal(b"x-large", vec![b'x'; HEAD]);
+    let asked: Vec<_> = (0..ASKED).flat_map(|number| request(1 + 2 * number, WHOLE, "GET", &large)).collect();
+    assert!(client.send(&asked));
+    let (mut waiting, mut all) = (Vec::new(), 0);
+    let arrive = |waiting: &mut Vec<BufReader<TcpStream>>| {
+        let mut lines = BufReader::new(listener.accept().unwrap().0);
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            assert_ne!(lines.read_line(&mut head).unwrap(), 0);
+        }
+        waiting.push(lines);
+    };
+    // The first that is too much is taken still.
+    let most = 256 * 1024 / HEAD;
+    (0..most).for_each(|_| arrive(&mut waiting));
+    // Others are served meanwhile: nothing more of this connection comes before them.
+    let other = TcpStream::connect(running.addresses()[0]).unwrap();
+    (&other).write_all(b"GET / HTTP/1.1\r\nHost: web\r\nx-other: 1\r\n\r\n").unwrap();
+    let mut lines = BufReader::new(listener.accept().unwrap().0);
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        lines.read_line(&mut head).unwrap();
+    }
+    assert!(head.contains("x-other"), "{most} are as many as wait");
+    while let Some(mut answered) = waiting.pop() {
+        answered
+            .get_mut()
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            .unwrap();
+        all += 1;
+        if all + waiting.len() < ASKED as usize {
+            arrive(&mut waiting);
+        }
+    }
+    assert_eq!(all, ASKED as usize);
 }
 
 /// An upstream of HTTP/1.1 with an answer that is larger than what lies between.

@@ -161,8 +161,9 @@ pub(super) struct Relay<'r, S> {
     exchange: &'r mut Exchange,
     shape: Shape,
 
-    /// What of the request's head is not sent yet.
-    head: &'r [u8],
+    /// The request's head, and how much of it was sent.
+    head: &'r mut Text,
+    head_sent: usize,
     request: &'r mut Upload,
     sending: Sending,
     request_wait: Wait,
@@ -214,7 +215,7 @@ impl<'r, S: Client> Relay<'r, S> {
         link: &'r mut Link,
         exchange: &'r mut Exchange,
         shape: Shape,
-        head: &'r [u8],
+        head: &'r mut Text,
         request: &'r mut Upload,
         since: Instant,
     ) -> Self {
@@ -230,6 +231,7 @@ impl<'r, S: Client> Relay<'r, S> {
             exchange,
             shape,
             head,
+            head_sent: 0,
             request,
             sending: Sending::Open,
             request_wait: wait,
@@ -320,9 +322,10 @@ impl<'r, S: Client> Relay<'r, S> {
                     false => Failure::BodyMalformed,
                 })?;
             }
-            if !self.head.is_empty() || *ready > 0 {
+            let head = &self.head[self.head_sent..];
+            if !head.is_empty() || *ready > 0 {
                 let body = &self.conn.ahead().filled()[..*ready];
-                match self.link.poll_send(cx, [self.head, body]) {
+                match self.link.poll_send(cx, [head, body]) {
                     Poll::Ready(Ok(sent)) => self.request_sent(sent),
                     Poll::Ready(Err(error)) if self.link.cannot_say(&error) => {
                         return Err(Failure::Unsayable);
@@ -358,8 +361,8 @@ impl<'r, S: Client> Relay<'r, S> {
 
     fn request_sent(&mut self, sent: usize) {
         self.request_sent += sent as u64;
-        let of_head = sent.min(self.head.len());
-        self.head = &self.head[of_head..];
+        let of_head = sent.min(self.head.len() - self.head_sent);
+        self.head_sent += of_head;
         let of_body = sent - of_head;
         if of_body > 0 && self.link.can_refuse() {
             self.request.note(&self.conn.ahead().filled()[..of_body]);
@@ -508,6 +511,10 @@ impl<'r, S: Client> Relay<'r, S> {
                 self.streams = matches!(body, Body::Chunked | Body::UntilClose);
                 // Who answers has processed it.
                 self.request.sent = None;
+                if self.head_sent == self.head.len() {
+                    self.head.forget();
+                    self.head_sent = 0;
+                }
                 Ok(true)
             }
         }

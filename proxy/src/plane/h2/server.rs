@@ -5,11 +5,13 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::task::AtomicWaker;
 use h2::server::{Builder, Connection, SendResponse};
 use h2::{Reason, RecvStream};
 use http::{Method, Request, Response};
@@ -40,6 +42,9 @@ const MAX_STREAMS: u32 = 100;
 /// may open a new stream for each that it resets. While there are so many no more are taken, and `h2` ends
 /// a connection that resets many of those that wait.
 const MAX_REQUESTS: usize = 2 * MAX_STREAMS as usize;
+/// How many bytes of heads a connection's requests may have that are not answered yet, unless it is only one. HPACK makes
+/// a large head of a byte or two (an "HPACK bomb", CVE-2016-6581), and here it is text again.
+const MAX_HEADS: usize = 256 * 1024;
 /// How long a client that was told to go, and does not say that it heard, has to open no more streams.
 const GOING: Duration = Duration::from_millis(500);
 
@@ -82,26 +87,27 @@ pub async fn serve<S: Client>(conn: Conn<S>, gate: Arc<Gate>, peer: Arc<Standing
     };
     let mut streams = JoinSet::new();
     let mut idle = Idle::new(limits.idle, gate.place());
+    let heads = Arc::new(Heads::default());
     while let Some((request, respond)) =
-        poll_fn(|cx| poll_request(&mut connection, &mut streams, &mut idle, &peer, cx)).await
+        poll_fn(|cx| poll_request(&mut connection, &mut streams, &heads, &mut idle, &peer, cx)).await
     {
         let Some(counted) = Counted::new(limits.connections) else {
             refuse(respond);
             continue;
         };
+        let stream = match Stream::new(request, respond, &heads) {
+            Ok(stream) => stream,
+            Err(mut refused) => {
+                count(Event::HeadRefused);
+                refused.send_reset(Reason::PROTOCOL_ERROR);
+                continue;
+            }
+        };
         let (gate, peer, worker) = (gate.clone(), peer.clone(), worker.clone());
         streams.spawn(async move {
             let _counted = counted;
             let write = worker.plane.limits.write_pace();
-            match Stream::new(request, respond) {
-                Ok(stream) => {
-                    drop(serve_requests(Conn::new(stream, write), &gate, &peer, &worker, true).await);
-                }
-                Err(mut refused) => {
-                    count(Event::HeadRefused);
-                    refused.send_reset(Reason::PROTOCOL_ERROR);
-                }
-            }
+            drop(serve_requests(Conn::new(stream, write), &gate, &peer, &worker, true).await);
         });
     }
     // Their connection is gone: they end by themselves, and are counted.
@@ -134,6 +140,46 @@ impl Drop for Counted {
     }
 }
 
+/// How many bytes the heads of a connection's requests have that are not answered yet.
+#[derive(Default)]
+struct Heads {
+    bytes: AtomicUsize,
+    /// The connection's task.
+    waiting: AtomicWaker,
+}
+
+impl Heads {
+    /// Whether no more are taken now; then the task is woken when they are.
+    fn are_too_many(&self, cx: &Context<'_>) -> bool {
+        if self.bytes.load(Relaxed) < MAX_HEADS {
+            return false;
+        }
+        self.waiting.register(cx.waker());
+        true
+    }
+}
+
+/// One of these heads, until it is answered.
+struct Unanswered {
+    heads: Arc<Heads>,
+    bytes: usize,
+}
+
+impl Unanswered {
+    fn new(heads: &Arc<Heads>, bytes: usize) -> Self {
+        heads.bytes.fetch_add(bytes, Relaxed);
+        Self { heads: heads.clone(), bytes }
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        if self.heads.bytes.fetch_sub(self.bytes, Relaxed) >= MAX_HEADS {
+            self.heads.waiting.wake();
+        }
+    }
+}
+
 /// Says that nothing was done about a request: its client may send it again.
 fn refuse(mut respond: SendResponse<Bytes>) {
     count(Event::StreamRefused);
@@ -147,6 +193,7 @@ type Arrived = (Request<RecvStream>, SendResponse<Bytes>);
 fn poll_request<S: Client>(
     connection: &mut Connection<Cork<Conn<S>>, Bytes>,
     streams: &mut JoinSet<()>,
+    heads: &Heads,
     idle: &mut Idle,
     peer: &Standing,
     cx: &mut Context<'_>,
@@ -155,7 +202,7 @@ fn poll_request<S: Client>(
     if idle.tells_to_go(streams.is_empty(), cx) {
         connection.graceful_shutdown();
     }
-    if streams.len() >= MAX_REQUESTS {
+    if streams.len() >= MAX_REQUESTS || heads.are_too_many(cx) {
         return connection.poll_closed(cx).map(|_| None);
     }
     match connection.poll_accept(cx) {
@@ -220,13 +267,19 @@ pub(super) struct Stream {
     /// The start of a head that is being written.
     head: Vec<u8>,
     response: Option<Outgoing>,
+    unanswered: Option<Unanswered>,
 }
 
 impl Stream {
-    fn new(request: Request<RecvStream>, respond: SendResponse<Bytes>) -> Result<Self, SendResponse<Bytes>> {
+    fn new(
+        request: Request<RecvStream>,
+        respond: SendResponse<Bytes>,
+        heads: &Arc<Heads>,
+    ) -> Result<Self, SendResponse<Bytes>> {
         let (head, body) = request.into_parts();
         match text::request_text(&head, body.is_end_stream()) {
             Ok((text, chunked)) => Ok(Self {
+                unanswered: Some(Unanswered::new(heads, text.len())),
                 request: Incoming::new(body, text, chunked),
                 respond,
                 to_head: head.method == Method::HEAD,
@@ -277,6 +330,7 @@ impl Stream {
         let ended = body == crate::h1::body::Body::Length(0);
         let stream = self.respond.send_response(response, ended).map_err(broken)?;
         self.response = Some(Outgoing::new(stream, body));
+        self.unanswered = None;
         Ok(())
     }
 }
