@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use crate::carrier::{FieldLines, cookie};
 use crate::name::is_label;
-use crate::preview::Preview;
+use crate::preview::{Host, Preview};
 use crate::table::Baseline;
 use crate::url::split_authority;
 
@@ -67,11 +67,10 @@ pub fn returns<'f, F: FieldLines + ?Sized>(
     secure: bool,
 ) -> impl Iterator<Item = (&'f str, &'f str)> + use<'f, F> {
     let prefix = Cookie::Return("").name(secure);
-    let ours = cookie::pairs_of(fields.lines("cookie")).filter_map(move |(name, value)| {
+    cookie::pairs_of(fields.lines("cookie")).filter_map(move |(name, value)| {
         let state = name.strip_prefix(prefix.as_bytes())?;
         Some((std::str::from_utf8(state).ok()?, std::str::from_utf8(value).ok()?))
-    });
-    ours.take(MOST_COOKIES)
+    })
 }
 
 /// Whether a cookie with this name is one of ours: it is between the browser and the gateway, and goes no further.
@@ -154,10 +153,11 @@ pub fn by_host(preview: &Preview) -> Choice<'static> {
 /// host's cookie. A page says more: what it loads belongs to it.
 pub fn choose<'f, U>(
     baseline: &Baseline<U>,
+    authority: &str,
     fields: &'f (impl FieldLines + ?Sized),
     secure: bool,
 ) -> Option<Choice<'f>> {
-    if let Some(page) = page(baseline, fields) {
+    if let Some(page) = page(baseline, authority, fields) {
         let environment = page.environment().to_owned().into();
         return Some(Choice { by: By::Page, environment, secret: None });
     }
@@ -165,30 +165,57 @@ pub fn choose<'f, U>(
     Some(Choice { by: By::Cookie, environment: ticket.environment.into(), secret: ticket.secret })
 }
 
-/// The preview that a request's page is at.
-pub fn page<U>(baseline: &Baseline<U>, fields: &(impl FieldLines + ?Sized)) -> Option<Preview> {
+/// The preview at this gateway that the page of a request to `authority` is at.
+pub fn page<U>(
+    baseline: &Baseline<U>,
+    authority: &str,
+    fields: &(impl FieldLines + ?Sized),
+) -> Option<Preview> {
     let from = |name| {
         let value = std::str::from_utf8(fields.lines(name).next()?).ok()?;
-        let (_, after) = value.split_once("://")?;
-        baseline.preview(after.split(['/', '?', '#']).next()?)
+        let (scheme, after) = value.split_once("://")?;
+        let page = after.split(['/', '?', '#']).next()?;
+        let preview = baseline.preview(page)?;
+        let port = |authority| {
+            let standard = if scheme == "https" { 443 } else { 80 };
+            Some(split_authority(authority).ok()?.1.unwrap_or(standard))
+        };
+        // On a laptop, other programs have hosts below `localhost`, at other ports.
+        let ours = match baseline.previews.is_local() {
+            true => port(authority)?,
+            false => baseline.previews.port(),
+        };
+        (port(page)? == ours).then_some(preview)
     };
     from("origin").or_else(|| from("referer"))
 }
 
 impl<U> Baseline<U> {
-    /// What an authority stands for, where it is a preview's: the hosts that services are given are none.
+    /// What an authority stands for: the hosts that services are given are no previews.
     #[must_use]
-    pub fn preview(&self, authority: &str) -> Option<Preview> {
-        // Most hosts are not: told without looking at all of them.
+    pub fn stands_for(&self, authority: &str) -> Host {
+        // Most hosts are none: told without looking at all of them.
         let (host, _) = authority.rsplit_once(':').unwrap_or((authority, ""));
         let last = |text: &str| text.trim_end_matches('.').as_bytes().last().map(u8::to_ascii_lowercase);
         if last(host) != last(self.previews.domain()) {
-            return None;
+            return Host::Other;
         }
-        let (host, _) = split_authority(authority).ok()?;
-        let preview = self.previews.read(host)?;
-        let named = self.exposures.iter().any(|exposure| exposure.is_at(host));
-        (!named).then_some(preview)
+        let Ok((host, _)) = split_authority(authority) else { return Host::Other };
+        let host = host.strip_suffix('.').unwrap_or(host);
+        match self.previews.read(host) {
+            Host::Other => Host::Other,
+            _ if self.exposures.iter().any(|exposure| exposure.is_at(host)) => Host::Other,
+            found => found,
+        }
+    }
+
+    /// The preview that an authority stands for.
+    #[must_use]
+    pub fn preview(&self, authority: &str) -> Option<Preview> {
+        match self.stands_for(authority) {
+            Host::Preview(preview) => Some(preview),
+            Host::Nothing | Host::Other => None,
+        }
     }
 }
 

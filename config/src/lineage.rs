@@ -270,16 +270,18 @@ impl Lineages {
         self.attachments.get(id).map_or(&[], Vec::as_slice)
     }
 
-    /// The services that previews of `id` lead to: what it and its ancestors expose, the nearest's first.
+    /// The services that previews of `id` lead to, each with the path that is exposed: those of `id` and of its ancestors,
+    /// the nearest's first.
     #[must_use]
-    pub fn exposed(&self, id: &EnvironmentId) -> Vec<&ServiceName> {
-        let mut all: Vec<&ServiceName> = Vec::new();
+    pub fn exposed(&self, id: &EnvironmentId) -> Vec<(&ServiceName, &str)> {
+        let mut all: Vec<(&ServiceName, &str)> = Vec::new();
         let mut next = self.standing(id).and_then(Standing::resolved);
         while let Some(resolved) = next {
             let exposed = resolved.blueprint.services.iter().filter(|service| service.expose);
-            for service in exposed.map(|service| &service.name.value) {
-                if !all.contains(&service) {
-                    all.push(service);
+            for service in exposed {
+                let path = service.path.as_ref().map_or("/", |path| &*path.value);
+                if all.iter().all(|(known, _)| **known != service.name.value) {
+                    all.push((&service.name.value, path));
                 }
             }
             next = resolved.parent.as_ref().and_then(|parent| self.standing(parent)?.resolved());

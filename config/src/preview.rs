@@ -83,6 +83,17 @@ impl Preview {
     }
 }
 
+/// What a host is, seen from a domain of previews.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Host {
+    /// It has nothing to do with them.
+    Other,
+    /// A preview's.
+    Preview(Preview),
+    /// It is below the domain and stands for nothing: a preview's that was written wrong.
+    Nothing,
+}
+
 /// A service whose preview host would be longer than a label can be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TooLong(pub String);
@@ -118,15 +129,22 @@ impl Previews {
         self.domain() == "localhost" || self.domain().ends_with(".localhost")
     }
 
-    /// What a host, in whatever case and without its port, stands for; `None` where it is not of this kind.
+    /// What a host is, in whatever case, without its port and without a dot at its end.
     #[must_use]
-    pub fn read(&self, host: &str) -> Option<Preview> {
-        let host = host.strip_suffix('.').unwrap_or(host);
-        let at = host.len().checked_sub(self.domain().len() + 1).filter(|at| (1..=MAX_LABEL).contains(at))?;
-        let (label, rest) = (host.get(..at)?, host.get(at..)?);
-        if !rest.starts_with('.') || !rest[1..].eq_ignore_ascii_case(self.domain()) {
-            return None;
+    pub fn read(&self, host: &str) -> Host {
+        let at = host.len().checked_sub(self.domain().len() + 1);
+        let split = at.and_then(|at| Some((host.get(..at)?, host.get(at..)?.strip_prefix('.')?)));
+        match split {
+            Some((label, domain)) if domain.eq_ignore_ascii_case(self.domain()) => {
+                Self::preview(label).map_or(Host::Nothing, Host::Preview)
+            }
+            _ => Host::Other,
         }
+    }
+
+    /// What a label below the domain stands for.
+    #[must_use]
+    pub fn preview(label: &str) -> Option<Preview> {
         let mut label = ArrayString::from(label).ok()?;
         label.make_ascii_lowercase();
         if label.starts_with(PUNYCODE) {
@@ -139,6 +157,27 @@ impl Previews {
         fine.then_some(preview)
     }
 
+    /// Whether browsers reach them over TLS.
+    #[must_use]
+    pub fn are_secure(&self) -> bool {
+        self.url.scheme == Scheme::Https
+    }
+
+    /// The port at which browsers reach them.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.url.port
+    }
+
+    /// Where a label is: `https://web--alice.preview.example.com`.
+    #[must_use]
+    pub fn origin(&self, label: &str) -> String {
+        let mut origin = String::new();
+        // Writing to memory does not fail.
+        let _ = write_origin(&self.url, &format!("{label}.{}", self.domain()), &mut origin);
+        origin
+    }
+
     /// The address of a preview, without path: `http://web--alice.localhost:7480`.
     ///
     /// # Errors
@@ -148,11 +187,7 @@ impl Previews {
         service: Option<&ServiceName>,
         environment: &EnvironmentId,
     ) -> Result<String, TooLong> {
-        let host = format!("{}.{}", label(service, environment)?, self.domain());
-        let mut link = String::new();
-        // Writing to memory does not fail.
-        let _ = write_origin(&self.url, &host, &mut link);
-        Ok(link)
+        Ok(self.origin(&label(service, environment)?))
     }
 }
 
@@ -171,29 +206,35 @@ mod tests {
         let local = Previews::default();
         assert_eq!(local, previews(DEFAULT_PREVIEW));
         for (host, expected) in [
-            ("web--alice-payments.localhost", Some((Some("web"), "alice-payments"))),
-            ("WEB--Alice.LocalHost", Some((Some("web"), "alice"))),
-            ("alice.localhost.", Some((None, "alice"))),
-            ("localhost", None),
-            (".localhost", None),
-            ("a.b.localhost", None),
-            ("alicelocalhost", None),
-            ("alice.localhost.example", None),
-            ("--alice.localhost", None),
-            ("web--.localhost", None),
-            ("a--b--c.localhost", None),
-            ("web---alice.localhost", None),
-            ("xn--alice.localhost", None),
-            ("we_b.localhost", None),
-            ("é.localhost", None),
-            ("", None),
+            ("web--alice-payments.localhost", "web alice-payments"),
+            ("WEB--Alice.LocalHost", "web alice"),
+            ("alice.localhost", "- alice"),
+            ("localhost", "other"),
+            ("alicelocalhost", "other"),
+            ("alice.localhost.example", "other"),
+            ("", "other"),
+            (".localhost", "nothing"),
+            ("a.b.localhost", "nothing"),
+            ("--alice.localhost", "nothing"),
+            ("web--.localhost", "nothing"),
+            ("a--b--c.localhost", "nothing"),
+            ("web---alice.localhost", "nothing"),
+            ("xn--alice.localhost", "nothing"),
+            ("we_b.localhost", "nothing"),
+            ("é.localhost", "nothing"),
         ] {
-            let read = local.read(host);
-            let shown = read.as_ref().map(|preview| (preview.service(), preview.environment()));
+            let shown = match local.read(host) {
+                Host::Other => "other".to_owned(),
+                Host::Nothing => "nothing".to_owned(),
+                Host::Preview(preview) => {
+                    format!("{} {}", preview.service().unwrap_or("-"), preview.environment())
+                }
+            };
             assert_eq!(shown, expected, "{host}");
         }
         let longest = format!("{}.localhost", "a".repeat(63));
-        assert!(local.read(&longest).is_some() && local.read(&format!("a{longest}")).is_none());
+        assert!(matches!(local.read(&longest), Host::Preview(_)));
+        assert_eq!(local.read(&format!("a{longest}")), Host::Nothing);
     }
 
     #[test]
@@ -224,7 +265,7 @@ mod tests {
             if let Ok(link) = previews.link(service.as_ref(), &environment) {
                 let read = previews.read(&link["https://".len()..]);
                 prop_assume!(!link["https://".len()..].starts_with(PUNYCODE));
-                let read = read.expect("a preview");
+                let Host::Preview(read) = read else { panic!("{link} is no preview's") };
                 prop_assert_eq!(read.service(), service.as_ref().map(ServiceName::as_str));
                 prop_assert_eq!(read.environment(), environment.as_str());
             }

@@ -85,6 +85,9 @@ pub struct Request<'r> {
     pub path: &'r str,
     /// What its host stands for, where it is a preview's; `keys` are then those that it names.
     pub preview: Option<&'r Preview>,
+    /// Whether a browser says the key, by its host, its page or a cookie: nobody looks at receipts there, so what nobody
+    /// knows, or has expired, is refused, whatever the baseline's policy.
+    pub by_browser: bool,
     /// The key that it carries.
     pub keys: Option<&'r Keys>,
     /// Whether overlay headers were removed because its sender is not trusted.

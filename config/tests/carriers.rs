@@ -69,6 +69,7 @@ fn onward(carriers: &Carriers, fields: &Fields, untrusted: bool) -> Fields {
         authority: "ledger",
         path: "/",
         preview: None,
+        by_browser: false,
         keys: arrived.keys.as_ref(),
         untrusted,
         hop: None,

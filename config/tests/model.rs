@@ -115,6 +115,7 @@ fn served(
         authority: service,
         path: "/",
         preview: None,
+        by_browser: false,
         keys: keys.as_ref(),
         untrusted: false,
         hop: None,
@@ -205,7 +206,7 @@ proptest! {
         let applied = lineages.apply(files(&[Random { parent: 0, owns: [true; 4], expired: false, fallback: true }]));
         let table = compiled(&lineages, &RoutingTable::default(), &applied);
         let keys = Keys::parse([key.as_bytes()]).unwrap();
-        let request = Request { authority: &authority, path: &path, preview: None, keys: keys.as_ref(), untrusted: false, hop: hop.as_deref(), require: &require };
+        let request = Request { authority: &authority, path: &path, preview: None, by_browser: false, keys: keys.as_ref(), untrusted: false, hop: hop.as_deref(), require: &require };
         for role in [Role::Gateway, Role::Outbound { service: None, environment: None }, Role::Inbound { service: "a".parse().unwrap(), environment: None }] {
             let listener = Listener { role, baseline: None };
             let mut steps = Vec::new();

@@ -27,8 +27,16 @@ fn store() -> Store {
 /// The service, or the status and the word of the refusal.
 fn led(store: &Store, authority: &str, path: &str) -> String {
     let listener = Listener { role: Role::Gateway, baseline: None };
-    let request =
-        Request { authority, path, keys: None, untrusted: false, hop: None, require: "", preview: None };
+    let request = Request {
+        authority,
+        path,
+        keys: None,
+        untrusted: false,
+        hop: None,
+        require: "",
+        preview: None,
+        by_browser: false,
+    };
     match decide(&store.table, &listener, &request, NOW, &Tried::default(), &mut Untraced) {
         Decision::Serve(served) => served.service.to_string(),
         Decision::Refuse(refusal) => format!("{} {}", refusal.problem.status(), refusal.problem.as_str()),

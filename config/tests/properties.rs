@@ -209,7 +209,16 @@ fn listeners() -> Vec<Listener> {
 }
 
 fn request<'r>(authority: &'r str, keys: Option<&'r Keys>) -> Request<'r> {
-    Request { authority, path: "/", preview: None, keys, untrusted: false, hop: None, require: "" }
+    Request {
+        authority,
+        path: "/",
+        preview: None,
+        by_browser: false,
+        keys,
+        untrusted: false,
+        hop: None,
+        require: "",
+    }
 }
 
 proptest! {

@@ -148,12 +148,13 @@ pub fn explain<U>(
     let path = question.path.split('?').next().unwrap_or_default();
     let edge = matches!(listener.role, Role::Gateway);
     let preview = baseline.filter(|_| edge).and_then(|baseline| baseline.preview(&question.host));
-    let arrived = match baseline.filter(|_| edge && !question.untrusted) {
-        Some(baseline) => browsers(baseline, preview.as_ref(), fields, arrived, &mut steps),
-        None => arrived,
+    let (arrived, by_browser) = match baseline.filter(|_| edge && !question.untrusted) {
+        Some(baseline) => browsers(baseline, preview.as_ref(), &question.host, fields, arrived, &mut steps),
+        None => (arrived, false),
     };
     let request = Request {
         preview: preview.as_ref(),
+        by_browser,
         authority: &question.host,
         path: if path.is_empty() { "/" } else { path },
         keys: arrived.keys.as_ref(),
@@ -187,25 +188,27 @@ pub fn explain<U>(
 fn browsers<U>(
     baseline: &Baseline<U>,
     preview: Option<&Preview>,
+    host: &str,
     fields: &[(String, String)],
     arrived: Arrived,
     steps: &mut Vec<Step>,
-) -> Arrived {
+) -> (Arrived, bool) {
+    let secure = fields.lines("x-forwarded-proto").next() == Some(b"https");
     let choice = match preview {
         Some(preview) => Some(browser::by_host(preview)),
         None if arrived.keys.is_some() => None,
-        None => browser::choose(baseline, fields, true).or_else(|| browser::choose(baseline, fields, false)),
+        None => browser::choose(baseline, host, fields, secure),
     };
     let Some((choice, keys)) = choice.and_then(|choice| {
         let keys = Keys::one(&choice.environment.parse().ok()?);
         Some((choice, keys))
     }) else {
-        return arrived;
+        return (arrived, false);
     };
     let text = format!("{} says the key `{}`", choice.by.as_str(), keys.as_str());
     steps.push(Step { text, declared: None });
     let contradicted = arrived.contradicted || arrived.keys.is_some_and(|own| own != keys);
-    Arrived { keys: Some(keys), contradicted }
+    (Arrived { keys: Some(keys), contradicted }, true)
 }
 
 /// Reads the key, and notes what each carrier says where that is not plain.

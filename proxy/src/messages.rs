@@ -143,8 +143,16 @@ impl Consumer {
         now: UnixMillis,
     ) -> Decision<'t, U> {
         let authority = self.service.as_str();
-        let request =
-            Request { authority, path: "/", preview: None, keys, untrusted: false, hop: None, require: "" };
+        let request = Request {
+            authority,
+            path: "/",
+            preview: None,
+            by_browser: false,
+            keys,
+            untrusted: false,
+            hop: None,
+            require: "",
+        };
         route::decide(table, &self.listener, &request, now, &Tried::default(), &mut Untraced)
     }
 

@@ -284,19 +284,18 @@ impl fmt::Display for Carrier {
 
 /// See [`Carriers::vary`].
 fn vary(read: &[Carrier]) -> Box<str> {
-    let names = read.iter().flat_map(|carrier| match &carrier.place {
-        Place::Own | Place::Cookie(_) => &[][..],
-        Place::Header(name) => std::slice::from_ref(name),
-        Place::Baggage(_) | Place::Tracestate(_) => &[],
-    });
-    let members = read.iter().filter_map(|carrier| match &carrier.place {
+    let names = read.iter().filter_map(|carrier| match &carrier.place {
+        Place::Header(name) => Some(name.as_str()),
         Place::Baggage(_) => Some("baggage"),
         Place::Tracestate(_) => Some("tracestate"),
-        _ => None,
+        Place::Own | Place::Cookie(_) => None,
     });
-    let mut all: Vec<&str> = names.map(HeaderName::as_str).chain(members).collect();
-    all.extend(["cookie", "origin", "referer"]);
-    all.dedup();
+    let mut all: Vec<&str> = Vec::new();
+    for name in names.chain(["cookie", "origin", "referer"]) {
+        if !all.contains(&name) {
+            all.push(name);
+        }
+    }
     all.iter().map(|name| [", ", *name].concat()).collect::<String>().into()
 }
 

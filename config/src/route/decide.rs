@@ -95,6 +95,11 @@ fn broken(refusal: Refusal, diagnostics: &[crate::diagnostic::Diagnostic]) -> Re
     Refusal { hint: first.hint.clone(), declared: first.location.clone(), ..refusal }
 }
 
+fn never_good(id: &str, diagnostics: &[crate::diagnostic::Diagnostic]) -> Refusal {
+    let message = format!("the blueprint of `{id}` was never good");
+    broken(Refusal::new(Problem::BrokenBlueprint, message), diagnostics)
+}
+
 /// What a key's id names, at this listener and this time.
 enum Named<'t, U> {
     Baseline,
@@ -191,6 +196,12 @@ impl<'t, 'r, U> Lookup<'t, 'r, U> {
         request: &Request<'_>,
         trace: &mut impl Trace,
     ) -> Result<Option<Served<'t, U>>, Refusal> {
+        if request.by_browser {
+            self.all_known()?;
+        }
+        if request.preview.is_some() && self.keys.is_none() {
+            return Err(self.no_route(host_of(request.authority), request.path));
+        }
         let host = host_of(request.authority);
         // `OPTIONS *` asks about the whole server (RFC 9110, section 9.3.7): that is whoever has its root.
         let path = if request.path == "*" { "/" } else { request.path };
@@ -253,6 +264,16 @@ impl<'t, 'r, U> Lookup<'t, 'r, U> {
             }
         }
         best.map(|(_, exposure)| exposure)
+    }
+
+    /// Whether each id of the key names something that is served.
+    fn all_known(&self) -> Result<(), Refusal> {
+        self.named.iter().try_for_each(|(id, named)| match *named {
+            Named::Baseline | Named::Overlay(_) => Ok(()),
+            Named::Expired(overlay) => Err(self.expired(overlay)),
+            Named::Unknown => Err(self.unknown(id)),
+            Named::Broken(diagnostics) => Err(never_good(id, diagnostics)),
+        })
     }
 
     fn no_route(&self, host: &str, path: &str) -> Refusal {
@@ -440,10 +461,7 @@ impl<'t, 'r, U> Lookup<'t, 'r, U> {
                 trace.step(None, || format!("nobody knows `{id}`"));
                 if reject { Err(self.unknown(id)) } else { Ok(Asked::Missed(Reason::Unknown)) }
             }
-            Named::Broken(diagnostics) => {
-                let message = format!("the blueprint of `{id}` was never good");
-                Err(broken(Refusal::new(Problem::BrokenBlueprint, message), diagnostics))
-            }
+            Named::Broken(diagnostics) => Err(never_good(id, diagnostics)),
         }
     }
 

@@ -59,19 +59,20 @@ pub struct SharesArgs {
     format: FormatArg,
 }
 
-/// Where the exposed services of an environment are seen in a browser: their names, and the addresses.
+/// Where the exposed services of an environment are seen in a browser: their names, and the addresses with their paths.
 pub(super) fn links(id: &EnvironmentId, lineages: &Lineages) -> Vec<(ServiceName, String)> {
     let Some(resolved) = lineages.standing(id).and_then(Standing::resolved) else { return Vec::new() };
-    let link = |service: &&ServiceName| resolved.previews.link(Some(service), id);
-    let exposed = lineages.exposed(id);
-    exposed.into_iter().filter_map(|service| Some((service.clone(), link(&service).ok()?))).collect()
+    let link = |(service, path): (&ServiceName, &str)| {
+        Some((service.clone(), resolved.previews.link(Some(service), id).ok()? + path))
+    };
+    lineages.exposed(id).into_iter().filter_map(link).collect()
 }
 
 /// Prints them, each on a line of its own.
 pub(super) fn print_links(id: &EnvironmentId, lineages: &Lineages, out: &mut Output<'_>) {
     for (at, (service, link)) in links(id, lineages).iter().enumerate() {
         let label = if at == 0 { "Open:" } else { "" };
-        out.note(format_args!("{label:5} {link}/    ({service})"));
+        out.note(format_args!("{label:5} {link}    ({service})"));
     }
 }
 
@@ -110,7 +111,7 @@ pub fn share(args: &ShareArgs, store: &StoreAddress, out: &mut Output<'_>) -> Re
     let name: String = hash[..4].iter().map(|byte| format!("{byte:02x}")).collect();
     let expires_at = args.ttl.map(|ttl| clock::now().after(ttl));
     open.share(id, &NewShare { id: name.clone(), hash, expires_at }, args.dry_run)?;
-    let address = |link: &str| format!("{link}/?{PARAMETER}={id}.{}", secret.reveal());
+    let address = |link: &str| format!("{link}?{PARAMETER}={id}.{}", secret.reveal());
     let until = expires_at.map(|at| at.to_string());
     match args.format.output {
         Format::Json | Format::Yaml => {

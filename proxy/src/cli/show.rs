@@ -298,7 +298,7 @@ fn describe_resolved(
     }
     for (at, (service, link)) in links(id, lineages).iter().enumerate() {
         let label = if at == 0 { "Previews:" } else { "" };
-        out.line(format_args!("{label:10} {link}/ ({service})"))?;
+        out.line(format_args!("{label:10} {link} ({service})"))?;
     }
     out.line("Services:")?;
     let mut seen: Vec<&ServiceName> = Vec::new();

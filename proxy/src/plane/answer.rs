@@ -233,7 +233,7 @@ impl Answer {
     /// The same for strangers, who are not told what there is.
     #[must_use]
     pub fn curt(self) -> Self {
-        Self { hint: None, declared: None, ..self }
+        Self { message: phrase(self.status).to_ascii_lowercase(), hint: None, declared: None, ..self }
     }
 
     /// The same with more to it.

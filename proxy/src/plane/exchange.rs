@@ -83,7 +83,8 @@ impl<'h> Inquiry<'h> {
     /// that came with the request counts before one that was restored with its key.
     fn read(head: &'h Head<'h>, standing: &Standing, key: &Key) -> Self {
         let (meant, trusted) = (standing.meant, standing.right.is_any());
-        if key.untrusted || standing.right == Right::Nobody {
+        let let_in = key.visit.as_ref().is_some_and(|visit| visit.let_in());
+        if (key.untrusted || standing.right == Right::Nobody) && !let_in {
             return Self { head, hop: None, require: Cow::default(), meant, trusted };
         }
         let mut required = required(head).map(String::from_utf8_lossy);
@@ -105,6 +106,7 @@ impl<'h> Inquiry<'h> {
             authority: self.head.authority,
             path: self.head.path,
             preview: key.visit.as_ref().and_then(|visit| visit.preview()),
+            by_browser: key.visit.as_ref().is_some_and(|visit| visit.says()),
             keys: key.keys.as_ref(),
             // Who was let in by a secret is no stranger, whatever else was removed.
             untrusted: key.untrusted && key.keys.is_none(),
@@ -380,6 +382,10 @@ impl Exchange {
             }
             (None, None, Ok(())) => decide(plane, gate, &snapshot, &inquiry, &key, &Tried::default()),
         };
+        let target = target.map_err(|answer| match key.visit.as_ref().is_some_and(|visit| visit.says()) {
+            true => edge::told(answer, &snapshot, gate, head, &standing),
+            false => answer,
+        });
         let first = hops == 0 && !propagation.restored() && !propagation.is_caused();
         let require = (first && !inquiry.require.is_empty()).then(|| Box::from(&*inquiry.require));
         let exchange = Self {
@@ -511,7 +517,7 @@ impl Exchange {
     /// Whether a field of the response's head stays behind, or is replaced by [`Exchange::edit_response`].
     #[must_use]
     pub fn replaces_in_response(&self, name: Name<'_>) -> bool {
-        self.key.visit.as_ref().is_some_and(|visit| visit.replaces(name))
+        (self.forwards() && edge::replaces(self.key.visit.as_deref(), name))
             || (name.is(&X_REQUEST_ID) && self.names_answers())
             || (name.is(&STRICT_TRANSPORT_SECURITY) && self.hsts().is_some())
     }
@@ -522,17 +528,23 @@ impl Exchange {
             return;
         }
         self.add_answer_lines(out);
-        let preview = self.key.visit.as_ref().and_then(|visit| visit.preview());
+        let visit = self.key.visit.as_deref();
+        edge::cookies(visit, fields, out);
+        let at_preview = visit.is_some_and(|visit| visit.preview().is_some());
         // A preview's host has one overlay; elsewhere one address has as many answers as there are overlays.
-        if preview.is_none() {
+        if !at_preview {
             for part in [b"Vary: ", self.key.header.as_str().as_bytes(), self.plane.carriers.vary(), b"\r\n"]
             {
                 out.extend_from_slice(part);
             }
         }
-        let baseline = self.snapshot.table.baseline(self.gate.listener.baseline.as_ref());
-        if let (Some(visit), Some(baseline)) = (&self.key.visit, baseline) {
-            visit.write(&edge::Place { table: &self.snapshot.table, baseline }, status, fields, out);
+        if visit.is_some_and(Visit::is_private) || (!at_preview && self.key.keys.is_some()) {
+            line(out, "Cache-Control", "private");
+        }
+        if let Some(visit) = visit {
+            let baseline = self.snapshot.table.baseline(self.gate.listener.baseline.as_ref());
+            let place = baseline.map(|baseline| edge::Place { table: &self.snapshot.table, baseline });
+            visit.write(place.as_ref(), status, fields, out);
         }
     }
 
@@ -657,11 +669,16 @@ impl Exchange {
         self.plane.limits.request.and_then(|limit| self.started.checked_add(limit))
     }
 
-    /// Lets go of the snapshot: from here on the exchange may go on for as long as its peers like. What is
-    /// returned completes when it has to end; nothing where it goes nowhere.
-    pub fn lasts(&mut self) -> Option<Leave> {
+    /// Lets go of the snapshot: its response's head was sent, and from here on it may go on for as long as its peers
+    /// like.
+    pub fn let_go(&mut self) {
         let generation = self.snapshot.generation;
         self.snapshot = Arc::new(Snapshot { generation, ..Snapshot::default() });
+    }
+
+    /// What is returned completes when an exchange has to end that may go on for as long as its peers like; nothing where
+    /// it goes nowhere.
+    pub fn lasts(&self) -> Option<Leave> {
         let target = self.target.as_ref().ok()?;
         let environment = target.receipt.as_ref().map(|receipt| receipt.environment.clone());
         Some(leave(self.plane.clone(), target.upstream.clone(), environment))
@@ -673,10 +690,10 @@ impl Exchange {
         self.target.as_ref().is_ok_and(|target| target.receipt.is_none())
     }
 
-    /// The address that it was last sent to.
+    /// The address that it was last sent to, for those who may know.
     #[must_use]
     pub fn upstream_address(&self) -> Option<&Address> {
-        self.endpoint.as_ref().map(|endpoint| &endpoint.address)
+        self.endpoint.as_ref().map(|endpoint| &endpoint.address).filter(|_| !self.is_strangers())
     }
 
     /// The authority of the url that led there.
@@ -1002,6 +1019,16 @@ impl Exchange {
 
     /// The answer when the upstream is unavailable for `reason`.
     fn unavailable(&self, head: &[u8], reason: Reason) -> Answer {
+        let answer = self.why_unavailable(head, reason);
+        if self.is_strangers() { answer.curt() } else { answer }
+    }
+
+    /// Whether somebody sent it who may not know what there is.
+    fn is_strangers(&self) -> bool {
+        self.gate.is_edge() && !self.standing.right.is_any()
+    }
+
+    fn why_unavailable(&self, head: &[u8], reason: Reason) -> Answer {
         let Ok(target) = &self.target else {
             return Answer::plain(500, "proxy_internal_error", "unavailable", "no target");
         };

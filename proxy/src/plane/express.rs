@@ -234,6 +234,7 @@ pub fn write_head(out: &mut Text, head: &Head<'_>, exchange: &Exchange, shape: S
 /// Carries what both sides say in their other protocol.
 async fn tunnel<S: Client>(conn: &mut Conn<S>, mut link: Link, exchange: &mut Exchange) -> Carried {
     let over = async {
+        exchange.let_go();
         match exchange.lasts() {
             Some(leave) => leave.await,
             None => std::future::pending().await,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use overlane_config::blueprint::{API_VERSION, Blueprint, Document, parse, with_expiry};
+use overlane_config::blueprint::{API_VERSION, Blueprint, Document, Share, parse, with_expiry};
 use overlane_config::diagnostic::{Diagnostic, Source};
 use overlane_config::lineage::{Content, FileChange, Lineages, Rules};
 use overlane_config::name::{EnvironmentId, ServiceName};
@@ -249,7 +249,7 @@ impl OpenStore {
     fn without_preview(&self, blueprint: &Blueprint) -> Option<Diagnostic> {
         let id = &blueprint.id.value;
         let exposed = self.lineages.exposed(id).into_iter();
-        let why = exposed.filter_map(|service| label(Some(service), id).err()).next()?;
+        let why = exposed.filter_map(|(service, _)| label(Some(service), id).err()).next()?;
         let error = Diagnostic::error(&blueprint.source, blueprint.id.span, why.to_string()).of(id);
         Some(error.hint("choose a shorter id, or `expose: false` for that service"))
     }
@@ -349,13 +349,19 @@ impl OpenStore {
     /// Takes a link back, or all links where `share` is `None`; which ones these were.
     ///
     /// # Errors
-    /// There is none, or it cannot be written.
+    /// There is none, it is in a file that this one did not write, or it cannot be written.
     pub fn unshare(
         &mut self,
         id: &EnvironmentId,
         share: Option<&str>,
         dry_run: bool,
     ) -> Result<Vec<String>, WriteError> {
+        let own = self.attachment_file(id).display().to_string();
+        let wanted = |known: &Share| share.is_none_or(|share| share == &*known.id.value);
+        let others = self.lineages.attachments(id).iter().filter(|record| *record.source.path != *own);
+        if let Some(record) = others.into_iter().find(|record| record.shares.iter().any(wanted)) {
+            return Err(WriteError::Shared(id.clone(), record.source.path.clone()));
+        }
         let mut attached = self.attached(id);
         let taken: Vec<_> =
             attached.shares.keys().filter(|own| share.is_none_or(|share| share == *own)).cloned().collect();

@@ -16,6 +16,7 @@ const tls = { key: fs.readFileSync(`${told.folder}/tls.key`), cert: fs.readFileS
 // What a page does by itself; `api` is the origin of the other service, `back` where logging in comes back to.
 const page = (who) => `<!doctype html><title>${who}</title><p id="who">${who}</p><script src="/script.js"></script>
 <img id="image" src="/image.svg"><form id="form" method="post" action="/form"><button>send</button></form>
+<form id="elsewhere" method="post"><button>send to its own host</button></form>
 <script>
   const text = async (promise) => { try { return await (await promise).text() } catch (error) { return String(error) } }
   window.kinds = async (api) => ({
@@ -60,7 +61,7 @@ function serve(service, who) {
         const back = encodeURIComponent(`https://${told.shop}:${url.searchParams.get("port")}/back`);
         response.setHeader("set-cookie", `state=s${who}; Domain=example.test; Path=/; Secure`);
         const mode = url.searchParams.get("mode") ?? "";
-        return response.writeHead(302, { location: `https://${told.loginHost}:${told.login}/?redirect_uri=${back}&state=s${who}&mode=${mode}` }).end();
+        return response.writeHead(302, { location: `https://${told.loginHost}:${told.login}/?redirect_uri=${back}&state=s${who}&response_mode=${mode}` }).end();
       }
       case "/back": return say("text/html", `<p id="who">${who}${cookies.includes(`state=s${who}`) ? "" : ", who was not asked"}</p>`);
       default: return say("text/plain", "not found", 404);
@@ -76,7 +77,7 @@ function login() {
     const query = new URL(request.url, "http://x").searchParams;
     const [back, state] = [query.get("redirect_uri"), query.get("state")];
     if (!back) return response.writeHead(404).end();
-    if (query.get("mode") === "form") {
+    if (query.get("response_mode") === "form_post") {
       return response.writeHead(200, { "content-type": "text/html" }).end(
         `<form method="post" action="${back}"><input name="state" value="${state}"></form><script>document.forms[0].submit()</script>`);
     }
@@ -107,18 +108,22 @@ async function visit(way, tab, origin, other, expected, { preflight = expected, 
   await tab.click("#form button");
   check(way, "form", expected, await who(tab));
   if (!port) return;
+  await tab.goto(`${origin}/`);
+  await tab.evaluate((to) => { document.getElementById("elsewhere").action = to; }, `https://${told.shop}:${port}/form`);
+  await tab.click("#elsewhere button");
+  check(way, "form to its own host", expected, await who(tab));
   await tab.goto(`${origin}/away?port=${port}`);
   check(way, "redirect to its own host", expected, await who(tab));
   await tab.goto(`${origin}/login?port=${port}`);
   check(way, "logging in elsewhere", expected, await who(tab));
+  await tab.goto(`${origin}/login?mode=form_post&port=${port}`);
+  check(way, "logging in, back by a form", expected, await who(tab));
   if (!single) {
-    await tab.goto(`${origin}/login?mode=form&port=${port}`);
-    check(way, "logging in, back by a form", expected, await who(tab));
     check(way, "where it came back to", origin, new URL(tab.url()).origin);
   }
 }
 
-const share = (...more) => JSON.parse(execFileSync(told.binary, ["overlay", "share", "alice", "-o", "json", "--store", `${told.folder}/store`, ...more]));
+const share = (...more) => JSON.parse(execFileSync(told.binary, ["overlay", "share", "alice", "-o", "json", "--store", `${told.folder}/closed`, ...more]));
 
 async function main() {
   const servers = [await login()];
@@ -144,6 +149,9 @@ async function main() {
   await tab.evaluate((to) => { const link = document.createElement("a"); link.href = to; link.id = "link"; link.textContent = "go"; document.body.append(link); }, `${shop(open)}/`);
   await tab.click("#link");
   check("preview's host", "link to the baseline's", "alice", await who(tab));
+  await tab.goto(`${at("web", "alice", open)}/`);
+  const hidden = await tab.evaluate((to) => fetch(to, { referrerPolicy: "no-referrer" }).then((answer) => answer.text()), `https://${told.api}:${open}/who`);
+  check("preview's host", "fetch without a referrer", "alice", hidden);
 
   tab = await fresh();
   await tab.goto(`${shop(open)}/?overlay=alice&x=1`);
@@ -187,11 +195,13 @@ async function main() {
   await single.goto(link.replace(at("web", "alice", closed), shop(closed)));
   await visit("shared link, one host", single, shop(closed), `https://${told.api}:${closed}`, "alice", { preflight: "base", port: closed, single: true });
 
-  execFileSync(told.binary, ["overlay", "unshare", "alice", shared.id, "--store", `${told.folder}/store`]);
+  execFileSync(told.binary, ["overlay", "unshare", "alice", shared.id, "--store", `${told.folder}/closed`]);
   await until(async () => (await tab.goto(`${at("web", "alice", closed)}/`)).status() === 404);
   check("link taken back", "preview's host", "404", String((await tab.goto(`${at("web", "alice", closed)}/`)).status()));
   await single.goto(`${shop(closed)}/`);
-  check("link taken back", "one host", "base", await who(single));
+  check("link taken back", "one host", "404", String((await single.goto(`${shop(closed)}/`)).status()));
+  await single.click("text=leave");
+  check("link taken back", "one host, left", "base", await who(single));
   check("link taken back", "the link", "404", String((await (await fresh()).goto(link)).status()));
 
   await browser.close();

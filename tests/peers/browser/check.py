@@ -61,6 +61,7 @@ def certificates(folder):
 
 def store(folder, ports, gateway):
     url = "http://127.0.0.1:{}".format
+    folder.mkdir()
     (folder / "base.yaml").write_text(f"""name: base
 routing: {{mode: baseline, previewUrl: 'https://{PREVIEWS}:{gateway}'}}
 services:
@@ -124,11 +125,12 @@ def main():
         *own, login, open_port, open_admin, closed, closed_admin, plain, plain_admin = free(len(names) + 7)
         ports = dict(zip(names, own))
         certificates(folder)
-        (folder / "store").mkdir()
-        store(folder / "store", ports, closed)
+        # Each gateway is where its baseline says.
+        store(folder / "open", ports, open_port)
+        store(folder / "closed", ports, closed)
         tls = ["--tls-cert", folder / "tls.pem", "--tls-key", folder / "tls.key"]
-        stack.enter_context(gateway(options.binary, folder, folder / "store", open_port, open_admin, "any", *tls))
-        stack.enter_context(gateway(options.binary, folder, folder / "store", closed, closed_admin, "none", *tls))
+        stack.enter_context(gateway(options.binary, folder, folder / "open", open_port, open_admin, "any", *tls))
+        stack.enter_context(gateway(options.binary, folder, folder / "closed", closed, closed_admin, "none", *tls))
         laptop(folder / "laptop", ports)
         stack.enter_context(gateway(options.binary, folder, folder / "laptop", plain, plain_admin, "any"))
         told = {"folder": str(folder), "binary": str(options.binary), "chromium": options.chromium, "ports": ports, "login": login,

@@ -87,10 +87,10 @@ fn gateway(engine: EngineChoice) -> Started {
         file(
             "base",
             format!(
-                "name: base\nrouting: {{mode: baseline, previewUrl: 'http://preview.example.test'}}\nservices:\n\
+                "name: base\nrouting: {{mode: baseline, holdFor: 10ms, previewUrl: 'http://preview.example.test:7480'}}\nservices:\n\
                  - {{name: web, hosts: [{SHOP}], url: 'http://{base}'}}\n\
                  - {{name: admin, hosts: [{SHOP}], path: /admin, url: 'http://{base}'}}\n\
-                 - {{name: api, expose: true, url: 'http://{base}'}}\n- {{name: ledger, url: 'http://{base}'}}\n"
+                 - {{name: api, expose: true, url: 'http://{base}'}}\n- {{name: dead, hosts: [dead.example.test], url: 'http://127.0.0.1:9'}}\n- {{name: ledger, url: 'http://{base}'}}\n"
             ),
         ),
         file(
@@ -111,6 +111,7 @@ fn gateway(engine: EngineChoice) -> Started {
                 "name: old\nrouting: {{mode: overlay, baselineId: base, expiresAt: '2001-01-01T00:00:00Z'}}\nservices: [{{name: web, url: 'http://{alice}'}}]\n"
             ),
         ),
+        file("dead", "name: dead\nrouting: {mode: overlay, baselineId: base, holdFor: 30s}\nservices: [{name: web, url: 'http://127.0.0.1:9'}]\n".to_owned()),
         file(
             "alice.attached",
             format!(
@@ -209,10 +210,10 @@ fn strangers_get_into_no_overlay_whatever_they_send() {
     let pass = format!("cookie: overlane-pass-alice={SECRET}\r\n");
     let stale = format!("cookie: overlane-pass-alice={EXPIRED}\r\n");
     let others = format!("cookie: overlane-pass-bob={SECRET}\r\n");
-    let hosts: Vec<_> = [
+    let at_preview = [
         "",
         "x-overlay-id: alice\r\n",
-        "x-overlay-require: *\r\n",
+        "x-overlay-hop: alice\r\n",
         "cookie: overlane=alice\r\n",
         "cookie: __Host-overlane=alice\r\n",
         "cookie: overlane-pass-alice=\r\n",
@@ -222,29 +223,21 @@ fn strangers_get_into_no_overlay_whatever_they_send() {
         "x-forwarded-for: 127.0.0.2\r\n",
         "x-forwarded-host: shop\r\n",
         "forwarded: for=127.0.0.2\r\n",
-        "origin: http://web--alice.preview.example.test\r\n",
-        "referer: http://web--alice.preview.example.test/\r\n",
-    ]
-    .into_iter()
-    .map(|fields| (STRANGER, ALICE, "/", fields, "404"))
-    .collect();
-    each(&hosts);
-    let elsewhere: Vec<_> = [
-        "x-overlay-id: alice\r\n",
-        "cookie: overlane=alice\r\n",
-        "cookie: __Host-overlane=alice\r\n",
-        "cookie: overlane=alice.a1\r\n",
-        "cookie: overlane=alice.\r\n",
-        "origin: http://web--alice.preview.example.test\r\n",
-        "referer: http://web--alice.preview.example.test/\r\n",
-        "referer: http://x/\r\norigin: http://alice.preview.example.test:80\r\n",
-        &pass[..0],
-    ]
-    .into_iter()
-    .map(|fields| (STRANGER, SHOP, "/", fields, "base"))
-    .collect();
-    each(&elsewhere);
+        "origin: http://web--alice.preview.example.test:7480\r\n",
+        "referer: http://web--alice.preview.example.test:7480/\r\n",
+    ];
+    each(&at_preview.map(|fields| (STRANGER, ALICE, "/", fields, "404")));
+    // What only chooses by a header is as if it chose nothing; what a browser says is refused, lest it is taken for the overlay.
     each(&[
+        (STRANGER, SHOP, "/", "x-overlay-id: alice\r\n", "base"),
+        (STRANGER, SHOP, "/", "cookie: __Host-overlane=alice\r\n", "base"),
+        (STRANGER, SHOP, "/", "cookie: overlane=alice\r\n", "404"),
+        (STRANGER, SHOP, "/", "cookie: overlane=alice.a1\r\n", "404"),
+        (STRANGER, SHOP, "/", "cookie: overlane=alice.\r\n", "base"),
+        (STRANGER, SHOP, "/", &format!("cookie: overlane=alice.{EXPIRED}\r\n"), "404"),
+        (STRANGER, SHOP, "/", &format!("cookie: overlane=bob.{SECRET}\r\n"), "404"),
+        (STRANGER, SHOP, "/", "origin: http://web--alice.preview.example.test:7480\r\n", "404"),
+        (STRANGER, SHOP, "/", "referer: http://web--alice.preview.example.test:7480/\r\n", "404"),
         (STRANGER, ALICE, "/?overlay=alice", "", "404"),
         (STRANGER, ALICE, &format!("/?overlay=alice.{EXPIRED}"), "", "404"),
         (STRANGER, ALICE, &format!("/?overlay=bob.{SECRET}"), "", "404"),
@@ -256,8 +249,8 @@ fn strangers_get_into_no_overlay_whatever_they_send() {
             STRANGER,
             SHOP,
             "OPTIONS /",
-            "origin: http://alice.preview.example.test\r\naccess-control-request-method: PUT\r\n",
-            "base",
+            "origin: http://alice.preview.example.test:7480\r\naccess-control-request-method: PUT\r\n",
+            "404",
         ),
         (
             STRANGER,
@@ -272,23 +265,38 @@ fn strangers_get_into_no_overlay_whatever_they_send() {
 #[test]
 fn strangers_do_not_learn_what_there_is() {
     let gateway = gateway(EngineChoice::Auto);
-    let from_stranger = |host: &str, target: &str| ask(STRANGER, gateway.addresses()[0], host, target, GOES);
-    let same = from_stranger(ALICE, "/");
-    for host in
-        ["web--nobody.preview.example.test", "web--old.preview.example.test", "base.preview.example.test"]
-    {
-        assert_eq!(from_stranger(host, "/"), same, "{host}");
+    let from_stranger = |host: &str, target: &str, fields: &str| {
+        ask(STRANGER, gateway.addresses()[0], host, target, &format!("{GOES}{fields}"))
+    };
+    let same = from_stranger(ALICE, "/", "");
+    for host in [
+        "web--nobody.preview.example.test",
+        "web--old.preview.example.test",
+        "base.preview.example.test",
+        "a.b.preview.example.test",
+    ] {
+        assert_eq!(from_stranger(host, "/", ""), same, "{host}");
     }
-    for (host, target) in
-        [("nowhere.test", "/"), (SHOP, "/.overlane"), (SHOP, "/?overlay=alice"), (ALICE, "/")]
-    {
-        let answer = from_stranger(host, target);
-        for told in ["alice", "bob", ".yaml", "shop.staging"] {
+    // Whether it comes back somewhere is the same for what is there and what is not.
+    let state = "cookie: overlane-return-2d711642b726b044=";
+    let back = |label: &str| who(&from_stranger(SHOP, "/?state=x", &format!("{state}{label}\r\n")));
+    assert_eq!(back("alice"), back("nobody"));
+    for (host, target, fields) in [
+        (SHOP, "/.overlane", ""),
+        (SHOP, "/?overlay=alice", ""),
+        (SHOP, "/?overlay=nobody", ""),
+        (ALICE, "/", ""),
+        ("dead.example.test", "/", ""),
+        (SHOP, "/", "x-answer: broken\r\n"),
+        ("web--old.preview.example.test", "/", &format!("cookie: overlane-pass-old={SECRET}\r\n")),
+    ] {
+        let answer = from_stranger(host, target, fields);
+        for told in ["alice", "bob", ".yaml", "shop.staging", "`base`", "127.0.0.1"] {
             assert!(!answer.contains(told), "{host}{target}: {told}: {answer}");
         }
     }
     let known = ask(TEAM, gateway.addresses()[0], "web--nobody.preview.example.test", "/", GOES);
-    assert!(known.contains("http://alice.preview.example.test/") && !known.contains("old."), "{known}");
+    assert!(known.contains("http://alice.preview.example.test:7480/") && !known.contains("old."), "{known}");
 }
 
 #[test]
@@ -303,24 +311,43 @@ fn an_address_enters_by_a_cookie_and_is_cleaned_and_an_empty_one_leaves() {
         };
         let entered = goes("/a//b?x=1&overlay=alice&overlays=2", "");
         assert_eq!(who(&entered), "307", "{entered}");
-        assert_eq!(values(&entered, "location"), ["/a//b?x=1&overlays=2"]);
+        // Once more, to see that the cookie was taken; then the address is cleaned.
+        let again = "/a//b?x=1&overlay=alice&overlays=2&overlay-set=1";
+        assert_eq!(values(&entered, "location"), [again]);
         assert_eq!(values(&entered, "set-cookie"), ["overlane=alice; Path=/; HttpOnly; SameSite=Lax"]);
         assert_eq!(values(&entered, "cache-control"), ["no-store"]);
         let cookie = "cookie: a=1; overlane=alice; b=2\r\n";
+        let cleaned = goes(again, cookie);
+        assert_eq!(values(&cleaned, "location"), ["/a//b?x=1&overlays=2"], "{cleaned}");
+        assert_eq!(values(&cleaned, "set-cookie").len(), 0);
+        assert_eq!(who(&goes(again, "")), "400", "it takes no cookies");
         let inside = goes("/", cookie);
         assert_eq!(who(&inside), "alice");
         assert!(inside.contains("cookie: a=1; b=2\r\n"), "our cookie goes no further: {inside}");
         assert!(inside.contains("x-overlay-id: alice"), "{inside}");
-        let left = goes("/?overlay=", cookie);
-        assert_eq!(values(&left, "set-cookie"), ["overlane=; Path=/; HttpOnly; SameSite=Lax; Max-Age=0"]);
-        assert_eq!(values(&left, "location"), ["/"]);
-        // Another site's page takes nobody out.
-        assert_eq!(who(&goes("/?overlay=", &format!("{cookie}sec-fetch-site: cross-site\r\n"))), "alice");
+        for leaves in ["/?overlay=", "/?overlay", "/?overlay=base"] {
+            let left = goes(leaves, &format!("{cookie}sec-fetch-site: same-origin\r\n"));
+            assert_eq!(values(&left, "set-cookie"), ["overlane=; Path=/; HttpOnly; SameSite=Lax; Max-Age=0"]);
+            assert_eq!(values(&left, "location"), ["/"]);
+            // Another site's page takes nobody out, nor a sibling's.
+            for site in ["cross-site", "same-site"] {
+                let asked = goes(leaves, &format!("{cookie}sec-fetch-site: {site}\r\n"));
+                assert_eq!(
+                    (who(&asked), values(&asked, "set-cookie").len()),
+                    ("409".to_owned(), 0),
+                    "{asked}"
+                );
+            }
+        }
+        let moved = goes("/x?overlay=bob", &format!("{cookie}sec-fetch-site: cross-site\r\n"));
+        assert_eq!(who(&moved), "409", "{moved}");
+        assert!(moved.contains("href=\"/x?overlay=bob\"") && moved.contains("href=\"/x\""), "{moved}");
+        assert_eq!(who(&goes("/x?overlay=bob", &format!("{cookie}sec-fetch-site: none\r\n"))), "307");
         // Over TLS nobody else can set the cookie, and another site's frame keeps it.
         let tls = goes_over_tls("/?overlay=alice", "");
         assert_eq!(
             values(&tls, "set-cookie"),
-            ["__Host-overlane=alice; Path=/; HttpOnly; Secure; SameSite=Lax"]
+            ["__Host-overlane=alice; Path=/; HttpOnly; Secure; SameSite=None"]
         );
         let framed = "sec-fetch-dest: iframe\r\nsec-fetch-site: cross-site\r\n";
         let framed = goes_over_tls("/?overlay=alice", framed);
@@ -328,23 +355,66 @@ fn an_address_enters_by_a_cookie_and_is_cleaned_and_an_empty_one_leaves() {
             values(&framed, "set-cookie"),
             ["__Host-overlane=alice; Path=/; HttpOnly; Secure; SameSite=None; Partitioned"]
         );
-        // An application's own parameter, and one on a request that shows nothing.
+        let in_the_clear = goes_over_tls("/", "cookie: overlane=alice\r\n");
+        assert!(in_the_clear.contains("without TLS"), "{in_the_clear}");
+        // A request that shows nothing, and what is written wrong.
         assert_eq!(who(&ask(TEAM, gateway.addresses()[0], SHOP, "/?overlay=alice", "")), "base");
-        assert_eq!(who(&goes("/?overlay=Not%20One", "")), "base");
-        assert_eq!(who(&goes("/?overlay=nobody", "")), "404");
+        for wrong in
+            ["/?overlay=Not%20One", "/?overlay=Alice", "/?overlay=nobody", "/?overlay=alice_payments"]
+        {
+            assert_eq!(who(&goes(wrong, "")), "404", "{wrong}");
+        }
+        assert_eq!(who(&goes("/?%6Fverlay=alice", "")), "base", "as it is written");
         // Never to another host.
-        assert_eq!(values(&goes("//evil.test/?overlay=alice", ""), "location"), ["/evil.test/"]);
+        let evil = goes("//evil.test/?overlay=alice", cookie);
+        assert_eq!(values(&evil, "location"), ["/evil.test/"]);
     }
 }
 
 #[test]
-fn who_was_in_an_overlay_that_went_is_told_so() {
+fn who_was_in_an_overlay_that_went_is_told_so_and_never_served_by_the_baseline() {
+    let gone = "origin: http://web--old.preview.example.test:7480\r\n";
     each(&[
         (TEAM, SHOP, "/", &format!("{GOES}cookie: overlane=nobody\r\n"), "404"),
         (TEAM, SHOP, "/", &format!("{GOES}cookie: overlane=old\r\n"), "410"),
-        // What a page loads has the key, as from any other client.
-        (TEAM, SHOP, "/", "cookie: overlane=nobody\r\n", "base"),
+        (TEAM, SHOP, "POST /", "cookie: overlane=nobody\r\ncontent-length: 0\r\n", "404"),
+        (TEAM, SHOP, "POST /", &format!("{gone}content-length: 0\r\n"), "410"),
+        (TEAM, SHOP, "/", "x-overlay-id: nobody\r\n", "base"),
+        // Below the domain nothing is the baseline, however it is written wrong.
+        (TEAM, "web.alice.preview.example.test", "/", "", "404"),
+        (TEAM, "web---alice.preview.example.test", "/", "", "404"),
+        (TEAM, "web--alice--2.preview.example.test", "/", "", "404"),
     ]);
+    let gateway = gateway(EngineChoice::Auto);
+    let told = ask(TEAM, gateway.addresses()[0], SHOP, "/", &format!("{GOES}cookie: overlane=old\r\n"));
+    assert!(told.contains("href=\"/?overlay=\""), "{told}");
+}
+
+#[test]
+fn a_previews_request_that_is_held_while_its_overlay_goes_is_never_the_baselines() {
+    let gateway = gateway(EngineChoice::Auto);
+    let address = gateway.addresses()[0];
+    let held = thread::spawn(move || ask(TEAM, address, "web--dead.preview.example.test", "/", ""));
+    // Its upstream refuses connections: it waits.
+    let admin = gateway.admin();
+    let waits = || ask_admin(admin).contains("overlane_requests_in_flight{limit=\"held\"} 1");
+    let end = std::time::Instant::now() + PATIENCE;
+    while !waits() {
+        assert!(std::time::Instant::now() < end, "it does not wait: {}", ask_admin(admin));
+        thread::yield_now();
+    }
+    let path: Arc<str> = "dead.yaml".into();
+    gateway.control().apply(&[FileChange { path, content: Content::Gone }], Trigger::Change);
+    let answer = held.join().unwrap();
+    assert_eq!(who(&answer), "404", "{answer}");
+}
+
+fn ask_admin(admin: SocketAddr) -> String {
+    let mut stream = TcpStream::connect(admin).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
 }
 
 #[test]
@@ -398,18 +468,24 @@ fn a_shared_link_lets_in_whoever_has_it_and_nobody_once_it_counts_no_more() {
         // A sibling's host may have set others of the name.
         let tossed = format!("cookie: overlane-pass-alice=x; overlane-pass-alice={SECRET}\r\n");
         assert_eq!(who(&ask(ALICE, "/", &tossed)), "alice");
+        // What it requires counts, as of anybody who may be there.
+        let required =
+            ask("api--alice.preview.example.test", "/", &format!("{pass}x-overlay-require: *\r\n"));
+        assert_eq!(who(&required), "412", "{required}");
+        let page = format!("{pass}origin: http://{ALICE}:7480\r\n");
+        assert_eq!(who(&ask(SHOP, "/", &page)), "alice", "its page, and it has the pass");
         // Taken back, it lets nobody in, whatever cookies there are.
         let path: Arc<str> = "alice.attached.yaml".into();
         gateway.control().apply(&[FileChange { path, content: Content::Gone }], Trigger::Change);
         assert_eq!(who(&ask(ALICE, "/", &pass)), "404");
-        assert_eq!(who(&ask(SHOP, "/", &format!("cookie: {cookie}\r\n"))), "base");
+        assert_eq!(who(&ask(SHOP, "/", &format!("cookie: {cookie}\r\n"))), "404", "not the baseline, either");
     }
 }
 
 #[test]
 fn what_a_previews_page_loads_stays_in_its_overlay() {
     let origin = "origin: http://web--alice.preview.example.test:7480\r\n";
-    let referer = "referer: http://web--alice.preview.example.test/a?b#c\r\n";
+    let referer = "referer: http://web--alice.preview.example.test:7480/a?b#c\r\n";
     let preflight = format!("{origin}access-control-request-method: PUT\r\n");
     let both = format!("{origin}cookie: overlane=bob\r\n");
     each(&[
@@ -419,13 +495,19 @@ fn what_a_previews_page_loads_stays_in_its_overlay() {
         (TEAM, SHOP, "POST /", &both, "alice"),
         (TEAM, ALICE, "OPTIONS /", &preflight, "alice"),
         (TEAM, SHOP, "/", "origin: null\r\n", "base"),
+        // Other programs' hosts.
+        (TEAM, SHOP, "/", "origin: http://web--alice.preview.example.test\r\n", "base"),
+        (TEAM, SHOP, "/", "origin: http://app.preview.example.test:7480\r\n", "base"),
         (TEAM, SHOP, "/", "origin: http://preview.example.test\r\n", "base"),
         (TEAM, SHOP, "/", &format!("{origin}x-overlay-id: bob\r\n"), "base"),
     ]);
     let gateway = gateway(EngineChoice::Auto);
     let goes =
         ask(TEAM, gateway.addresses()[0], &format!("{SHOP}:81"), "/a?b=c", &format!("{GOES}{referer}"));
-    assert_eq!(values(&goes, "location"), [format!("http://{ALICE}:81/a?b=c")], "{goes}");
+    assert_eq!(values(&goes, "location"), [format!("http://{ALICE}:7480/a?b=c")], "{goes}");
+    let posts =
+        ask(TEAM, gateway.addresses()[0], SHOP, "POST /a", &format!("{GOES}{referer}content-length: 0\r\n"));
+    assert_eq!(values(&posts, "location"), [format!("http://{ALICE}:7480/a")], "{posts}");
 }
 
 #[test]
@@ -435,7 +517,7 @@ fn a_preflight_that_cannot_show_its_pass_is_answered_for_pages_of_the_same_overl
     let ask = |host: &str, origin: &str| {
         ask(STRANGER, gateway.addresses()[0], host, "OPTIONS /", &format!("origin: {origin}\r\n{preflight}"))
     };
-    let (page, api) = ("http://web--alice.preview.example.test", "api--alice.preview.example.test");
+    let (page, api) = ("http://web--alice.preview.example.test:7480", "api--alice.preview.example.test");
     let answer = ask(api, page);
     assert_eq!(who(&answer), "204", "{answer}");
     for (name, value) in [
@@ -447,7 +529,7 @@ fn a_preflight_that_cannot_show_its_pass_is_answered_for_pages_of_the_same_overl
         assert_eq!(values(&answer, name), [value]);
     }
     // The same for what is not there: nobody learns what is.
-    let nobody = ask("api--nobody.preview.example.test", "http://web--nobody.preview.example.test");
+    let nobody = ask("api--nobody.preview.example.test", "http://web--nobody.preview.example.test:7480");
     assert_eq!(who(&nobody), "204");
     assert_eq!(who(&ask("api--bob.preview.example.test", page)), "404");
 }
@@ -501,13 +583,7 @@ fn redirects_and_cookies_of_an_application_stay_at_the_preview() {
         for engine in [EngineChoice::Auto, EngineChoice::Pingora] {
             let gateway = gateway(engine);
             let host = format!("{host}:7480");
-            let given = ask(
-                TEAM,
-                gateway.addresses()[0],
-                &host,
-                "/",
-                &format!("x-answer: {answer}\r\ncookie: z=1\r\n"),
-            );
+            let given = ask(TEAM, gateway.addresses()[0], &host, "/", &format!("x-answer: {answer}\r\n"));
             assert_eq!(values(&given, name), expected, "{engine:?} {host} {answer}: {given}");
         }
     }
@@ -515,47 +591,66 @@ fn redirects_and_cookies_of_an_application_stay_at_the_preview() {
 
 #[test]
 fn a_round_trip_through_another_host_comes_back_to_the_preview_that_it_left() {
-    let to = format!(
-        "302 F|Location: https://login.test/authorize?client_id=a&state=St%2Bate&redirect_uri=https%3A%2F%2F{SHOP}%2Fback"
-    );
+    let back = format!("redirect_uri=https%3A%2F%2F{SHOP}%2Fback");
+    let to = |more: &str| {
+        format!("302 F|Location: https://login.test/authorize?client_id=a&state=St%2Bate{more}&{back}")
+    };
     for engine in [EngineChoice::Auto, EngineChoice::Pingora] {
         let gateway = gateway(engine);
         let ask =
             |host: &str, target: &str, fields: &str| ask(TEAM, gateway.addresses()[0], host, target, fields);
-        let left = ask(ALICE, "/login", &format!("x-answer: {to}\r\n"));
-        let cookies = values(&left, "set-cookie");
-        let cookie = cookies
-            .first()
-            .and_then(|cookie| {
-                cookie.strip_suffix(
-                    "=web--alice; Path=/; Domain=example.test; HttpOnly; SameSite=Lax; Max-Age=900",
-                )
-            })
-            .unwrap_or_else(|| panic!("{left}"));
-        let back = format!("{GOES}cookie: a=1; {cookie}=web--alice\r\n");
+        let leave = |more: &str| {
+            let left = ask(ALICE, "/login", &format!("{GOES}x-answer: {}\r\n", to(more)));
+            let cookie = values(&left, "set-cookie").first().map(|cookie| (*cookie).to_owned());
+            cookie.unwrap_or_else(|| panic!("{left}"))
+        };
+        let cookie = leave("");
+        let end = "; Path=/; Domain=example.test; HttpOnly; SameSite=Lax; Max-Age=900";
+        let cookie = cookie.strip_suffix(end).unwrap_or_else(|| panic!("{cookie}"));
+        let (name, value) = cookie.split_once('=').unwrap();
+        assert!(value.starts_with("web--alice."), "{value}");
+        let back = format!("{GOES}cookie: a=1; {cookie}\r\n");
         let returned = ask(SHOP, "/back?code=c&state=St%2Bate", &back);
         assert_eq!(
             values(&returned, "location"),
-            [format!("http://{ALICE}/back?code=c&state=St%2Bate")],
+            [format!("http://{ALICE}:7480/back?code=c&state=St%2Bate")],
             "{returned}"
         );
         assert_eq!(
             values(&returned, "set-cookie"),
-            [format!("{cookie}=; Path=/; Domain=example.test; HttpOnly; SameSite=Lax; Max-Age=0")]
+            [format!("{name}=; Path=/; Domain=example.test; HttpOnly; SameSite=Lax; Max-Age=0")]
         );
-        // As a form that the other host posts: its state is in the body.
-        assert_eq!(who(&ask(SHOP, "POST /back", &format!("{back}content-length: 0\r\n"))), "307");
-        // Another state, another browser, something that is no preview.
-        assert_eq!(who(&ask(SHOP, "/back?code=c&state=other", &back)), "base");
-        assert_eq!(who(&ask(SHOP, "/back?code=c&state=St%2Bate", GOES)), "base");
-        assert_eq!(
-            who(&ask(SHOP, "/back?code=c&state=St%2Bate", &back.replace("web--alice\r", "evil.test/\r"))),
-            "base"
-        );
+        // Another state, another place, another browser, something that is no preview, a form that nobody announced.
+        let form = "sec-fetch-site: cross-site\r\ncontent-length: 0\r\n";
+        let elsewhere = back.replace("web--alice.", "evil.test.");
+        for (target, fields) in [
+            ("/back?code=c&state=other", &*back),
+            ("/other?code=c&state=St%2Bate", &back),
+            ("/back?code=c&state=St%2Bate", GOES),
+            ("/back?code=c&state=St%2Bate", &elsewhere),
+            ("POST /back", &format!("{back}{form}")),
+        ] {
+            assert_eq!(who(&ask(SHOP, target, fields)), "base", "{target} {fields}");
+        }
+        // As a form that the other site posts, its state in the body: there only, and of that site only.
+        let cookie = leave("&response_mode=form_post");
+        let cookie = cookie.split(';').next().unwrap();
+        let back = format!("{GOES}cookie: {cookie}\r\n");
+        assert_eq!(who(&ask(SHOP, "POST /back", &format!("{back}{form}"))), "307");
+        assert_eq!(who(&ask(SHOP, "POST /account", &format!("{back}{form}"))), "base");
+        let own = form.replace("cross-site", "same-origin");
+        assert_eq!(who(&ask(SHOP, "POST /back", &format!("{back}{own}"))), "base");
+        // However many were begun and not ended.
+        let others: String = (0..20).map(|number| format!("overlane-return-{number}=x; ")).collect();
+        let many = format!("{GOES}cookie: {others}{cookie}\r\n");
+        assert_eq!(who(&ask(SHOP, "/back?code=c&state=St%2Bate", &many)), "307");
         // Over TLS it comes back from another site's form as well.
-        let fields = format!("x-answer: {to}\r\n{OVER_TLS}");
+        let fields = format!("{GOES}x-answer: {}\r\n{OVER_TLS}", to(""));
         let tls = self::ask(BALANCER, gateway.addresses()[0], ALICE, "/login", &fields);
         assert!(values(&tls, "set-cookie")[0].contains("; Secure; SameSite=None"), "{tls}");
+        // What a page fetches is no way to log in.
+        let fetched = ask(ALICE, "/login", &format!("sec-fetch-mode: cors\r\nx-answer: {}\r\n", to("")));
+        assert_eq!(values(&fetched, "set-cookie").len(), 0, "{fetched}");
     }
 }
 
@@ -565,9 +660,9 @@ fn no_shared_cache_mixes_environments() {
         let gateway = gateway(engine);
         for (host, fields, vary, private) in [
             (SHOP, "", true, false),
-            (SHOP, "x-overlay-id: alice\r\ncookie: a=1\r\n", true, true),
+            (SHOP, "x-overlay-id: alice\r\n", true, true),
             (SHOP, "cookie: overlane=alice\r\n", true, true),
-            (SHOP, "origin: http://web--alice.preview.example.test\r\n", true, true),
+            (SHOP, "origin: http://web--alice.preview.example.test:7480\r\n", true, true),
             (ALICE, "", false, true),
         ] {
             let answer = ask(
@@ -604,7 +699,7 @@ fn a_browser_is_shown_pages_that_load_nothing() {
     );
     assert!(values(&page, "content-security-policy")[0].starts_with("default-src 'none'"), "{page}");
     let text = ask("/.overlane", "");
-    assert!(text.contains("are for `base`") && !text.contains('<'), "{text}");
+    assert!(text.contains("are for no overlay") && !text.contains('<'), "{text}");
     let refused = ask("/", &format!("{GOES}x-overlay-id: <b>\"&'\r\n"));
     let body = refused.split("\r\n\r\n").nth(1).unwrap_or_default();
     assert!(body.contains("`&lt;b&gt;\\&quot;&amp;\\&#39;`") && !body.contains("<b>"), "{refused}");

@@ -16,6 +16,8 @@ use std::sync::Arc;
 const LOCATION: Name<'_> = Name::of("location");
 const SET_COOKIE: Name<'_> = Name::of("set-cookie");
 
+const REFERRER_POLICY: Name<'_> = Name::of("referrer-policy");
+
 /// Where a response is decided.
 pub struct Place<'a> {
     /// The table.
@@ -24,45 +26,60 @@ pub struct Place<'a> {
     pub baseline: &'a Baseline<Arc<Upstream>>,
 }
 
+/// Whether a field of a gateway's response is replaced by what [`cookies`] and [`Visit::write`] append.
+#[must_use]
+pub fn replaces(visit: Option<&Visit>, name: Name<'_>) -> bool {
+    let at_preview = || visit.is_some_and(|visit| visit.preview.is_some());
+    name.is(&SET_COOKIE) || ((name.is(&LOCATION) || name.is(&REFERRER_POLICY)) && at_preview())
+}
+
+/// Appends an application's cookies: it cannot put its visitors into another overlay, and at a preview they are that
+/// host's own.
+pub fn cookies(visit: Option<&Visit>, fields: &(impl FieldLines + ?Sized), out: &mut Vec<u8>) {
+    for cookie in fields.lines(SET_COOKIE.text()) {
+        // Without a name, browsers take the value for it.
+        let mut parts = cookie.split(|byte| matches!(byte, b'=' | b';')).map(<[u8]>::trim_ascii);
+        if parts.find(|part| !part.is_empty()).is_some_and(is_our_cookie) {
+            continue;
+        }
+        match visit.and_then(|visit| visit.preview.as_ref()) {
+            Some(_) => line(out, "Set-Cookie", host_only(cookie)),
+            None => line(out, "Set-Cookie", cookie),
+        }
+    }
+}
+
 impl Visit {
-    /// Whether a field of the response is replaced by [`Visit::write`].
+    /// Whether its response is for this browser only.
     #[must_use]
-    pub fn replaces(&self, name: Name<'_>) -> bool {
-        name.is(&SET_COOKIE) || (self.preview.is_some() && name.is(&LOCATION))
+    pub fn is_private(&self) -> bool {
+        self.private
     }
 
-    /// Appends the lines that this response has for a browser, each with its line end; `fields` are those that
-    /// came from upstream.
+    /// Appends what a preview's response says otherwise, each line with its end; `fields` are those that came from
+    /// upstream. Without a `place`, where it goes on for long already, they stay as they came.
     pub fn write(
         &self,
-        place: &Place<'_>,
+        place: Option<&Place<'_>>,
         status: u16,
         fields: &(impl FieldLines + ?Sized),
         out: &mut Vec<u8>,
     ) {
-        for cookie in fields.lines(SET_COOKIE.text()) {
-            let name = cookie.split(|byte| matches!(byte, b'=' | b';')).next().unwrap_or_default();
-            // An application cannot put its visitors into another overlay.
-            if !is_our_cookie(name.trim_ascii()) {
-                match self.preview {
-                    Some(_) => line(out, "Set-Cookie", host_only(cookie)),
-                    None => line(out, "Set-Cookie", cookie),
-                }
-            }
+        let Some(preview) = &self.preview else { return };
+        for policy in fields.lines(REFERRER_POLICY.text()) {
+            // What the page loads says by its referrer where it belongs.
+            let hides =
+                [&b"no-referrer"[..], b"same-origin"].iter().any(|own| policy.eq_ignore_ascii_case(own));
+            line(out, "Referrer-Policy", if hides { b"strict-origin" } else { policy });
         }
-        if let Some(preview) = &self.preview {
-            for location in fields.lines(LOCATION.text()) {
-                let text = std::str::from_utf8(location).ok();
-                let kept = text.and_then(|text| self.kept_here(place, preview, text));
-                line(out, "Location", kept.as_deref().map_or(location, str::as_bytes));
-                let leaves = text.filter(|_| (300..400).contains(&status));
-                if let Some(cookie) = leaves.and_then(|to| round_trip::leave(self, place, preview, to)) {
-                    line(out, "Set-Cookie", cookie);
-                }
+        for location in fields.lines(LOCATION.text()) {
+            let to = std::str::from_utf8(location).ok().and_then(|to| Some((to, place?)));
+            let kept = to.and_then(|(to, place)| self.kept_here(place, preview, to));
+            line(out, "Location", kept.as_deref().map_or(location, str::as_bytes));
+            let leaves = to.filter(|_| self.navigates && kept.is_none() && (300..400).contains(&status));
+            if let Some(cookie) = leaves.and_then(|(to, place)| round_trip::leave(self, place, preview, to)) {
+                line(out, "Set-Cookie", cookie);
             }
-        }
-        if self.private {
-            line(out, "Cache-Control", "private");
         }
     }
 
@@ -74,16 +91,20 @@ impl Visit {
         let exposure = super::exposure_at(place.table, place.baseline, preview.environment(), host, path)
             .filter(|exposure| matches!(exposure.hosts, Hosts::One(_)))?;
         let label = label_of(Some(&exposure.service), preview.environment())?;
-        Some(preview_origin(place.baseline, self.secure, &self.authority, &label)? + rest)
+        Some(preview_origin(place.baseline, self.secure, &self.authority, &label) + rest)
     }
 }
 
 /// The authority of an address, and what follows it; `None` where it has none.
 pub(super) fn absolute(address: &str) -> Option<(&str, &str)> {
-    let (scheme, after) = address.split_once("://")?;
-    if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
-        return None;
-    }
+    let after = match address.strip_prefix("//") {
+        Some(after) => after,
+        None => {
+            let (scheme, after) = address.split_once("://")?;
+            let http = scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
+            http.then_some(after)?
+        }
+    };
     let end = after.find(['/', '?', '#']).unwrap_or(after.len());
     Some(after.split_at(end))
 }
@@ -125,7 +146,7 @@ mod tests {
             ("HTTP://a", Some(("a", ""))),
             ("http://a?x://y", Some(("a", "?x://y"))),
             ("/a?b=http://c", None),
-            ("//a/b", None),
+            ("//a/b", Some(("a", "/b"))),
             ("ftp://a/", None),
         ] {
             assert_eq!(absolute(address), expected, "{address}");

@@ -509,6 +509,9 @@ impl<'r, S: Client> Relay<'r, S> {
                 self.response = Some(Progress::new(body));
                 self.chunks = (body == Body::UntilClose).then_some(false);
                 self.streams = matches!(body, Body::Chunked | Body::UntilClose);
+                if matches!(self.lasting, Lasting::Until(_)) {
+                    self.exchange.let_go();
+                }
                 // Who answers has processed it.
                 self.request.sent = None;
                 if self.head_sent == self.head.len() {
@@ -576,6 +579,9 @@ impl<'r, S: Client> Relay<'r, S> {
         }
         if matches!(self.lasting, Lasting::Soon) && deadline.poll(cx).is_ready() {
             self.lasting = Lasting::Until(self.exchange.lasts());
+            if self.response.is_some() {
+                self.exchange.let_go();
+            }
         }
         if let Lasting::Until(Some(leave)) = &mut self.lasting
             && leave.as_mut().poll(cx).is_ready()
