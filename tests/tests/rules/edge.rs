@@ -53,6 +53,10 @@ fn serve(mut stream: TcpStream, name: &str) {
             let head = String::from_utf8_lossy(&open[..end]).into_owned();
             open.drain(..end + 4);
             let more = head.lines().find_map(|line| line.strip_prefix("x-answer: ")).unwrap_or("200 OK");
+            if head.contains("\r\nx-slow: ") {
+                // Longer than a call takes that does not last.
+                thread::sleep(Duration::from_millis(1100));
+            }
             let (status, lines) = more.split_once('|').unwrap_or((more, ""));
             let lines: String =
                 lines.split('|').filter(|line| !line.is_empty()).map(|line| format!("{line}\r\n")).collect();
@@ -703,4 +707,16 @@ fn a_browser_is_shown_pages_that_load_nothing() {
     let refused = ask("/", &format!("{GOES}x-overlay-id: <b>\"&'\r\n"));
     let body = refused.split("\r\n\r\n").nth(1).unwrap_or_default();
     assert!(body.contains("`&lt;b&gt;\\&quot;&amp;\\&#39;`") && !body.contains("<b>"), "{refused}");
+}
+
+#[test]
+fn a_call_that_takes_long_keeps_what_its_responses_head_needs() {
+    let gateway = gateway(EngineChoice::Auto);
+    let call = "content-type: application/grpc\r\nte: trailers\r\nx-slow: 1\r\nx-overlay-require: web\r\n";
+    let answer = format!("{call}x-answer: 200 OK|Set-Cookie: a=1|Location: http://{SHOP}/a\r\n");
+    let answer =
+        ask(TEAM, gateway.addresses()[0], ALICE, "POST /", &format!("{answer}content-length: 0\r\n"));
+    assert_eq!(who(&answer), "alice", "{answer}");
+    assert_eq!(values(&answer, "set-cookie"), ["a=1"]);
+    assert_eq!(values(&answer, "location"), [format!("http://{ALICE}:7480/a")]);
 }
