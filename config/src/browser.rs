@@ -195,9 +195,12 @@ impl<U> Baseline<U> {
     #[must_use]
     pub fn stands_for(&self, authority: &str) -> Host {
         // Most hosts are none: told without looking at all of them.
-        let (host, _) = authority.rsplit_once(':').unwrap_or((authority, ""));
-        let last = |text: &str| text.trim_end_matches('.').as_bytes().last().map(u8::to_ascii_lowercase);
-        if last(host) != last(self.previews.domain()) {
+        let last = |bytes: &[u8]| bytes.last().map(|byte| byte | 0x20);
+        let bytes = authority.as_bytes();
+        let digits = bytes.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
+        let host = bytes[..bytes.len() - digits].strip_suffix(b":").unwrap_or(bytes);
+        let host = host.strip_suffix(b".").unwrap_or(host);
+        if last(host) != last(self.previews.domain().as_bytes()) {
             return Host::Other;
         }
         let Ok((host, _)) = split_authority(authority) else { return Host::Other };

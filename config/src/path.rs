@@ -1,4 +1,4 @@
-//! Paths of requests: where one leads must not depend on who reads it (docs/decisions/0031-paths.md).
+//! Paths of requests: where one leads must not depend on who reads it (docs/decisions/0029-paths.md).
 //!
 //! The gateway reads a path as RFC 3986 does, and passes it on as it came. Whoever is behind it may read less into it, and
 //! decode nothing, or more: decode slashes, or decode twice; take backslashes for slashes; leave out parameters, empty

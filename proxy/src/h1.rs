@@ -74,6 +74,7 @@ pub(crate) enum Known {
     /// One of `x-overlay-…`.
     Overlay,
     ProxyConnection,
+    SetCookie,
     Te,
     /// One of those that name a request's trace, and say more of it.
     Tracing,
@@ -84,33 +85,37 @@ pub(crate) enum Known {
 impl Known {
     const fn of(name: &str) -> Self {
         let name = name.as_bytes();
-        match name.len() {
-            2 if begins(name, b"te") => Self::Te,
-            2 if begins(name, b"b3") => Self::Tracing,
-            4 if begins(name, b"host") => Self::Host,
-            6 if begins(name, b"accept") => Self::Accept,
-            6 if begins(name, b"cookie") => Self::Cookie,
-            6 if begins(name, b"origin") => Self::Browser,
-            7 if begins(name, b"referer") => Self::Browser,
-            7 if begins(name, b"baggage") => Self::Baggage,
-            7 if begins(name, b"upgrade") => Self::Upgrade,
-            9 if begins(name, b"forwarded") => Self::Forwarded,
-            10 if begins(name, b"connection") => Self::Connection,
-            10 if begins(name, b"keep-alive") => Self::KeepAlive,
-            10 if begins(name, b"tracestate") => Self::Tracing,
-            11 if begins(name, b"traceparent") => Self::Tracing,
-            13 if begins(name, b"uber-trace-id") => Self::Tracing,
-            14 if begins(name, b"content-length") => Self::ContentLength,
-            14 if begins(name, b"http2-settings") => Self::Http2Settings,
-            16 if begins(name, b"proxy-connection") => Self::ProxyConnection,
-            17 if begins(name, b"transfer-encoding") => Self::TransferEncoding,
-            11.. if begins(name, b"sec-fetch-") => Self::Browser,
-            3.. if begins(name, b"x-") => Self::extension(name),
+        let Some((first, _)) = name.split_first() else { return Self::Other };
+        // Each name is compared with one or two.
+        match (*first | 0x20, name.len()) {
+            (b'a', 6) if begins(name, b"accept") => Self::Accept,
+            (b'b', 2) if begins(name, b"b3") => Self::Tracing,
+            (b'b', 7) if begins(name, b"baggage") => Self::Baggage,
+            (b'c', 6) if begins(name, b"cookie") => Self::Cookie,
+            (b'c', 10) if begins(name, b"connection") => Self::Connection,
+            (b'c', 14) if begins(name, b"content-length") => Self::ContentLength,
+            (b'f', 9) if begins(name, b"forwarded") => Self::Forwarded,
+            (b'h', 4) if begins(name, b"host") => Self::Host,
+            (b'h', 14) if begins(name, b"http2-settings") => Self::Http2Settings,
+            (b'k', 10) if begins(name, b"keep-alive") => Self::KeepAlive,
+            (b'o', 6) if begins(name, b"origin") => Self::Browser,
+            (b'p', 16) if begins(name, b"proxy-connection") => Self::ProxyConnection,
+            (b'r', 7) if begins(name, b"referer") => Self::Browser,
+            (b's', 10) if begins(name, b"set-cookie") => Self::SetCookie,
+            (b's', 11..) if begins(name, b"sec-fetch-") => Self::Browser,
+            (b't', 2) if begins(name, b"te") => Self::Te,
+            (b't', 10) if begins(name, b"tracestate") => Self::Tracing,
+            (b't', 11) if begins(name, b"traceparent") => Self::Tracing,
+            (b't', 17) if begins(name, b"transfer-encoding") => Self::TransferEncoding,
+            (b'u', 7) if begins(name, b"upgrade") => Self::Upgrade,
+            (b'u', 13) if begins(name, b"uber-trace-id") => Self::Tracing,
+            (b'x', 3..) if begins(name, b"x-") => Self::extension(name),
             _ => Self::Other,
         }
     }
 
     /// Of the names that begin with `x-`.
+    #[inline(always)]
     const fn extension(name: &[u8]) -> Self {
         match name[2] | 0x20 {
             b'o' if begins(name, b"x-overlay-") => Self::Overlay,
@@ -139,6 +144,7 @@ impl Known {
 ///
 /// A name is a token, as httparse sees to: with that bit set, only a letter becomes that letter, and
 /// only a dash a dash. Without an early end, this is a comparison or two.
+#[inline(always)]
 const fn begins<const N: usize>(name: &[u8], lower: &[u8; N]) -> bool {
     let Some((start, _)) = name.split_first_chunk::<N>() else {
         return false;

@@ -59,7 +59,7 @@ impl<'b> Head<'b> {
     /// Whether the client accepts JSON.
     #[must_use]
     pub fn accepts_json(&self) -> bool {
-        self.values(ACCEPT).any(|value| memchr::memmem::find(value, b"json").is_some())
+        self.values(ACCEPT).any(|value| value.len() > 3 && memchr::memmem::find(value, b"json").is_some())
     }
 
     /// Appends the head to `out`: in origin form, without its empty line, without what is for one hop,

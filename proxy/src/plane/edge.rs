@@ -44,6 +44,7 @@ const ORIGIN: Name<'_> = Name::of("origin");
 const FETCH_MODE: Name<'_> = Name::of("sec-fetch-mode");
 const FETCH_SITE: Name<'_> = Name::of("sec-fetch-site");
 const FETCH_DEST: Name<'_> = Name::of("sec-fetch-dest");
+const HTML: &[u8] = b"text/html";
 const ACCEPT: Name<'_> = Name::of("accept");
 const ASKED_METHOD: Name<'_> = Name::of("access-control-request-method");
 const ASKED_HEADERS: Name<'_> = Name::of("access-control-request-headers");
@@ -102,7 +103,9 @@ pub fn is_navigation(head: &Head<'_>) -> bool {
     match head.values(FETCH_MODE).next() {
         Some(mode) => mode == b"navigate",
         None => {
-            let shows = |accept: &[u8]| memchr::memmem::find(accept, b"text/html").is_some();
+            // Told by its length, where it is `*/*`.
+            let shows =
+                |accept: &[u8]| accept.len() >= HTML.len() && memchr::memmem::find(accept, HTML).is_some();
             matches!(head.method, "GET" | "HEAD") && head.values(ACCEPT).any(shows)
         }
     }

@@ -24,7 +24,7 @@ import time
 import wsgiref.simple_server
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
-# Without a slash at their ends: Python, for one, reads `/private/.` as `/private` (docs/decisions/0031-paths.md).
+# Without a slash at their ends: Python, for one, reads `/private/.` as `/private` (docs/decisions/0029-paths.md).
 EXPOSED = {"/public/deep": "deep", "/public": "open", "/private": "shut", "/.x": "dotted"}
 PIECES = ("/ / /public /private /deep deep /.x x .. .. . %2e %2E %2f %2F %5c \\ %252f %25 %2 ; ;a=b %3b %00 %09 %3f %23 %c0%af %c0%ae "
           "%e0%80%af %u002f // %70ublic %c3%a4 %20 : @").split(" ")
