@@ -205,6 +205,12 @@ pub struct Share {
     pub expires_at: Option<UnixMillis>,
 }
 
+/// Bytes as hexadecimal digits, as a share's hash is written.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// What happens when the owner's upstream is pending, unhealthy or refuses the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnUnavailable {

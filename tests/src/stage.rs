@@ -125,6 +125,13 @@ pub(crate) fn gone(name: &str, suffix: &str) -> FileChange {
     FileChange { path: format!("{name}{suffix}.yaml").into(), content: Content::Gone }
 }
 
+/// The file of the environment `name`, which exposes a service `web` of its own.
+#[must_use]
+pub fn web(name: &str, routing: &str, web: SocketAddr) -> FileChange {
+    let services = format!("services: [{{name: web, expose: true, url: 'http://{web}'}}]");
+    file(format!("{name}.yaml"), format!("name: {name}\nrouting: {{{routing}}}\n{services}\n"))
+}
+
 fn file(path: String, text: String) -> FileChange {
     let path: Arc<str> = path.into();
     let source = Source::new(path.clone(), text, None);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
+use overlane_config::blueprint::hex;
 use overlane_config::browser::PARAMETER;
 use overlane_config::lineage::{Lineages, Standing};
 use overlane_config::name::{EnvironmentId, ServiceName};
@@ -108,7 +109,7 @@ pub fn share(args: &ShareArgs, store: &StoreAddress, out: &mut Output<'_>) -> Re
     let no_secret = || CliError::failure("the system has no randomness to give".to_owned());
     let secret = Secret::new().ok_or_else(no_secret)?;
     let hash = digest(secret.reveal());
-    let name: String = hash[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+    let name = hex(&hash[..4]);
     let expires_at = args.ttl.map(|ttl| clock::now().after(ttl));
     open.share(id, &NewShare { id: name.clone(), hash, expires_at }, args.dry_run)?;
     let address = |link: &str| format!("{link}?{PARAMETER}={id}.{}", secret.reveal());

@@ -258,7 +258,8 @@ impl<'a> Arrival<'a> {
 
     fn at_preview(&self, preview: Preview, open: bool) -> Result<Entered, Box<Answer>> {
         let id = preview.environment();
-        let ticket = self.parameter().and_then(Ticket::read).filter(|ticket| ticket.environment == id);
+        let ticket =
+            self.parameter(PARAMETER).and_then(Ticket::read).filter(|ticket| ticket.environment == id);
         if let Some(secret) =
             ticket.and_then(|ticket| ticket.secret).filter(|secret| self.opens(id, [*secret]))
         {
@@ -331,8 +332,10 @@ impl<'a> Arrival<'a> {
 
     /// A browser that entered without TLS and came on to it has a cookie that does not count here.
     fn entered_in_the_clear(&self) -> Result<(), Box<Answer>> {
-        let insecure = || Cookie::Choice.values(&self.head.fields, false).find_map(Ticket::read);
-        match Some(()).filter(|()| self.navigates && self.secure).and_then(|()| insecure()) {
+        if !self.navigates || !self.secure {
+            return Ok(());
+        }
+        match Cookie::Choice.values(&self.head.fields, false).find_map(Ticket::read) {
             Some(ticket) => Err(self.enter_again(ticket.environment)),
             None => Ok(()),
         }
@@ -356,15 +359,15 @@ impl<'a> Arrival<'a> {
         preview_origin(self.baseline, self.secure, self.head.authority, label)
     }
 
-    /// The value of [`PARAMETER`], as it is written.
-    fn parameter(&self) -> Option<&str> {
+    /// The value of a parameter of ours, as it is written.
+    fn parameter(&self, name: &str) -> Option<&str> {
         let asks = matches!(self.head.method, "GET" | "HEAD");
-        self.head.query().filter(|_| asks)?.split('&').find_map(|pair| parameter(pair, PARAMETER))
+        self.head.query().filter(|_| asks)?.split('&').find_map(|pair| parameter(pair, name))
     }
 
     /// Enters the overlay that an address names, or leaves.
     fn enter_or_leave(&self) -> Result<(), Box<Answer>> {
-        let Some(text) = self.parameter() else { return Ok(()) };
+        let Some(text) = self.parameter(PARAMETER) else { return Ok(()) };
         let site = self.head.values(FETCH_SITE).next();
         // Without TLS browsers do not say.
         let by_itself = matches!(site, None | Some(b"none" | b"same-origin"));
@@ -389,13 +392,7 @@ impl<'a> Arrival<'a> {
             Some(current) if current.environment != id && !by_itself => {
                 Err(self.enter_another(current, text))
             }
-            _ if self
-                .head
-                .query()
-                .is_some_and(|query| query.split('&').any(|pair| parameter(pair, SET).is_some())) =>
-            {
-                Err(self.no_cookies())
-            }
+            _ if self.parameter(SET).is_some() => Err(self.no_cookies()),
             _ => {
                 let again = self.target() + "&" + SET + "=1";
                 Err(self.moved("entered", again, [self.set_cookie(Cookie::Choice, text, None)]))

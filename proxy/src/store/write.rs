@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use overlane_config::blueprint::{API_VERSION, Blueprint, Document, Share, parse, with_expiry};
+use overlane_config::blueprint::{API_VERSION, Blueprint, Document, Share, hex, parse, with_expiry};
 use overlane_config::diagnostic::{Diagnostic, Source};
 use overlane_config::lineage::{Content, FileChange, Lineages, Rules};
 use overlane_config::name::{EnvironmentId, ServiceName};
@@ -340,9 +340,8 @@ impl OpenStore {
             return Err(WriteError::NotFound(format!("`{id}`")));
         }
         let mut attached = self.attached(id);
-        let hash: String = share.hash.iter().map(|byte| format!("{byte:02x}")).collect();
         let expires_at = share.expires_at.map(|at| at.to_string());
-        attached.shares.insert(share.id.clone(), (hash, expires_at));
+        attached.shares.insert(share.id.clone(), (hex(&share.hash), expires_at));
         if dry_run { Ok(()) } else { self.write_attached(id, &attached) }
     }
 
@@ -387,7 +386,6 @@ impl OpenStore {
             attached
                 .services
                 .extend(services.map(|(name, url)| (name.value.to_string(), url.value.to_string())));
-            let hex = |hash: &[u8; 32]| hash.iter().map(|byte| format!("{byte:02x}")).collect();
             let shares = record.shares.iter().map(|share| {
                 let expires_at = share.expires_at.map(|at| at.to_string());
                 (share.id.value.to_string(), (hex(&share.hash), expires_at))

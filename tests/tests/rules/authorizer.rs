@@ -9,8 +9,6 @@ use overlane::plane::EngineChoice;
 use overlane::plane::authorizer::Authorizer;
 use overlane::plane::trust::Trust;
 use overlane::settings::Settings;
-use overlane_config::diagnostic::Source;
-use overlane_config::lineage::{Content, FileChange};
 use overlane_config::route::Role;
 use overlane_tests::stage::{self, Started};
 
@@ -73,14 +71,6 @@ impl Desk {
     }
 }
 
-fn file(name: &str, routing: &str, web: SocketAddr) -> FileChange {
-    let text = format!(
-        "name: {name}\nrouting: {{{routing}}}\nservices: [{{name: web, expose: true, url: 'http://{web}'}}]\n"
-    );
-    let path: Arc<str> = format!("{name}.yaml").into();
-    FileChange { path: path.clone(), content: Content::Text(Arc::new(Source::new(path, text, None))) }
-}
-
 /// A gateway that trusts nobody, before the overlay `alice`, and its authorizer.
 struct Place {
     started: Started,
@@ -112,8 +102,8 @@ impl Place {
             ..Settings::in_process(vec![stage::listener(Role::Gateway, "", None, trust)])
         };
         let files = vec![
-            file("base", "mode: baseline, previewUrl: 'http://preview.test'", service("base")),
-            file("alice", "mode: overlay, baselineId: base", service("alice")),
+            stage::web("base", "mode: baseline, previewUrl: 'http://preview.test'", service("base")),
+            stage::web("alice", "mode: overlay, baselineId: base", service("alice")),
         ];
         Self { started: stage::start_as(settings, files), desk }
     }

@@ -12,6 +12,7 @@ use overlane::plane::edge::digest;
 use overlane::plane::forwarded::Forwarding;
 use overlane::plane::trust::Trust;
 use overlane::settings::Settings;
+use overlane_config::blueprint::hex;
 use overlane_config::diagnostic::Source;
 use overlane_config::lineage::{Content, FileChange};
 use overlane_config::route::Role;
@@ -74,10 +75,6 @@ fn file(name: &str, text: String) -> FileChange {
     FileChange { path: path.clone(), content: Content::Text(Arc::new(Source::new(path, text, None))) }
 }
 
-fn hex(bytes: [u8; 32]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// A gateway: `web` is at its own host and changed by `alice`; `api` is exposed under no host, and changed by `bob`.
 fn gateway(engine: EngineChoice) -> Started {
     let (base, alice, bob) = (service("base"), service("alice"), service("bob"));
@@ -121,8 +118,8 @@ fn gateway(engine: EngineChoice) -> Started {
             format!(
                 "apiVersion: overlane.dev/v1alpha1\nkind: Attachment\nmetadata: {{name: alice}}\nspec:\n  shares:\n  \
                  - {{id: a1, sha256: {}}}\n  - {{id: a2, sha256: {}, expiresAt: '2001-01-01T00:00:00Z'}}\n",
-                hex(digest(SECRET)),
-                hex(digest(EXPIRED)),
+                hex(&digest(SECRET)),
+                hex(&digest(EXPIRED)),
             ),
         ),
     ];

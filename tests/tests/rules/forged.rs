@@ -12,8 +12,6 @@ use overlane::plane::EngineChoice;
 use overlane::plane::trust::Trust;
 use overlane::settings::Settings;
 use overlane_config::carrier::Carriers;
-use overlane_config::diagnostic::Source;
-use overlane_config::lineage::{Content, FileChange};
 use overlane_config::route::Role;
 use overlane_tests::stage::{self, Started};
 use socket2::{Domain, Socket, Type};
@@ -144,14 +142,6 @@ fn whole(read: &[u8]) -> Option<usize> {
     Some(head + length.unwrap_or(0)).filter(|end| *end <= read.len())
 }
 
-fn file(name: &str, routing: &str, web: SocketAddr) -> FileChange {
-    let text = format!(
-        "name: {name}\nrouting: {{{routing}}}\nservices: [{{name: web, expose: true, url: 'http://{web}'}}]\n"
-    );
-    let path: Arc<str> = format!("{name}.yaml").into();
-    FileChange { path: path.clone(), content: Content::Text(Arc::new(Source::new(path, text, None))) }
-}
-
 /// A gateway, and the sidecar of the baseline's `web`; the overlay `alice` has a `web` of its own.
 struct Place {
     running: Started,
@@ -181,8 +171,8 @@ impl Place {
             ..Settings::in_process(listeners)
         };
         let files = vec![
-            file("base", "mode: baseline", base.address),
-            file("alice", "mode: overlay, baselineId: base", alice.address),
+            stage::web("base", "mode: baseline", base.address),
+            stage::web("alice", "mode: overlay, baselineId: base", alice.address),
         ];
         let place = Self { running: stage::start_as(settings, files.clone()), base, alice };
         place.running.control().apply(&files, Trigger::Change);

@@ -4,7 +4,6 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -14,8 +13,6 @@ use overlane::plane::trust::Trust;
 use overlane::settings::Settings;
 use overlane::tokens::keys::TokenSettings;
 use overlane::tokens::{self, Audience, Claims, Kind, Overlays};
-use overlane_config::diagnostic::Source;
-use overlane_config::lineage::{Content, FileChange};
 use overlane_config::route::Role;
 use overlane_tests::stage::{self, Started};
 
@@ -41,14 +38,6 @@ fn service(name: &'static str) -> SocketAddr {
     })
 }
 
-fn file(name: &str, routing: &str, web: SocketAddr) -> FileChange {
-    let text = format!(
-        "name: {name}\nrouting: {{{routing}}}\nservices: [{{name: web, expose: true, url: 'http://{web}'}}]\n"
-    );
-    let path: Arc<str> = format!("{name}.yaml").into();
-    FileChange { path: path.clone(), content: Content::Text(Arc::new(Source::new(path, text, None))) }
-}
-
 /// A gateway that trusts nobody, with the overlays `alice` and `bob` of a baseline.
 struct Place {
     started: Started,
@@ -71,9 +60,9 @@ impl Place {
         };
         let overlay = "mode: overlay, baselineId: base";
         let files = vec![
-            file("base", "mode: baseline", service("base")),
-            file("alice", overlay, service("alice")),
-            file("bob", overlay, service("bob")),
+            stage::web("base", "mode: baseline", service("base")),
+            stage::web("alice", overlay, service("alice")),
+            stage::web("bob", overlay, service("bob")),
         ];
         Self { started: stage::start_as(settings, files), folder }
     }

@@ -1,6 +1,6 @@
 //! Secrets that let in whoever has them.
 
-use overlane_config::blueprint::Share;
+use overlane_config::blueprint::{Share, hex};
 use overlane_config::time::UnixMillis;
 use ring::digest::{SHA256, digest as hash};
 use ring::rand::{SecureRandom, SystemRandom};
@@ -18,7 +18,7 @@ impl Secret {
     pub fn new() -> Option<Self> {
         let mut bytes = [0; BYTES];
         SystemRandom::new().fill(&mut bytes).ok()?;
-        Some(Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
+        Some(Self(hex(&bytes)))
     }
 
     /// The secret, to be given away.

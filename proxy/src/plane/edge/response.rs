@@ -15,7 +15,6 @@ use std::sync::Arc;
 
 const LOCATION: Name<'_> = Name::of("location");
 const SET_COOKIE: Name<'_> = Name::of("set-cookie");
-
 const REFERRER_POLICY: Name<'_> = Name::of("referrer-policy");
 
 /// Where a response is decided.
@@ -87,7 +86,7 @@ impl Visit {
     fn kept_here(&self, place: &Place<'_>, preview: &Preview, to: &str) -> Option<String> {
         let (authority, rest) = absolute(to)?;
         let (host, _) = split_authority(authority).ok()?;
-        let path = rest.split(['?', '#']).next().filter(|path| !path.is_empty()).unwrap_or("/");
+        let path = path_of(rest);
         let exposure = super::exposure_at(place.table, place.baseline, preview.environment(), host, path)
             .filter(|exposure| matches!(exposure.hosts, Hosts::One(_)))?;
         let label = label_of(Some(&exposure.service), preview.environment())?;
@@ -107,6 +106,11 @@ pub(super) fn absolute(address: &str) -> Option<(&str, &str)> {
     };
     let end = after.find(['/', '?', '#']).unwrap_or(after.len());
     Some(after.split_at(end))
+}
+
+/// The path of what follows an authority.
+pub(super) fn path_of(rest: &str) -> &str {
+    rest.split(['?', '#']).next().filter(|path| !path.is_empty()).unwrap_or("/")
 }
 
 /// A cookie without its `Domain`: at a preview's host the application's is either refused by the browser or shared

@@ -6,12 +6,13 @@
 //! come back to.
 
 use form_urlencoded::parse as parse_query;
+use overlane_config::blueprint::hex;
 use overlane_config::browser::{Cookie, returns};
 use overlane_config::preview::{Preview, Previews};
 use overlane_config::url::split_authority;
 
 use super::pass::digest;
-use super::response::{Place, absolute};
+use super::response::{Place, absolute, path_of};
 use super::{Arrival, FETCH_SITE, Visit, exposure_at, label_of, write_cookie};
 use crate::plane::answer::Answer;
 
@@ -56,17 +57,9 @@ pub(super) fn leave(visit: &Visit, place: &Place<'_>, preview: &Preview, to: &st
     Some(write_cookie(Cookie::Return(&state(query)?), &value, visit.secure, Some(domain), &more))
 }
 
-fn path_of(rest: &str) -> &str {
-    rest.split(['?', '#']).next().filter(|path| !path.is_empty()).unwrap_or("/")
-}
-
 /// The host and path to which a trip comes back, as the cookie has them.
 fn place_of(host: &str, path: &str) -> String {
     hex(&digest(&format!("{}{path}", host.to_ascii_lowercase()))[..8])
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl Arrival<'_> {
