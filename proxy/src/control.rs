@@ -17,6 +17,7 @@ use crate::metrics::ControlFigures;
 use crate::names::Names;
 use crate::panics::{self, contained};
 use crate::snapshot::{Published, Table};
+use crate::store::shared::Revision;
 use crate::upstream::Upstream;
 
 /// How many changed environments a log line names.
@@ -67,6 +68,8 @@ struct State {
     last_success: Option<UnixMillis>,
     /// Why the store as a whole cannot be read, if it cannot.
     store_problem: Option<String>,
+    /// The state of the store that is in force, where its engine has any.
+    revision: Option<Revision>,
     /// When the store could last be read as a whole; what a cache says, before it was.
     last_read: Option<UnixMillis>,
     /// Overlays that expire, by when.
@@ -92,6 +95,7 @@ impl Control {
             reloads_failed: 0,
             last_success: None,
             store_problem: None,
+            revision: None,
             last_read: None,
             expiring: BTreeSet::new(),
             lapsed: HashMap::default(),
@@ -198,6 +202,17 @@ impl Control {
             None => tracing::info!("the store can be read again"),
         }
         state.store_problem = problem;
+    }
+
+    /// Notes which state of the store is in force.
+    pub fn at_revision(&self, revision: Option<Revision>) {
+        self.state().revision = revision;
+    }
+
+    /// The state of the store that is in force, where its engine has any.
+    #[must_use]
+    pub fn revision(&self) -> Option<Revision> {
+        self.state().revision.clone()
     }
 
     /// Whether the store as a whole cannot be read, so that what stands may be older than what it says.

@@ -24,9 +24,11 @@ use crate::plane::worker::{Bound, Workers};
 use crate::plane::{Gate, Plane};
 use crate::settings::Settings;
 use crate::snapshot::Published;
-use crate::store::StoreAddress;
-use crate::store::cache::{Cache, keep};
-use crate::store::follow::{Follower, follow};
+use crate::store::cache::{Cache, KeptText, keep};
+use crate::store::directory::follow::{self as directory, Follower};
+use crate::store::shared::Fault;
+use crate::store::shared::follow::{self as shared, SharedFollower};
+use crate::store::{Reached, StoreAddress};
 use crate::tls::follow::Followed;
 use crate::tls::{self, credentials::Credentials, upstreams::Upstreams};
 use crate::tokens::keys::Tokens;
@@ -113,10 +115,11 @@ impl Prepared {
         let published = Arc::new(Published::default());
         let rules = Rules { unix_under: settings.allow_unix.clone() };
         let control = Arc::new(Control::new(rules, published.clone(), names.clone()));
-        let mut follower = settings.store.as_ref().map(|store| Follower::new(store, settings.resync));
+        let follower = settings.store.as_ref().map(|store| Source::of(store, settings.resync)).transpose();
+        let mut follower = follower.map_err(io::Error::other)?;
         let cache = settings.cache.as_ref().zip(settings.store.as_ref());
         let cache = cache.map(|(directory, store)| Arc::new(Cache::new(directory, store)));
-        take_in(given, follower.as_mut(), cache.as_deref(), &control);
+        take_in(given, follower.as_mut(), cache.as_deref(), &control, runtime.handle());
         let others = [admin.0].into_iter().chain(probes.as_ref().map(|probes| probes.0));
         let own = own_addresses(bound.gates(), others);
         let (access, written) =
@@ -152,7 +155,7 @@ impl Prepared {
         let (reload, reloads) = mpsc::channel(8);
         let (stopped, over) = watch::channel(false);
         if let Some(follower) = follower {
-            spawn("following the store", Box::pin(follow(follower, reloads, control.clone())));
+            spawn("following the store", follower.follow(reloads, control.clone()));
         }
         let followed = (!settings.upstream_tls.is_empty()).then_some(&upstreams);
         follow_credentials(tls.as_ref(), followed, tokens.as_ref(), settings.resync, &spawn);
@@ -208,19 +211,57 @@ fn spawn(runtime: &Handle, drain: &Drain, what: &'static str, task: Task) {
     });
 }
 
+/// A store that is followed.
+enum Source {
+    Directory(Box<Follower>),
+    Shared(SharedFollower),
+}
+
+impl Source {
+    fn of(store: &StoreAddress, resync: Duration) -> Result<Self, Fault> {
+        Ok(match store.reach()? {
+            Reached::Directory(path) => Self::Directory(Box::new(Follower::new(path, resync))),
+            Reached::Shared(store) => Self::Shared(SharedFollower::new(store)),
+        })
+    }
+
+    fn remember(&mut self, lists: Vec<Vec<KeptText>>) -> Vec<Vec<FileChange>> {
+        match self {
+            Self::Directory(follower) => follower.remember(lists),
+            Self::Shared(follower) => follower.remember(lists),
+        }
+    }
+
+    /// Reads the whole store; what is different from what is known, and why it cannot be read.
+    fn read_everything(&mut self, runtime: &Handle) -> (Vec<FileChange>, Option<String>) {
+        match self {
+            Self::Directory(follower) => follower.read_everything(),
+            Self::Shared(follower) => runtime.block_on(follower.read_everything()),
+        }
+    }
+
+    fn follow(self, reloads: mpsc::Receiver<ReloadRequest>, control: Arc<Control>) -> Task {
+        match self {
+            Self::Directory(follower) => Box::pin(directory::follow(*follower, reloads, control)),
+            Self::Shared(follower) => Box::pin(shared::follow(follower, reloads, control)),
+        }
+    }
+}
+
 /// Takes in the blueprints, those of the store and `given` ones.
 fn take_in(
     given: Vec<FileChange>,
-    follower: Option<&mut Follower>,
+    follower: Option<&mut Source>,
     cache: Option<&Cache>,
     control: &Control,
+    runtime: &Handle,
 ) {
     let mut changes = given;
     if let Some(follower) = follower {
         if let Some(cache) = cache {
             take_kept(cache, follower, control);
         }
-        let (read, problem) = follower.read_everything();
+        let (read, problem) = follower.read_everything(runtime);
         changes.extend(read);
         control.store_problem(problem);
     }
@@ -254,7 +295,7 @@ fn follow_credentials(
 }
 
 /// Begins with what was kept of the store when it was last read.
-fn take_kept(cache: &Cache, follower: &mut Follower, control: &Control) {
+fn take_kept(cache: &Cache, follower: &mut Source, control: &Control) {
     match cache.load() {
         Ok(None) => {}
         Ok(Some(kept)) => {

@@ -1,38 +1,59 @@
-//! Stores: where blueprints are kept. Here a directory, one file per environment; and beside them what was last
-//! read of one, for a start without it.
+//! Stores: where blueprints are kept. A directory, one file per environment, or an engine that several machines
+//! share; and beside them what was last read of one, for a start without it.
 
 pub mod cache;
-pub mod follow;
-pub mod read;
-pub mod watch;
-pub mod write;
+pub mod directory;
+pub mod open;
+pub mod shared;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
+
+use shared::{Fault, Shared};
 
 /// Where a store is: `dir:PATH`, or a bare path.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StoreAddress(PathBuf);
+pub enum StoreAddress {
+    /// A directory.
+    Directory(PathBuf),
+}
+
+/// A store that can be asked.
+pub enum Reached<'a> {
+    /// A directory.
+    Directory(&'a Path),
+    /// What several machines share.
+    Shared(Arc<dyn Shared>),
+}
 
 impl StoreAddress {
     /// A directory as store.
     #[must_use]
     pub fn directory(path: impl Into<PathBuf>) -> Self {
-        Self(path.into())
+        Self::Directory(path.into())
     }
 
-    /// The directory.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.0
+    /// What can be asked; it is not asked yet.
+    ///
+    /// # Errors
+    /// What it takes to ask is not there, such as a certificate.
+    pub fn reach(&self) -> Result<Reached<'_>, Fault> {
+        match self {
+            Self::Directory(path) => Ok(Reached::Directory(path)),
+        }
     }
 
     /// The same from everywhere on this machine, with its scheme.
     #[must_use]
     pub fn absolute(&self) -> String {
-        let path = std::path::absolute(&self.0).unwrap_or_else(|_| self.0.clone());
-        format!("dir:{}", path.display())
+        match self {
+            Self::Directory(path) => {
+                let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+                format!("dir:{}", path.display())
+            }
+        }
     }
 }
 
@@ -47,13 +68,15 @@ impl FromStr for StoreAddress {
             }
             _ => text,
         };
-        if path.is_empty() { Err("an empty path".to_owned()) } else { Ok(Self(path.into())) }
+        if path.is_empty() { Err("an empty path".to_owned()) } else { Ok(Self::Directory(path.into())) }
     }
 }
 
 impl fmt::Display for StoreAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.display().fmt(f)
+        match self {
+            Self::Directory(path) => path.display().fmt(f),
+        }
     }
 }
 

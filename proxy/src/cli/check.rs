@@ -15,7 +15,7 @@ use crate::plane::listen;
 use crate::settings::{RunArgs, Settings, SettingsError};
 use crate::store::StoreAddress;
 use crate::store::cache::make_directory;
-use crate::store::write::OpenStore;
+use crate::store::open::OpenStore;
 use crate::tls::TlsSettings;
 use crate::tls::certificate::Said;
 use crate::tls::certificates::Certificate;

@@ -18,8 +18,8 @@ use super::preview;
 use super::show::{Kind, describe, get, list, not_found};
 use crate::clock;
 use crate::store::StoreAddress;
-use crate::store::read::{read, read_text};
-use crate::store::write::{OpenStore, Outcome, Put};
+use crate::store::directory::read::{read, read_text};
+use crate::store::open::{OpenStore, Outcome, Put};
 
 /// What to do with overlays.
 #[derive(Debug, Subcommand)]
@@ -281,7 +281,7 @@ fn write_sources(
     store: &StoreAddress,
     out: &mut Output<'_>,
 ) -> Result<(), CliError> {
-    let put = Put { create, dry_run: how.dry_run, ttl: how.ttl, parent: how.baseline.clone() };
+    let put = Put { create, dry_run: how.dry_run, ttl: how.ttl, parent: how.baseline.clone(), only: None };
     let mut open = OpenStore::write(store)?;
     let mut written = Vec::new();
     for source in sources {
@@ -386,7 +386,7 @@ fn delete(
         }
         Some(_) => {}
     }
-    let outcome = open.delete(id, dry_run)?;
+    let outcome = open.delete(id, None, dry_run)?;
     let dry = dry(dry_run);
     out.line(format_args!("{} {id} {}{dry}", kind.as_str(), outcome.as_str()))
 }

@@ -17,7 +17,7 @@ use crate::names::Names;
 use crate::settings::carriers_of;
 use crate::snapshot::Table;
 use crate::store::StoreAddress;
-use crate::store::write::OpenStore;
+use crate::store::open::OpenStore;
 use crate::upstream::Upstream;
 
 /// `overlane explain`.

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use overlane_config::diagnostic::Diagnostic;
 
 use crate::settings::SettingsError;
-use crate::store::write::WriteError;
+use crate::store::open::WriteError;
 
 /// The formats of a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -195,6 +195,14 @@ impl From<WriteError> for CliError {
                 let file = file.map_or_else(|| "is a baseline".to_owned(), |file| format!("has `baselineId: {file}`"));
                 Self::failure(format!("`--baseline {flag}`, and the file of `{environment}` {file}")).hint("make them agree, or leave `--baseline` out")
             }
+            WriteError::Changed(id, now) => {
+                let now = now.map_or_else(|| "it is gone".to_owned(), |now| format!("it is at {} now", now.as_str()));
+                Self::failure(format!("`{id}` is not what it was: {now}")).hint("look at it again, and decide anew")
+            }
+            WriteError::Busy | WriteError::Conflict => {
+                Self::failure("others write to the store all the time; nothing was written".to_owned()).hint("try again")
+            }
+            WriteError::Store(fault) => Self::failure(fault.to_string()),
             WriteError::Io(path, error) => Self::failure(format!("{}: {error}", path.display())),
         }
     }

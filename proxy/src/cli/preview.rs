@@ -15,7 +15,7 @@ use super::show::{Kind, not_found};
 use crate::clock;
 use crate::plane::edge::{Secret, digest};
 use crate::store::StoreAddress;
-use crate::store::write::{NewShare, OpenStore};
+use crate::store::open::{NewShare, OpenStore};
 
 /// `overlane overlay share`.
 #[derive(Debug, Args)]

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::output::{CliError, Format, Output};
 use super::preview::{links, print_links};
 use crate::clock;
-use crate::store::write::OpenStore;
+use crate::store::open::OpenStore;
 
 /// Which kind of environment a command is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use overlane_config::lineage::{Content, FileChange, Lineages, Rules};
 use serde_json::json;
 
 use super::output::{CliError, Format, Output};
-use crate::store::read::{is_blueprint, read};
+use crate::store::directory::read::{is_blueprint, read};
 
 /// `overlane validate`.
 #[derive(Debug, Args)]

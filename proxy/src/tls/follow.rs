@@ -14,8 +14,8 @@ use tokio::time::timeout;
 use super::credentials::Credentials;
 use super::upstreams::Upstreams;
 use crate::panics;
-use crate::store::read::QUIET;
-use crate::store::watch::DirWatch;
+use crate::store::directory::read::QUIET;
+use crate::store::directory::watch::DirWatch;
 
 /// Reads the files again whenever something happened to them and is over for a moment, and every `resync`;
 /// never ends.

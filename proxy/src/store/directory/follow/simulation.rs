@@ -85,7 +85,7 @@ fn text(id: &str, version: u16) -> [String; 4] {
 }
 
 fn followed(store: &Path) -> (Follower, Arc<Control>) {
-    let mut follower = Follower::new(&StoreAddress::directory(store), RESYNC);
+    let mut follower = Follower::new(store, RESYNC);
     follower.watch = Watching::Deaf;
     (follower, Arc::new(Control::new(Rules::default(), Arc::default(), Names::none())))
 }

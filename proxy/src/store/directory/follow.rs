@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,18 +10,16 @@ use overlane_config::lineage::{Content, FileChange};
 use tokio::sync::mpsc;
 use tokio::time::sleep_until;
 
-use super::StoreAddress;
-use super::cache::KeptText;
 use super::read::{DirReader, QUIET, Scan, Survey};
 use super::watch::{Bell, DirWatch, Told};
 use crate::admin::ReloadRequest;
 use crate::clock::Moment;
 use crate::control::{Control, Report, Trigger};
 use crate::panics;
+use crate::store::cache::KeptText;
 
 /// A store that is followed.
 pub struct Follower {
-    store: StoreAddress,
     reader: DirReader,
     bell: Arc<Bell>,
     watch: Watching,
@@ -62,9 +61,9 @@ impl Look {
 impl Follower {
     /// A store of which nothing was read yet.
     #[must_use]
-    pub fn new(store: &StoreAddress, resync: Duration) -> Self {
-        let (reader, bell) = (DirReader::new(store.path()), Arc::default());
-        Self { store: store.clone(), reader, bell, watch: Watching::Not, resync, survey: None }
+    pub fn new(directory: &Path, resync: Duration) -> Self {
+        let (reader, bell) = (DirReader::new(directory), Arc::default());
+        Self { reader, bell, watch: Watching::Not, resync, survey: None }
     }
 
     /// Takes in what another process last read of the store. Returns it as changes, to be applied one list
@@ -85,7 +84,7 @@ impl Follower {
         match self.start_watching() {
             Ok(watch) => self.watch = Watching::Heard(watch),
             Err(error) => {
-                let Self { store, resync, .. } = self;
+                let (store, resync) = (self.reader.path().display(), self.resync);
                 tracing::warn!(%error, %store, "no file events: changes are seen every {resync:?} only");
             }
         }
@@ -94,7 +93,7 @@ impl Follower {
 
     fn start_watching(&self) -> notify::Result<DirWatch> {
         // An absolute path: the events' paths are compared with it.
-        let path = self.store.path();
+        let path = self.reader.path();
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         DirWatch::new(&path, &self.bell)
     }
@@ -102,7 +101,7 @@ impl Follower {
     /// Watches what is not watched: a directory that took the place of another one, or, where the system
     /// had no watch left, the store.
     fn keep_watching(&mut self) {
-        let Self { store, resync, .. } = self;
+        let (store, resync) = (self.reader.path().display(), self.resync);
         match &mut self.watch {
             Watching::Heard(watch) => {
                 if let Err(error) = watch.follow_replacement() {
@@ -112,7 +111,7 @@ impl Follower {
             }
             Watching::Not => {
                 if let Ok(watch) = self.start_watching() {
-                    tracing::info!(store = %self.store, "file events come again");
+                    tracing::info!(%store, "file events come again");
                     self.watch = Watching::Heard(watch);
                 }
             }
@@ -286,7 +285,7 @@ mod tests {
     /// Follows an empty directory; without events where `deaf`.
     fn followed(resync: Duration, deaf: bool) -> Followed {
         let folder = tempfile::tempdir().expect("folder");
-        let mut follower = Follower::new(&StoreAddress::directory(folder.path()), resync);
+        let mut follower = Follower::new(folder.path(), resync);
         let control = Arc::new(Control::new(Rules::default(), Arc::default(), Names::none()));
         let (changes, _) = follower.read_everything();
         if deaf {
@@ -357,7 +356,7 @@ mod tests {
         let store = parent.path().join("store");
         fs::create_dir(&store).expect("store");
         put(&store, baseline(1));
-        let mut follower = Follower::new(&StoreAddress::directory(&store), NEVER);
+        let mut follower = Follower::new(&store, NEVER);
         let control = Arc::new(Control::new(Rules::default(), Arc::default(), Names::none()));
         control.apply(&follower.read_everything().0, Trigger::Start);
         let (_open, receiver) = mpsc::channel(1);
@@ -448,7 +447,7 @@ mod tests {
     #[tokio::test]
     async fn what_changes_between_reading_and_following_is_seen() {
         let folder = tempfile::tempdir().expect("folder");
-        let mut follower = Follower::new(&StoreAddress::directory(folder.path()), NEVER);
+        let mut follower = Follower::new(folder.path(), NEVER);
         let control = Arc::new(Control::new(Rules::default(), Arc::default(), Names::none()));
         control.apply(&follower.read_everything().0, Trigger::Start);
         follower.watch = Watching::Deaf;

@@ -1,0 +1,899 @@
+//! A store that is open for one command: what is written is checked against the whole store first, whatever keeps it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use overlane_config::blueprint::{
+    API_VERSION, Attachment, Blueprint, Document, Share, hex, parse, with_expiry,
+};
+use overlane_config::diagnostic::{Diagnostic, Source};
+use overlane_config::lineage::{Content, FileChange, Lineages, Rules};
+use overlane_config::name::{EnvironmentId, ServiceName};
+use overlane_config::preview::label;
+use overlane_config::time::UnixMillis;
+use overlane_config::url::Url;
+
+use super::directory::write::{At, Directory};
+use super::shared::follow::name_of;
+use super::shared::write::Listed;
+use super::shared::{CommitError, Fault, Revision};
+use super::{Reached, StoreAddress};
+use crate::cores;
+
+/// How often a write is tried where others write at the same time.
+const ATTEMPTS: u32 = 20;
+/// The longest pause before the second one; later ones may be longer. Each is a random part of that.
+const PAUSE: Duration = Duration::from_millis(20);
+/// The longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// What became of an environment or attachment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is new.
+    Created,
+    /// It is different now.
+    Configured,
+    /// It was like that already.
+    Unchanged,
+    /// It is gone.
+    Deleted,
+}
+
+impl Outcome {
+    /// The word for people and scripts.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Configured => "configured",
+            Self::Unchanged => "unchanged",
+            Self::Deleted => "deleted",
+        }
+    }
+}
+
+/// Why nothing was written.
+#[derive(Debug)]
+pub enum WriteError {
+    /// `create`, and it is there.
+    Exists(EnvironmentId),
+    /// It is not there.
+    NotFound(String),
+    /// It has errors.
+    Invalid(Vec<Diagnostic>),
+    /// Others depend on it.
+    HasChildren(EnvironmentId, Vec<EnvironmentId>),
+    /// It lives in a file with other documents, which is read and never edited.
+    Shared(EnvironmentId, Arc<str>),
+    /// The flag and the file name different parents.
+    OtherParent {
+        /// The overlay.
+        environment: EnvironmentId,
+        /// What the flag says.
+        flag: EnvironmentId,
+        /// What the file says; `None` for a baseline.
+        file: Option<EnvironmentId>,
+    },
+    /// It is in another state than the one that was to be changed, or gone.
+    Changed(EnvironmentId, Option<Revision>),
+    /// Others write all the time.
+    Busy,
+    /// What the system says, about a path.
+    Io(PathBuf, io::Error),
+    /// The store cannot be asked, or refuses it.
+    Store(Fault),
+    /// Somebody else came before. Tried again, so that nobody sees this.
+    Conflict,
+}
+
+impl From<At> for WriteError {
+    fn from((path, error): At) -> Self {
+        Self::Io(path, error)
+    }
+}
+
+impl From<Fault> for WriteError {
+    fn from(fault: Fault) -> Self {
+        Self::Store(fault)
+    }
+}
+
+impl From<CommitError> for WriteError {
+    fn from(error: CommitError) -> Self {
+        match error {
+            CommitError::Conflict => Self::Conflict,
+            CommitError::Fault(fault) => Self::Store(fault),
+        }
+    }
+}
+
+/// What to write, and how.
+#[derive(Debug, Clone, Default)]
+pub struct Put {
+    /// Fail where the environment exists.
+    pub create: bool,
+    /// Check and report, but write nothing.
+    pub dry_run: bool,
+    /// How long it lives from now on; the file's own ttl by default.
+    pub ttl: Option<Duration>,
+    /// The parent that it must have.
+    pub parent: Option<EnvironmentId>,
+    /// The state in which it must be; see [`OpenStore::revision`].
+    pub only: Option<Revision>,
+}
+
+/// What was written.
+#[derive(Debug)]
+pub struct Written {
+    /// Each environment and what became of it.
+    pub environments: Vec<(Arc<Blueprint>, Outcome)>,
+    /// What may not be as it was meant.
+    pub warnings: Vec<Diagnostic>,
+    /// The state of the store afterwards, where its engine has any and something was written.
+    pub revision: Option<Revision>,
+}
+
+/// A store that is open, and locked where it is a directory that may be written to.
+pub struct OpenStore {
+    kept: Kept,
+    lineages: Lineages,
+}
+
+/// What keeps it.
+enum Kept {
+    Directory(Directory),
+    Shared(Box<Listed>),
+}
+
+/// What is to be written, and what must not have changed meanwhile.
+#[derive(Default)]
+struct Edits {
+    /// Entries by name, and their texts; none where they go.
+    edits: Vec<(String, Option<String>)>,
+    /// Entries on which what is written depends.
+    unchanged: Vec<String>,
+    /// Whether nothing else may have been written at all.
+    alone: bool,
+}
+
+impl OpenStore {
+    /// Reads a store; a directory that is not there is an empty one.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn read(store: &StoreAddress) -> Result<Self, WriteError> {
+        let kept = match store.reach()? {
+            Reached::Directory(path) => Kept::Directory(Directory::read(path)),
+            Reached::Shared(store) => Kept::Shared(Box::new(listed(store)?)),
+        };
+        Self::load(kept)
+    }
+
+    /// Reads a store that will be written to. A directory is made where it is not there, and locked.
+    ///
+    /// # Errors
+    /// It cannot be read, or the directory not be made or locked.
+    pub fn write(store: &StoreAddress) -> Result<Self, WriteError> {
+        match store.reach()? {
+            Reached::Directory(path) => Self::load(Kept::Directory(Directory::lock(path)?)),
+            Reached::Shared(store) => Self::load(Kept::Shared(Box::new(listed(store)?))),
+        }
+    }
+
+    /// Reads a store that several machines share.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn shared(store: Listed) -> Result<Self, WriteError> {
+        Self::load(Kept::Shared(Box::new(store)))
+    }
+
+    fn load(kept: Kept) -> Result<Self, WriteError> {
+        let mut open = Self { kept, lineages: Lineages::default() };
+        open.reload()?;
+        Ok(open)
+    }
+
+    fn reload(&mut self) -> Result<(), WriteError> {
+        let changes = match &mut self.kept {
+            Kept::Directory(directory) => directory.list()?,
+            Kept::Shared(listed) => listed.list()?,
+        };
+        // A command cannot know what a running proxy allows: whatever is below `/` may be a socket.
+        self.lineages = Lineages::new(Rules { unix_under: vec!["/".to_owned()] });
+        self.lineages.apply(cores::map(&changes, FileChange::parsed));
+        Ok(())
+    }
+
+    /// What the store means.
+    #[must_use]
+    pub fn lineages(&self) -> &Lineages {
+        &self.lineages
+    }
+
+    /// The state of an environment, to be compared for equality; `None` where it is not there.
+    #[must_use]
+    pub fn revision(&self, id: &EnvironmentId) -> Option<Revision> {
+        let source = &self.lineages.claims(id).next()?.source;
+        match &self.kept {
+            Kept::Directory(_) => {
+                let digest = ring::digest::digest(&ring::digest::SHA256, source.text.as_bytes());
+                Some(Revision::new(hex(&digest.as_ref()[..8])))
+            }
+            Kept::Shared(listed) => listed.revision(name_of(&source.path)).cloned(),
+        }
+    }
+
+    /// How an entry is shown.
+    fn shown(&self, name: &str) -> String {
+        match &self.kept {
+            Kept::Directory(directory) => directory.path().join(name).display().to_string(),
+            Kept::Shared(listed) => format!("{}/{name}", listed.address()),
+        }
+    }
+
+    /// Writes, and takes in what it wrote.
+    fn commit(&mut self, edits: &Edits) -> Result<Option<Revision>, WriteError> {
+        if edits.edits.is_empty() {
+            return Ok(None);
+        }
+        let revision = match &mut self.kept {
+            Kept::Directory(directory) => {
+                for (name, text) in &edits.edits {
+                    directory.put(name, text.as_deref())?;
+                }
+                None
+            }
+            Kept::Shared(listed) => Some(listed.commit(&edits.edits, &edits.unchanged, edits.alone)?),
+        };
+        let change = |(name, text): &(String, Option<String>)| {
+            let path: Arc<str> = self.shown(name).into();
+            let content = match text {
+                Some(text) => Content::Text(Arc::new(Source::new(path.clone(), text.clone(), None))),
+                None => Content::Gone,
+            };
+            FileChange { path, content }
+        };
+        let changes = edits.edits.iter().map(change).collect();
+        self.lineages.apply(changes);
+        Ok(revision)
+    }
+
+    /// Does something until nobody else comes before it, each time after a new look at the store.
+    fn undisturbed<T>(
+        &mut self,
+        mut once: impl FnMut(&mut Self) -> Result<T, WriteError>,
+    ) -> Result<T, WriteError> {
+        let mut pause = PAUSE;
+        for _ in 0..ATTEMPTS {
+            match once(self) {
+                Err(WriteError::Conflict) => {
+                    thread::sleep(pause.mul_f64(fastrand::f64()));
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    self.reload()?;
+                }
+                done => return done,
+            }
+        }
+        Err(WriteError::Busy)
+    }
+
+    /// Writes every blueprint of `source`, if all of them are right.
+    ///
+    /// # Errors
+    /// Nothing was written where the input or an environment that depends on it would be wrong.
+    pub fn put(&mut self, source: &Arc<Source>, put: &Put, now: UnixMillis) -> Result<Written, WriteError> {
+        let parsed = parse(source);
+        if parsed.diagnostics.iter().any(Diagnostic::is_error) {
+            return Err(WriteError::Invalid(parsed.diagnostics));
+        }
+        let mut blueprints = Vec::new();
+        for document in &parsed.documents {
+            match document {
+                Document::Blueprint(blueprint) => blueprints.push(blueprint),
+                Document::Attachment(attachment) => {
+                    let error = Diagnostic::error(
+                        source,
+                        attachment.environment.span,
+                        "an attachment is no blueprint",
+                    );
+                    return Err(WriteError::Invalid(vec![
+                        error.hint("use `overlane attach ID SERVICE --url URL`"),
+                    ]));
+                }
+            }
+        }
+        self.undisturbed(|open| open.put_once(source, &blueprints, put, now))
+    }
+
+    fn put_once(
+        &mut self,
+        source: &Arc<Source>,
+        blueprints: &[&Arc<Blueprint>],
+        put: &Put,
+        now: UnixMillis,
+    ) -> Result<Written, WriteError> {
+        let prepare = |blueprint: &&Arc<Blueprint>| self.prepare(source, blueprint, put, now);
+        let writes = blueprints.iter().map(prepare).collect::<Result<Vec<_>, _>>()?;
+        let unchanged = self.parents(&writes);
+        let warnings = self.check(&writes)?;
+        let changed = writes.iter().filter(|write| write.outcome != Outcome::Unchanged && !put.dry_run);
+        let edits = changed.map(|write| (write.name.clone(), Some(write.text.clone()))).collect();
+        let revision = self.commit(&Edits { edits, unchanged, alone: false })?;
+        let environments = writes.into_iter().map(|write| (write.blueprint, write.outcome)).collect();
+        Ok(Written { environments, warnings, revision })
+    }
+
+    /// The entries of the parents of what is about to be written, where these are not written as well.
+    fn parents(&self, writes: &[Prepared]) -> Vec<String> {
+        let parent = |write: &Prepared| Some(write.blueprint.parent()?.value.clone());
+        let claims = writes.iter().filter_map(parent).filter_map(|id| self.lineages.claims(&id).next());
+        let names = claims.map(|parent| name_of(&parent.source.path).to_owned());
+        names.filter(|name| writes.iter().all(|write| write.name != *name)).collect()
+    }
+
+    fn prepare(
+        &self,
+        source: &Arc<Source>,
+        blueprint: &Arc<Blueprint>,
+        put: &Put,
+        now: UnixMillis,
+    ) -> Result<Prepared, WriteError> {
+        let id = &blueprint.id.value;
+        let parent = blueprint.parent().map(|parent| &parent.value);
+        if let Some(flag) = put.parent.as_ref().filter(|flag| Some(*flag) != parent) {
+            return Err(WriteError::OtherParent {
+                environment: id.clone(),
+                flag: flag.clone(),
+                file: parent.cloned(),
+            });
+        }
+        let ttl = put.ttl.or(blueprint.ttl.as_ref().map(|ttl| ttl.value)).filter(|_| parent.is_some());
+        let text = match ttl {
+            Some(ttl) => with_expiry(source, blueprint, now.after(ttl)),
+            None => source.text
+                [blueprint.span.start as usize..(blueprint.span.end as usize).min(source.text.len())]
+                .to_owned(),
+        };
+        let text = format!("{}\n", text.trim_end());
+        self.expect(id, put.only.as_ref())?;
+        let known = self.lineages.claims(id).next();
+        let (name, outcome) = match known {
+            None => (format!("{id}.yaml"), Outcome::Created),
+            Some(_) if put.create => return Err(WriteError::Exists(id.clone())),
+            Some(known) => {
+                let name = own_entry(id, known)?;
+                (name, if known.source.text == text { Outcome::Unchanged } else { Outcome::Configured })
+            }
+        };
+        Ok(Prepared { blueprint: blueprint.clone(), name, text, outcome })
+    }
+
+    /// Fails where an environment must be in a state in which it is not.
+    fn expect(&self, id: &EnvironmentId, only: Option<&Revision>) -> Result<(), WriteError> {
+        let now = self.revision(id);
+        if only.is_none_or(|only| Some(only) == now.as_ref()) {
+            return Ok(());
+        }
+        Err(WriteError::Changed(id.clone(), now))
+    }
+
+    /// Holds what would be written against the whole store; returns the warnings.
+    fn check(&mut self, writes: &[Prepared]) -> Result<Vec<Diagnostic>, WriteError> {
+        let changes = writes.iter().map(|write| {
+            let path: Arc<str> = self.shown(&write.name).into();
+            // Places are shown in what the person wrote, which is the same text up to an expiry.
+            let source = Arc::new(Source::new(path.clone(), write.text.clone(), None));
+            FileChange { path, content: Content::Text(source) }
+        });
+        let mut applied = self.lineages.apply(changes.collect());
+        let overlays = writes.iter().map(|write| &write.blueprint).filter(|own| own.parent().is_some());
+        applied.diagnostics.extend(overlays.filter_map(|blueprint| self.without_preview(blueprint)));
+        match applied.diagnostics.iter().any(Diagnostic::is_error) {
+            true => Err(WriteError::Invalid(applied.diagnostics)),
+            false => Ok(applied.diagnostics),
+        }
+    }
+
+    /// What is wrong with an overlay of which a service could not be seen in a browser.
+    fn without_preview(&self, blueprint: &Blueprint) -> Option<Diagnostic> {
+        let id = &blueprint.id.value;
+        let exposed = self.lineages.exposed(id).into_iter();
+        let why = exposed.filter_map(|(service, _)| label(Some(service), id).err()).next()?;
+        let error = Diagnostic::error(&blueprint.source, blueprint.id.span, why.to_string()).of(id);
+        Some(error.hint("choose a shorter id, or `expose: false` for that service"))
+    }
+
+    /// Removes an environment and its attachments; only in the state `only`, where that is given.
+    ///
+    /// # Errors
+    /// It is not there, others have it as parent, or it shares its file.
+    pub fn delete(
+        &mut self,
+        id: &EnvironmentId,
+        only: Option<&Revision>,
+        dry_run: bool,
+    ) -> Result<Outcome, WriteError> {
+        self.undisturbed(|open| open.delete_once(id, only, dry_run))
+    }
+
+    fn delete_once(
+        &mut self,
+        id: &EnvironmentId,
+        only: Option<&Revision>,
+        dry_run: bool,
+    ) -> Result<Outcome, WriteError> {
+        let Some(known) = self.lineages.claims(id).next() else {
+            return Err(WriteError::NotFound(id.to_string()));
+        };
+        let children: Vec<_> = self.lineages.children(id).cloned().collect();
+        if !children.is_empty() {
+            return Err(WriteError::HasChildren(id.clone(), children));
+        }
+        self.expect(id, only)?;
+        let name = own_entry(id, known)?;
+        let attached = self.own_attachments(id).next().map(|_| attachment_entry(id));
+        if !dry_run {
+            // Nobody may have become its child meanwhile.
+            let edits = [name].into_iter().chain(attached).map(|name| (name, None)).collect();
+            self.commit(&Edits { edits, unchanged: Vec::new(), alone: true })?;
+        }
+        Ok(Outcome::Deleted)
+    }
+
+    /// Attaches an address to a service of an environment, or takes it away where `url` is `None`.
+    ///
+    /// # Errors
+    /// The environment does not own the service, or has no such address to take away.
+    pub fn attach(
+        &mut self,
+        id: &EnvironmentId,
+        service: &ServiceName,
+        url: Option<&Url>,
+        dry_run: bool,
+    ) -> Result<Outcome, WriteError> {
+        self.undisturbed(|open| open.attach_once(id, service, url, dry_run))
+    }
+
+    fn attach_once(
+        &mut self,
+        id: &EnvironmentId,
+        service: &ServiceName,
+        url: Option<&Url>,
+        dry_run: bool,
+    ) -> Result<Outcome, WriteError> {
+        let Some(blueprint) = self.lineages.claims(id).next() else {
+            return Err(WriteError::NotFound(format!("`{id}`")));
+        };
+        if !blueprint.services.iter().any(|known| known.name.value == *service) && url.is_some() {
+            return Err(WriteError::NotFound(format!("service `{service}` of `{id}`")));
+        }
+        let mut attached = self.attached(id);
+        let all = &mut attached.services;
+        let before = all.clone();
+        match url {
+            Some(url) => {
+                all.insert(service.to_string(), url.to_string());
+            }
+            None if all.remove(service.as_str()).is_none() => {
+                return Err(WriteError::NotFound(format!("address attached to `{service}` of `{id}`")));
+            }
+            None => {}
+        }
+        let outcome = match (before == *all, url.is_some(), before.contains_key(service.as_str())) {
+            (true, ..) => Outcome::Unchanged,
+            (false, false, _) => Outcome::Deleted,
+            (false, true, true) => Outcome::Configured,
+            (false, true, false) => Outcome::Created,
+        };
+        if !dry_run && outcome != Outcome::Unchanged {
+            self.write_attached(id, &attached)?;
+        }
+        Ok(outcome)
+    }
+
+    /// Notes a link to an overlay that is given away.
+    ///
+    /// # Errors
+    /// The overlay is not there, or cannot be written.
+    pub fn share(&mut self, id: &EnvironmentId, share: &NewShare, dry_run: bool) -> Result<(), WriteError> {
+        self.undisturbed(|open| open.share_once(id, share, dry_run))
+    }
+
+    fn share_once(&mut self, id: &EnvironmentId, share: &NewShare, dry_run: bool) -> Result<(), WriteError> {
+        if self.lineages.claims(id).next().is_none() {
+            return Err(WriteError::NotFound(format!("`{id}`")));
+        }
+        let mut attached = self.attached(id);
+        let expires_at = share.expires_at.map(|at| at.to_string());
+        attached.shares.insert(share.id.clone(), (hex(&share.hash), expires_at));
+        if dry_run { Ok(()) } else { self.write_attached(id, &attached) }
+    }
+
+    /// Takes a link back, or all links where `share` is `None`; which ones these were.
+    ///
+    /// # Errors
+    /// There is none, it is in a file that this one did not write, or it cannot be written.
+    pub fn unshare(
+        &mut self,
+        id: &EnvironmentId,
+        share: Option<&str>,
+        dry_run: bool,
+    ) -> Result<Vec<String>, WriteError> {
+        self.undisturbed(|open| open.unshare_once(id, share, dry_run))
+    }
+
+    fn unshare_once(
+        &mut self,
+        id: &EnvironmentId,
+        share: Option<&str>,
+        dry_run: bool,
+    ) -> Result<Vec<String>, WriteError> {
+        let own = self.shown(&attachment_entry(id));
+        let wanted = |known: &Share| share.is_none_or(|share| share == &*known.id.value);
+        let others = self.lineages.attachments(id).iter().filter(|record| *record.source.path != *own);
+        if let Some(record) = others.into_iter().find(|record| record.shares.iter().any(wanted)) {
+            return Err(WriteError::Shared(id.clone(), record.source.path.clone()));
+        }
+        let mut attached = self.attached(id);
+        let taken: Vec<_> =
+            attached.shares.keys().filter(|own| share.is_none_or(|share| share == *own)).cloned().collect();
+        if taken.is_empty() {
+            let what =
+                share.map_or_else(|| "link that was shared".to_owned(), |share| format!("share `{share}`"));
+            return Err(WriteError::NotFound(format!("{what} of `{id}`")));
+        }
+        attached.shares.retain(|own, _| !taken.contains(own));
+        if !dry_run {
+            self.write_attached(id, &attached)?;
+        }
+        Ok(taken)
+    }
+
+    /// What the command line attached to an environment.
+    fn own_attachments(&self, id: &EnvironmentId) -> impl Iterator<Item = &Arc<Attachment>> {
+        let own = self.shown(&attachment_entry(id));
+        self.lineages.attachments(id).iter().filter(move |attached| *attached.source.path == *own)
+    }
+
+    fn attached(&self, id: &EnvironmentId) -> Attached {
+        let mut attached = Attached::default();
+        for record in self.own_attachments(id) {
+            let services = record.services.iter();
+            attached
+                .services
+                .extend(services.map(|(name, url)| (name.value.to_string(), url.value.to_string())));
+            let shares = record.shares.iter().map(|share| {
+                let expires_at = share.expires_at.map(|at| at.to_string());
+                (share.id.value.to_string(), (hex(&share.hash), expires_at))
+            });
+            attached.shares.extend(shares);
+        }
+        attached
+    }
+
+    fn write_attached(&mut self, id: &EnvironmentId, attached: &Attached) -> Result<(), WriteError> {
+        let any = !(attached.services.is_empty() && attached.shares.is_empty());
+        let edits = vec![(attachment_entry(id), any.then(|| attachment_text(id, attached)))];
+        let environment = self.lineages.claims(id).map(|known| name_of(&known.source.path).to_owned());
+        let unchanged = environment.collect();
+        self.commit(&Edits { edits, unchanged, alone: false })?;
+        Ok(())
+    }
+}
+
+/// The entry of what is attached to an environment.
+fn attachment_entry(id: &EnvironmentId) -> String {
+    format!("{id}.attached.yaml")
+}
+
+/// The entry of an environment, if it has one of its own.
+fn own_entry(id: &EnvironmentId, blueprint: &Blueprint) -> Result<String, WriteError> {
+    let path = &blueprint.source.path;
+    if parse(&blueprint.source).documents.len() > 1 {
+        return Err(WriteError::Shared(id.clone(), path.clone()));
+    }
+    Ok(name_of(path).to_owned())
+}
+
+fn listed(store: Arc<dyn super::shared::Shared>) -> Result<Listed, WriteError> {
+    Listed::new(store).map_err(|error| WriteError::Store(Fault(error.to_string())))
+}
+
+/// A link that is given away.
+#[derive(Debug)]
+pub struct NewShare {
+    /// By which it is called.
+    pub id: String,
+    /// The SHA-256 of its secret.
+    pub hash: [u8; 32],
+    /// Until when it lets anybody in.
+    pub expires_at: Option<UnixMillis>,
+}
+
+/// An environment that is about to be written.
+struct Prepared {
+    blueprint: Arc<Blueprint>,
+    name: String,
+    text: String,
+    outcome: Outcome,
+}
+
+/// What is attached to an environment: addresses by service, and by id the hash and the end of what was shared.
+#[derive(Debug, Default)]
+struct Attached {
+    services: BTreeMap<String, String>,
+    shares: BTreeMap<String, (String, Option<String>)>,
+}
+
+fn attachment_text(id: &EnvironmentId, attached: &Attached) -> String {
+    let services =
+        attached.services.iter().map(|(name, url)| serde_json::json!({ "name": name, "url": url }));
+    let share = |(id, (hash, expires_at)): (&String, &(String, Option<String>))| {
+        let mut share = serde_json::json!({ "id": id, "sha256": hash });
+        if let Some(at) = expires_at {
+            share["expiresAt"] = at.as_str().into();
+        }
+        share
+    };
+    let mut spec = serde_json::Map::new();
+    let mut add = |name: &str, list: Vec<serde_json::Value>| {
+        if !list.is_empty() {
+            spec.insert(name.to_owned(), list.into());
+        }
+    };
+    add("services", services.collect());
+    add("shares", attached.shares.iter().map(share).collect());
+    let document = serde_json::json!({
+        "apiVersion": API_VERSION,
+        "kind": "Attachment",
+        "metadata": { "name": id.as_str() },
+        "spec": spec,
+    });
+    // Strings, lists and mappings of strings can always be written.
+    serde_yaml::to_string(&document).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+    use crate::store::shared::memory::Memory;
+
+    const BASELINE: &str =
+        "name: staging\nrouting: {mode: baseline}\nservices:\n  - name: web\n    url: http://127.0.0.1:1\n";
+    const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
+
+    fn source(text: &str) -> Arc<Source> {
+        Arc::new(Source::new("input.yaml".into(), text.to_owned(), None))
+    }
+
+    fn overlay(id: &str, parent: &str) -> String {
+        format!(
+            "# of {id}\nname: {id}\nrouting:\n  mode: overlay # sparse\n  baselineId: {parent}\nservices:\n  - name: web\n"
+        )
+    }
+
+    /// A store for tests; each command opens it anew.
+    enum Tried {
+        Directory(tempfile::TempDir),
+        Memory(Memory),
+    }
+
+    impl Tried {
+        fn directory() -> Self {
+            let tried = Self::Directory(tempfile::tempdir().expect("folder"));
+            tried.put(BASELINE, &Put::default()).expect("baseline");
+            tried
+        }
+
+        /// One of each kind, with a baseline in it.
+        fn each() -> [Self; 2] {
+            let memory = Self::Memory(Memory::new());
+            memory.put(BASELINE, &Put::default()).expect("baseline");
+            [Self::directory(), memory]
+        }
+
+        fn path(&self) -> &Path {
+            match self {
+                Self::Directory(folder) => folder.path(),
+                Self::Memory(_) => unreachable!("it is in memory"),
+            }
+        }
+
+        /// Opened to be written to: nobody else can meanwhile, where it is a directory.
+        fn open(&self) -> OpenStore {
+            match self {
+                Self::Directory(folder) => OpenStore::write(&StoreAddress::directory(folder.path())),
+                Self::Memory(memory) => {
+                    OpenStore::shared(Listed::new(Arc::new(memory.clone())).expect("runtime"))
+                }
+            }
+            .expect("open")
+        }
+
+        fn put(&self, text: &str, put: &Put) -> Result<Outcome, WriteError> {
+            let written = self.open().put(&source(text), put, NOW)?;
+            Ok(written.environments[0].1)
+        }
+
+        /// What is written of an environment.
+        fn text(&self, of: &str) -> Option<String> {
+            Some(self.open().lineages().claims(&id(of)).next()?.source.text.to_string())
+        }
+    }
+
+    fn id(text: &str) -> EnvironmentId {
+        text.parse().expect("id")
+    }
+
+    #[test]
+    fn apply_creates_configures_and_leaves_alone() {
+        for store in Tried::each() {
+            let put = |text: &str, put: &Put| store.put(text, put);
+            assert_eq!(put(&overlay("a", "staging"), &Put::default()).expect("new"), Outcome::Created);
+            assert_eq!(put(&overlay("a", "staging"), &Put::default()).expect("same"), Outcome::Unchanged);
+            let more = overlay("a", "staging") + "    expose: true\n";
+            assert_eq!(put(&more, &Put::default()).expect("other"), Outcome::Configured);
+            assert_eq!(store.text("a").expect("there"), more);
+            let create = Put { create: true, ..Put::default() };
+            assert!(matches!(put(&more, &create), Err(WriteError::Exists(_))));
+        }
+    }
+
+    #[test]
+    fn what_would_be_wrong_is_not_written() {
+        for store in Tried::each() {
+            let invalid = |text: &str| {
+                assert!(matches!(store.put(text, &Put::default()), Err(WriteError::Invalid(_))));
+            };
+            invalid(&overlay("a", "stagin"));
+            invalid("name: [");
+            let other = Put { parent: Some(id("production")), ..Put::default() };
+            let refused = store.put(&overlay("a", "staging"), &other);
+            assert!(matches!(refused, Err(WriteError::OtherParent { .. })));
+            let dry = Put { dry_run: true, ..Put::default() };
+            assert_eq!(store.put(&overlay("a", "staging"), &dry).expect("dry"), Outcome::Created);
+            assert_eq!(store.text("a"), None);
+        }
+    }
+
+    #[test]
+    fn what_is_written_carries_an_absolute_expiry_and_keeps_its_comments() {
+        for store in Tried::each() {
+            let ttl = |seconds| Put { ttl: Some(Duration::from_secs(seconds)), ..Put::default() };
+            store.put(&overlay("a", "staging"), &ttl(3600)).expect("written");
+            let expected =
+                overlay("a", "staging").replace("  mode:", "  expiresAt: \"2027-01-15T09:00:00Z\"\n  mode:");
+            let text = store.text("a").expect("there");
+            assert_eq!(text, expected);
+            store.put(&text, &ttl(7200)).expect("again");
+            assert_eq!(store.text("a").expect("there"), expected.replace("09:00", "10:00"));
+        }
+    }
+
+    #[test]
+    fn deleting_a_baseline_with_overlays_names_them() {
+        for store in Tried::each() {
+            store.put(&overlay("a", "staging"), &Put::default()).expect("a");
+            store.put(&overlay("b", "a"), &Put::default()).expect("b");
+            let mut open = store.open();
+            assert!(
+                matches!(open.delete(&id("staging"), None, false), Err(WriteError::HasChildren(_, names)) if names == [id("a")])
+            );
+            assert!(matches!(open.delete(&id("a"), None, false), Err(WriteError::HasChildren(..))));
+            for name in ["b", "a", "staging"] {
+                open.delete(&id(name), None, false).expect(name);
+            }
+            assert!(matches!(open.delete(&id("a"), None, false), Err(WriteError::NotFound(_))));
+            drop(open);
+            assert!(store.open().lineages().is_empty());
+        }
+    }
+
+    #[test]
+    fn what_is_written_only_in_one_state_is_not_in_another() {
+        for store in Tried::each() {
+            store.put(&overlay("a", "staging"), &Put::default()).expect("a");
+            let first = store.open().revision(&id("a"));
+            let only = Put { only: first.clone(), ..Put::default() };
+            let more = overlay("a", "staging") + "    expose: true\n";
+            assert_eq!(store.put(&more, &only).expect("as it was"), Outcome::Configured);
+            let second = store.open().revision(&id("a"));
+            let refused = store.put(&overlay("a", "staging"), &only);
+            assert!(matches!(refused, Err(WriteError::Changed(_, now)) if now == second));
+            let mut open = store.open();
+            assert!(matches!(open.delete(&id("a"), first.as_ref(), false), Err(WriteError::Changed(..))));
+            open.delete(&id("a"), second.as_ref(), false).expect("as it is");
+            drop(open);
+            assert!(matches!(store.put(&more, &only), Err(WriteError::Changed(_, None))));
+        }
+    }
+
+    #[test]
+    fn attachments_are_records_of_their_own_and_survive_apply() {
+        for store in Tried::each() {
+            store.put(&overlay("a", "staging"), &Put::default()).expect("a");
+            let web: ServiceName = "web".parse().expect("name");
+            let url: Url = "http://127.0.0.1:9".parse().expect("url");
+            let attach = |service: &ServiceName, url| store.open().attach(&id("a"), service, url, false);
+            assert_eq!(attach(&web, Some(&url)).expect("attach"), Outcome::Created);
+            assert_eq!(attach(&web, Some(&url)).expect("again"), Outcome::Unchanged);
+            store.put(&(overlay("a", "staging") + "    expose: true\n"), &Put::default()).expect("apply");
+            let open = store.open();
+            let resolved = open.lineages().standing(&id("a")).and_then(|standing| standing.resolved());
+            assert_eq!(resolved.expect("a").urls[0][0], url);
+            drop(open);
+            let other = "ledger".parse().expect("name");
+            assert!(matches!(attach(&other, Some(&url)), Err(WriteError::NotFound(_))));
+            assert_eq!(attach(&web, None).expect("detach"), Outcome::Deleted);
+            assert!(matches!(attach(&web, None), Err(WriteError::NotFound(_))));
+            attach(&web, Some(&url)).expect("attach");
+            store.open().delete(&id("a"), None, false).expect("delete");
+            store.put(&overlay("a", "staging"), &Put::default()).expect("a");
+            assert!(store.open().lineages().attachments(&id("a")).is_empty());
+        }
+    }
+
+    #[test]
+    fn a_file_with_several_documents_is_read_and_never_edited() {
+        let store = Tried::directory();
+        let many = format!("{}---\n{}", overlay("a", "staging"), overlay("b", "staging"));
+        fs::write(store.path().join("many.yaml"), many).expect("file");
+        let more = overlay("a", "staging") + "    expose: true\n";
+        assert!(matches!(store.put(&more, &Put::default()), Err(WriteError::Shared(..))));
+        assert!(matches!(store.open().delete(&id("a"), None, false), Err(WriteError::Shared(..))));
+    }
+
+    #[test]
+    fn two_writers_at_once_lose_nothing() {
+        for store in Tried::each() {
+            let services: String = (0..16).map(|n| format!("  - name: s{n}\n")).collect();
+            let many = overlay("a", "staging").replace("  - name: web\n", &services);
+            store.put(&many, &Put::default()).expect("a");
+            thread::scope(|scope| {
+                for n in 0..16 {
+                    let store = &store;
+                    scope.spawn(move || {
+                        let service: ServiceName = format!("s{n}").parse().expect("name");
+                        let url: Url = format!("http://127.0.0.1:{}", 1000 + n).parse().expect("url");
+                        store.open().attach(&id("a"), &service, Some(&url), false).expect("attach");
+                    });
+                }
+            });
+            assert_eq!(store.open().lineages().attachments(&id("a"))[0].services.len(), 16);
+        }
+    }
+
+    #[test]
+    fn whoever_becomes_a_child_while_its_parent_is_deleted_is_no_orphan() {
+        let memory = Memory::new();
+        let store = Tried::Memory(memory.clone());
+        store.put(BASELINE, &Put::default()).expect("baseline");
+        store.put(&overlay("a", "staging"), &Put::default()).expect("a");
+        let mut open = store.open();
+        store.put(&overlay("b", "a"), &Put::default()).expect("b");
+        assert!(matches!(open.delete(&id("a"), None, false), Err(WriteError::HasChildren(..))));
+        let mut open = store.open();
+        store.open().delete(&id("b"), None, false).expect("b");
+        store.open().delete(&id("a"), None, false).expect("a");
+        let refused = open.put(&source(&overlay("c", "a")), &Put::default(), NOW);
+        assert!(matches!(refused, Err(WriteError::Invalid(_))));
+    }
+
+    #[test]
+    fn a_store_that_is_away_is_said_to_be() {
+        let memory = Memory::new();
+        let mut open = Tried::Memory(memory.clone()).open();
+        memory.away(true);
+        let refused = open.put(&source(BASELINE), &Put::default(), NOW);
+        assert!(matches!(refused, Err(WriteError::Store(fault)) if fault.0.contains("away")));
+    }
+}

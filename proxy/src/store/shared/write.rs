@@ -1,0 +1,117 @@
+//! One command's view of a store that several machines share: a listing, and writes that hold only if it is still so.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+
+use foldhash::fast::RandomState;
+use overlane_config::diagnostic::Source;
+use overlane_config::lineage::{Content, FileChange};
+use tokio::runtime::{Builder, Handle, Runtime};
+
+use super::{Commit, CommitError, Fault, Revision, Shared, Write};
+
+/// Where the store is asked from: the calling thread waits for it.
+enum Run {
+    Own(Runtime),
+    /// The runtime on which the store's connections live.
+    Of(Handle),
+}
+
+/// A store and what is known of it.
+pub struct Listed {
+    store: Arc<dyn Shared>,
+    run: Run,
+    revision: Option<Revision>,
+    revisions: HashMap<String, Revision, RandomState>,
+}
+
+impl Listed {
+    /// A store that is asked for one command. Not to be called on a runtime.
+    ///
+    /// # Errors
+    /// The system has no room for it.
+    pub fn new(store: Arc<dyn Shared>) -> io::Result<Self> {
+        let run = Run::Own(Builder::new_current_thread().enable_all().build()?);
+        Ok(Self { store, run, revision: None, revisions: HashMap::default() })
+    }
+
+    /// A store whose connections live on this runtime. Not to be called there, but where it may be waited for.
+    #[must_use]
+    pub fn on(store: Arc<dyn Shared>, runtime: Handle) -> Self {
+        Self { store, run: Run::Of(runtime), revision: None, revisions: HashMap::default() }
+    }
+
+    fn wait<T>(&self, answer: impl Future<Output = T>) -> T {
+        match &self.run {
+            Run::Own(runtime) => runtime.block_on(answer),
+            Run::Of(runtime) => runtime.block_on(answer),
+        }
+    }
+
+    /// Where it is; entries are shown as `{address}/{name}`.
+    #[must_use]
+    pub fn address(&self) -> String {
+        self.store.address()
+    }
+
+    /// All that is in it.
+    ///
+    /// # Errors
+    /// It cannot be asked.
+    pub fn list(&mut self) -> Result<Vec<FileChange>, Fault> {
+        let listing = self.wait(self.store.list())?;
+        let prefix = self.address();
+        self.revision = Some(listing.revision);
+        self.revisions.clear();
+        let mut changes = Vec::with_capacity(listing.entries.len());
+        for entry in listing.entries {
+            let path: Arc<str> = format!("{prefix}/{}", entry.name).into();
+            let source = Arc::new(Source::new(path.clone(), entry.text, entry.modified));
+            changes.push(FileChange { path, content: Content::Text(source) });
+            self.revisions.insert(entry.name, entry.revision);
+        }
+        Ok(changes)
+    }
+
+    /// The state of an entry, as it is known.
+    #[must_use]
+    pub fn revision(&self, name: &str) -> Option<&Revision> {
+        self.revisions.get(name)
+    }
+
+    /// Writes these entries, or takes those away that have no text: all or nothing, provided that they and the
+    /// `unchanged` ones are as they were listed, and, where it is to be `alone`, all others too.
+    ///
+    /// # Errors
+    /// See [`CommitError`].
+    pub fn commit(
+        &mut self,
+        edits: &[(String, Option<String>)],
+        unchanged: &[String],
+        alone: bool,
+    ) -> Result<Revision, CommitError> {
+        let known = |name: &String| Some((name.clone(), self.revisions.get(name)?.clone()));
+        let write = |(name, text): &(String, Option<String>)| Write {
+            name: name.clone(),
+            known: self.revisions.get(name).cloned(),
+            text: text.clone(),
+        };
+        let commit = Commit {
+            writes: edits.iter().map(write).collect(),
+            unchanged: unchanged.iter().filter_map(known).collect(),
+            alone_since: self.revision.clone().filter(|_| alone),
+        };
+        let committed = self.wait(self.store.commit(&commit))?;
+        for (write, revision) in commit.writes.into_iter().zip(committed.entries) {
+            match revision {
+                Some(revision) => self.revisions.insert(write.name, revision),
+                None => self.revisions.remove(&write.name),
+            };
+        }
+        if alone {
+            self.revision = Some(committed.revision.clone());
+        }
+        Ok(committed.revision)
+    }
+}
