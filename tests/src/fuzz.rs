@@ -8,19 +8,23 @@ pub mod blueprint;
 pub mod carriers;
 pub mod chunks;
 pub mod engines;
+pub mod forwarded;
 pub mod head;
 pub mod receipts;
+pub mod tokens;
 
 /// A target: its name, and what must hold for any input.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 9] = [
     ("announced", announced::check),
     ("blueprint", blueprint::check),
     ("carriers", carriers::check),
     ("chunks", chunks::check),
     ("engines", engines::check),
+    ("forwarded", forwarded::check),
     ("head", head::check),
     ("receipts", receipts::check),
+    ("tokens", tokens::check),
 ];

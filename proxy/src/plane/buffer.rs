@@ -20,7 +20,7 @@ const LARGE: usize = 512 * 1024;
 /// For bodies when too many large ones are held by peers that do not read.
 const MEDIUM: usize = 12 * 1024;
 /// Large buffers that a worker's connections hold at once.
-const MAX_LARGE: usize = 32;
+const MAX_LARGE: usize = 16;
 /// Medium buffers that they hold at once. Who has more transfers than these under way at a time pays with system calls; thousands
 /// of peers that do not read hold a quarter.
 const MAX_MEDIUM: usize = 256;

@@ -309,16 +309,39 @@ fn a_client_that_takes_nothing_is_cut() {
     assert_eq!(status(running.addresses()[0]), 200);
 }
 
+/// A field by which a head is a large one, of which so many are under way: the first that is too much is taken still.
+const LARGE_FIELD: usize = 15 * 1024;
+const MOST_LARGE: usize = (256_usize * 1024).div_ceil(LARGE_FIELD - 4 * 1024);
+
+fn large_heads(count: u32) -> Vec<u8> {
+    let large = literal(b"x-large", vec![b'x'; LARGE_FIELD]);
+    (0..count).flat_map(|number| request(1 + 2 * number, WHOLE, "GET", &large)).collect()
+}
+
+#[test]
+fn a_client_that_does_not_read_its_answers_holds_its_large_heads_and_gets_no_more_of_them_served() {
+    let (address, heads) = upstream();
+    let running = gateway(Limits::default(), &format!("http://{address}"));
+    let no_window = [&[0, 4][..], &[0; 4]].concat();
+    let mut client = Raw::connect(running.addresses()[0], &no_window);
+    assert!(client.send(&large_heads(60)));
+    for _ in 0..MOST_LARGE {
+        assert!(heads.recv_timeout(PATIENCE).unwrap().contains("x-large"));
+    }
+    // Who sends usual heads notices nothing.
+    for _ in 0..10 {
+        assert_eq!(status(running.addresses()[0]), 200);
+        assert!(!heads.recv_timeout(PATIENCE).unwrap().contains("x-large"));
+    }
+}
+
 #[test]
 fn so_many_bytes_of_heads_of_a_connection_wait_for_answers_and_the_rest_when_these_are_given() {
-    const HEAD: usize = 8 * 1024;
     const ASKED: u32 = 60;
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let running = gateway(Limits::default(), &format!("http://{}", listener.local_addr().unwrap()));
     let mut client = Raw::connect(running.addresses()[0], &[]);
-    let large = literal(b"x-large", vec![b'x'; HEAD]);
-    let asked: Vec<_> = (0..ASKED).flat_map(|number| request(1 + 2 * number, WHOLE, "GET", &large)).collect();
-    assert!(client.send(&asked));
+    assert!(client.send(&large_heads(ASKED)));
     let (mut waiting, mut all) = (Vec::new(), 0);
     let arrive = |waiting: &mut Vec<BufReader<TcpStream>>| {
         let mut lines = BufReader::new(listener.accept().unwrap().0);
@@ -328,9 +351,7 @@ fn so_many_bytes_of_heads_of_a_connection_wait_for_answers_and_the_rest_when_the
         }
         waiting.push(lines);
     };
-    // The first that is too much is taken still.
-    let most = 256 * 1024 / HEAD;
-    (0..most).for_each(|_| arrive(&mut waiting));
+    (0..MOST_LARGE).for_each(|_| arrive(&mut waiting));
     // Others are served meanwhile: nothing more of this connection comes before them.
     let other = TcpStream::connect(running.addresses()[0]).unwrap();
     (&other).write_all(b"GET / HTTP/1.1\r\nHost: web\r\nx-other: 1\r\n\r\n").unwrap();
@@ -339,7 +360,7 @@ fn so_many_bytes_of_heads_of_a_connection_wait_for_answers_and_the_rest_when_the
     while !head.ends_with("\r\n\r\n") {
         lines.read_line(&mut head).unwrap();
     }
-    assert!(head.contains("x-other"), "{most} are as many as wait");
+    assert!(head.contains("x-other"), "{MOST_LARGE} are as many as wait");
     while let Some(mut answered) = waiting.pop() {
         answered
             .get_mut()

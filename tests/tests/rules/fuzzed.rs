@@ -44,6 +44,11 @@ fn engines() {
 }
 
 #[test]
+fn forwarded() {
+    replay("forwarded");
+}
+
+#[test]
 fn head() {
     replay("head");
 }
@@ -51,6 +56,11 @@ fn head() {
 #[test]
 fn receipts() {
     replay("receipts");
+}
+
+#[test]
+fn tokens() {
+    replay("tokens");
 }
 
 #[test]

@@ -42,9 +42,17 @@ const MAX_STREAMS: u32 = 100;
 /// may open a new stream for each that it resets. While there are so many no more are taken, and `h2` ends
 /// a connection that resets many of those that wait.
 const MAX_REQUESTS: usize = 2 * MAX_STREAMS as usize;
-/// How many bytes of heads a connection's requests may have that are not answered yet, unless it is only one. HPACK makes
-/// a large head of a byte or two (an "HPACK bomb", CVE-2016-6581), and here it is text again.
+/// A head of so many bytes is a usual one: how many streams there may be bounds these.
+const USUAL_HEAD: usize = 4 * 1024;
+/// How many bytes beyond usual ones the heads of a connection's requests may have that are not over yet, unless it is only
+/// one request. HPACK makes a large head of a byte or two (an "HPACK bomb", CVE-2016-6581), and here it is text again: as
+/// it came, as it is read, as it leaves.
 const MAX_HEADS: usize = 256 * 1024;
+/// How many those of all connections of a worker may have, for each to have that many.
+const MAX_ALL_HEADS: usize = 2 * 1024 * 1024;
+/// How many a connection may have where all have more than that, unless it is only one request: whoever sends usual heads
+/// notices nothing of those who send large ones.
+const FAIR_HEADS: usize = 16 * 1024;
 /// How long a client that was told to go, and does not say that it heard, has to open no more streams.
 const GOING: Duration = Duration::from_millis(500);
 
@@ -118,6 +126,8 @@ pub async fn serve<S: Client>(conn: Conn<S>, gate: Arc<Gate>, peer: Arc<Standing
 thread_local! {
     /// Requests of all connections of HTTP/2 of this worker.
     static REQUESTS: Cell<usize> = const { Cell::new(0) };
+    /// How many bytes beyond usual ones their heads have.
+    static ALL_HEADS: Cell<usize> = const { Cell::new(0) };
 }
 
 /// One of them. Each may hold memory for a client that does not read.
@@ -140,7 +150,7 @@ impl Drop for Counted {
     }
 }
 
-/// How many bytes the heads of a connection's requests have that are not answered yet.
+/// How many bytes beyond usual ones the heads of a connection's requests have that are not over yet.
 #[derive(Default)]
 struct Heads {
     bytes: AtomicUsize,
@@ -151,30 +161,37 @@ struct Heads {
 impl Heads {
     /// Whether no more are taken now; then the task is woken when they are.
     fn are_too_many(&self, cx: &Context<'_>) -> bool {
-        if self.bytes.load(Relaxed) < MAX_HEADS {
+        let most = if ALL_HEADS.get() < MAX_ALL_HEADS { MAX_HEADS } else { FAIR_HEADS };
+        if self.bytes.load(Relaxed) < most {
             return false;
         }
+        // It is looked at again with each of its own that is over.
         self.waiting.register(cx.waker());
         true
     }
 }
 
-/// One of these heads, until it is answered.
-struct Unanswered {
+/// One of these heads. A client that does not read its answer holds it for as long.
+struct Large {
     heads: Arc<Heads>,
     bytes: usize,
 }
 
-impl Unanswered {
-    fn new(heads: &Arc<Heads>, bytes: usize) -> Self {
+impl Large {
+    /// `None` for a usual one.
+    fn new(heads: &Arc<Heads>, bytes: usize) -> Option<Self> {
+        let bytes = bytes.checked_sub(USUAL_HEAD).filter(|more| *more > 0)?;
         heads.bytes.fetch_add(bytes, Relaxed);
-        Self { heads: heads.clone(), bytes }
+        ALL_HEADS.set(ALL_HEADS.get() + bytes);
+        Some(Self { heads: heads.clone(), bytes })
     }
 }
 
-impl Drop for Unanswered {
+impl Drop for Large {
     fn drop(&mut self) {
-        if self.heads.bytes.fetch_sub(self.bytes, Relaxed) >= MAX_HEADS {
+        // On the thread where it was counted: a worker's tasks stay on it.
+        ALL_HEADS.set(ALL_HEADS.get() - self.bytes);
+        if self.heads.bytes.fetch_sub(self.bytes, Relaxed) >= FAIR_HEADS {
             self.heads.waiting.wake();
         }
     }
@@ -267,7 +284,7 @@ pub(super) struct Stream {
     /// The start of a head that is being written.
     head: Vec<u8>,
     response: Option<Outgoing>,
-    unanswered: Option<Unanswered>,
+    _large: Option<Large>,
 }
 
 impl Stream {
@@ -279,7 +296,7 @@ impl Stream {
         let (head, body) = request.into_parts();
         match text::request_text(&head, body.is_end_stream()) {
             Ok((text, chunked)) => Ok(Self {
-                unanswered: Some(Unanswered::new(heads, text.len())),
+                _large: Large::new(heads, text.len()),
                 request: Incoming::new(body, text, chunked),
                 respond,
                 to_head: head.method == Method::HEAD,
@@ -330,7 +347,6 @@ impl Stream {
         let ended = body == crate::h1::body::Body::Length(0);
         let stream = self.respond.send_response(response, ended).map_err(broken)?;
         self.response = Some(Outgoing::new(stream, body));
-        self.unanswered = None;
         Ok(())
     }
 }
