@@ -93,6 +93,7 @@ pub(super) struct With {
     pub(super) only_13: bool,
     pub(super) trust: Option<&'static str>,
     pub(super) limits: Limits,
+    pub(super) hsts: Option<Duration>,
 }
 
 impl Stage {
@@ -115,6 +116,7 @@ impl Stage {
             engine: with.engine,
             limits: with.limits,
             tls: Some(tls),
+            hsts: with.hsts,
             ..Settings::in_process(vec![listener])
         };
         let started = stage::start_as(settings, stage::files("", upstream()));
@@ -256,7 +258,8 @@ fn answer(stream: &TcpStream) -> Option<()> {
             false => format!("{head}{}", body.len()),
         };
         let mut out = stream;
-        write!(out, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len()).ok()?;
+        let own = "Strict-Transport-Security: max-age=1";
+        write!(out, "HTTP/1.1 200 OK\r\n{own}\r\nContent-Length: {}\r\n\r\n{text}", text.len()).ok()?;
     }
 }
 
@@ -294,6 +297,39 @@ fn requests_on_one_connection_are_served_and_upstreams_are_told_https() {
         assert!(read_answer(&mut stream).ends_with(&"x".repeat(LARGE)));
         // Without the word that this is the end, reading to it is an error.
         assert_eq!(stream.read(&mut [0]).unwrap(), 0, "{engine:?}");
+    }
+}
+
+/// What an answer says of how its host is to be asked, line by line.
+fn sts(answer: &str) -> Vec<&str> {
+    let lines = answer.lines().filter_map(|line| line.split_once(": "));
+    lines
+        .filter(|(name, _)| name.eq_ignore_ascii_case("strict-transport-security"))
+        .map(|(_, said)| said)
+        .collect()
+}
+
+#[test]
+fn answers_in_tls_say_once_for_how_long_browsers_come_in_tls_only_and_those_in_the_clear_do_not() {
+    for engine in ENGINES {
+        let hsts = Some(Duration::from_secs(365 * 24 * 3600));
+        let stage = Stage::new(With { engine, hsts, ..With::default() });
+        // The application's, and our own answer to a key that is none.
+        for (fields, status) in [("", "200"), ("x-overlay-id: no key!\r\n", "400")] {
+            let (_, answer) = stage.client().ask("localhost", fields).unwrap();
+            assert_eq!(answer.split(' ').nth(1), Some(status), "{answer}");
+            assert_eq!(sts(&answer), ["max-age=31536000"], "{answer}");
+        }
+        let (_, answer) = Stage::of(engine).client().ask("localhost", "").unwrap();
+        assert_eq!(sts(&answer), ["max-age=1"], "the application's own: {answer}");
+        let listener = stage::listener(Role::Gateway, "", None, Trust::Any);
+        let settings = Settings { engine, hsts, ..Settings::in_process(vec![listener]) };
+        let clear = stage::start_as(settings, stage::files("", upstream()));
+        let mut stream = TcpStream::connect(clear.addresses()[0]).unwrap();
+        write!(stream, "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert_eq!(sts(&answer), ["max-age=1"], "in the clear: {answer}");
     }
 }
 
