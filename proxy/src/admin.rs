@@ -5,9 +5,11 @@
 //! token.
 
 mod listen;
+mod refused;
 mod watch;
 
-pub(crate) use listen::serve;
+pub(crate) use listen::{accept, serve};
+pub(crate) use refused::refused;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -143,13 +145,13 @@ impl Admin {
 }
 
 /// An error as RFC 9457 has it.
-fn problem(status: StatusCode, detail: &str) -> Response {
+pub(crate) fn problem(status: StatusCode, detail: &str) -> Response {
     let body = json!({ "type": "about:blank", "title": status.canonical_reason(), "status": status.as_u16(), "detail": detail });
     (status, [(header::CONTENT_TYPE, "application/problem+json")], format!("{body}\n")).into_response()
 }
 
 async fn require_host(request: Request, next: Next) -> Response {
-    match foreign(request.headers()) {
+    match foreign(request.headers(), None, true) {
         Some(why) => problem(StatusCode::FORBIDDEN, why),
         None => next.run(request).await,
     }
@@ -157,19 +159,19 @@ async fn require_host(request: Request, next: Next) -> Response {
 
 /// Why a request could be of a page of another site: that cannot reach this by a name of its own that leads here, nor
 /// by sending forms here.
-fn foreign(headers: &HeaderMap) -> Option<&'static str> {
+pub(crate) fn foreign(headers: &HeaderMap, authority: Option<&str>, only_here: bool) -> Option<&'static str> {
     let field = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default());
-    let authority = field(header::HOST).unwrap_or_default();
+    let authority = authority.or(field(header::HOST)).unwrap_or_default();
     let host = split_authority(authority).map_or("", |(host, _)| host);
-    if host != "localhost" && host.parse::<IpAddr>().is_err() {
+    if only_here && host != "localhost" && host.parse::<IpAddr>().is_err() {
         return Some("the Host must be an IP address or localhost");
     }
-    let own = |origin: &str| origin.strip_prefix("http://").is_some_and(|origin| origin == authority);
+    let own = |origin: &str| origin.split_once("://").is_some_and(|(_, origin)| origin == authority);
     let other = field(header::ORIGIN).is_some_and(|origin| !own(origin));
     other.then_some("pages of other sites may ask nothing here")
 }
 
-async fn require_json(request: Request, next: Next) -> Response {
+pub(crate) async fn require_json(request: Request, next: Next) -> Response {
     let content_type =
         request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if content_type
@@ -202,7 +204,7 @@ async fn require_token(
 }
 
 /// Compares without telling by its time how much was right.
-fn same(a: &[u8], b: &[u8]) -> bool {
+pub(crate) fn same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
 }
 

@@ -8,6 +8,7 @@ pub mod explain;
 pub mod output;
 pub mod preview;
 pub mod run;
+pub mod server;
 mod show;
 pub mod token;
 pub mod trace;
@@ -30,9 +31,11 @@ use output::{CliError, Output};
     after_help = "Exit codes: 0 ok, 1 failure, 2 usage, 4 not found.\nLogs go to standard error; OVERLANE_LOG sets their level (error, warn, info, debug)."
 )]
 struct Cli {
-    /// The store: a directory of blueprints, as a path or dir:PATH
-    #[arg(long, global = true, value_name = "DIR", env = "OVERLANE_STORE")]
+    /// The store: a directory of blueprints, as a path or dir:PATH, or hub:URL
+    #[arg(long, global = true, value_name = "STORE", env = "OVERLANE_STORE")]
     store: Option<StoreAddress>,
+    #[command(flatten)]
+    server: server::ServerArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -141,10 +144,10 @@ fn finish(done: Result<(), CliError>, out: &mut Output<'_>) -> ExitCode {
 }
 
 fn dispatch(cli: Cli, out: &mut Output<'_>) -> Result<(), CliError> {
-    let told = cli.store;
+    let (told, access) = cli.server.store(cli.store)?;
     let store = || told.clone().unwrap_or_else(|| StoreAddress::directory(DEFAULT_STORE));
     match cli.command {
-        Command::Run(args) => run::run(*args, told),
+        Command::Run(args) => run::run(*args, told, &access),
         Command::Baseline { command } => environment::baseline(command, &store(), out),
         Command::Overlay { command } => environment::overlay(command, &store(), out),
         Command::Apply(apply) => environment::quick_apply(&apply, &store(), out),
@@ -157,7 +160,7 @@ fn dispatch(cli: Cli, out: &mut Output<'_>) -> Result<(), CliError> {
         Command::Explain(explain) => explain::run(&explain, &store(), out),
         Command::Trace(trace) => trace::run(&trace, out),
         Command::Doctor(args) => doctor::run(&args, out),
-        Command::Check(check) => check::run(*check, told, out),
+        Command::Check(check) => check::run(*check, told, &access, out),
         Command::Try(args) => run::try_it(&args, out),
         Command::Demo(args) => run::demo(&args, out),
         Command::Bench(args) => bench::run(&args, out),

@@ -18,6 +18,7 @@ pub mod correlation;
 pub mod demo;
 pub mod explain;
 pub mod h1;
+pub mod hub;
 pub mod memory;
 pub mod messages;
 pub mod metrics;

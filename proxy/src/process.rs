@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -15,6 +16,8 @@ use crate::access::{AccessLog, Written};
 use crate::admin::{self, Admin, ReloadRequest};
 use crate::clock;
 use crate::control::{Control, Report, Trigger};
+use crate::hub::tokens::HubTokens;
+use crate::hub::{self, Hub};
 use crate::memory;
 use crate::metrics::MeterDoor;
 use crate::names::Names;
@@ -24,10 +27,12 @@ use crate::plane::worker::{Bound, Workers};
 use crate::plane::{Gate, Plane};
 use crate::settings::Settings;
 use crate::snapshot::Published;
+use crate::store::behind::{Behind, Keeper};
 use crate::store::cache::{Cache, KeptText, keep};
 use crate::store::directory::follow::{self as directory, Follower};
-use crate::store::shared::Fault;
+use crate::store::mirror::Mirror;
 use crate::store::shared::follow::{self as shared, SharedFollower};
+use crate::store::shared::{Fault, Shared};
 use crate::store::{Reached, StoreAddress};
 use crate::tls::follow::Followed;
 use crate::tls::{self, credentials::Credentials, upstreams::Upstreams};
@@ -45,6 +50,7 @@ pub struct Prepared {
     bound: Bound,
     admin: (SocketAddr, TcpListener),
     probes: Option<(SocketAddr, TcpListener)>,
+    hub: Option<(SocketAddr, TcpListener, Arc<HubTokens>)>,
     runtime: tokio::runtime::Runtime,
     names: Names,
     tls: Option<Arc<Credentials>>,
@@ -79,7 +85,13 @@ impl Prepared {
         let bound = Bound::new(&settings, &names, tls.as_ref())?;
         let admin = bind(settings.admin)?;
         let probes = settings.probes.map(bind).transpose()?;
-        Ok(Self { settings, bound, admin, probes, runtime, names, tls, upstreams, tokens, drain })
+        let hub = settings.hub.clone().map(|hub| {
+            let tokens = HubTokens::load(hub.clone()).map_err(io::Error::other)?;
+            let (address, socket) = bind(hub.address)?;
+            io::Result::Ok((address, socket, Arc::new(tokens)))
+        });
+        let hub = hub.transpose()?;
+        Ok(Self { settings, bound, admin, probes, hub, runtime, names, tls, upstreams, tokens, drain })
     }
 
     /// The listeners, with the ports that they got.
@@ -112,16 +124,20 @@ impl Prepared {
     /// # Errors
     /// No thread can be had.
     pub fn start(self, given: Vec<FileChange>) -> io::Result<Running> {
-        let Self { settings, bound, admin, probes, runtime, names, tls, upstreams, tokens, drain } = self;
+        let Self { settings, bound, admin, probes, hub, runtime, names, tls, upstreams, tokens, drain } =
+            self;
         let published = Arc::new(Published::default());
         let rules = Rules { unix_under: settings.allow_unix.clone() };
         let control = Arc::new(Control::new(rules, published.clone(), names.clone()));
-        let follower = settings.store.as_ref().map(|store| Source::of(store, settings.resync)).transpose();
+        let source = |store| Source::of(store, settings.resync, hub.is_some());
+        let follower = settings.store.as_ref().map(source).transpose();
         let mut follower = follower.map_err(io::Error::other)?;
         let cache = settings.cache.as_ref().zip(settings.store.as_ref());
         let cache = cache.map(|(directory, store)| Arc::new(Cache::new(directory, store)));
         take_in(given, follower.as_mut(), cache.as_deref(), &control, runtime.handle());
         let others = [admin.0].into_iter().chain(probes.as_ref().map(|probes| probes.0));
+        let others = others.chain(hub.as_ref().map(|hub| hub.0));
+        let behind = follower.as_ref().and_then(|follower| follower.behind(runtime.handle()));
         let own = own_addresses(bound.gates(), others);
         let (access, written) =
             settings.access_log.map_or_else(AccessLog::off, |log| AccessLog::to(io::stdout(), log));
@@ -174,6 +190,18 @@ impl Prepared {
             cache: cache.clone(),
         };
         let probes_at = probes.as_ref().map(|probes| probes.0);
+        let hub_at = hub.as_ref().map(|hub| hub.0);
+        if let Some((_, socket, tokens)) = hub {
+            let behind = behind.ok_or_else(|| io::Error::other("a hub needs a store to serve"))?;
+            let speaks = settings.tls.as_ref().is_some_and(|tls| tls.roles.contains(&"hub"));
+            spawn(
+                "following the hub's tokens",
+                Box::pin(tls::follow::follow(tokens.clone(), settings.resync)),
+            );
+            let router = Hub { behind, tokens, drain: drain.clone() }.router();
+            let serving = hub::serve(socket, tls.clone().filter(|_| speaks), router, over.clone());
+            spawn("the hub", Box::pin(serving));
+        }
         if let Some((_, socket)) = probes {
             let serving = admin::serve(socket, state.clone().probes(), over.clone());
             spawn("the probes listener", Box::pin(serving));
@@ -185,6 +213,7 @@ impl Prepared {
             gates,
             admin: admin.0,
             probes: probes_at,
+            hub: hub_at,
             reload,
             drain,
             lame_duck: plane.limits.lame_duck,
@@ -227,37 +256,56 @@ fn spawn(runtime: &Handle, drain: &Drain, what: &'static str, task: Task) {
 
 /// A store that is followed.
 enum Source {
-    Directory(Box<Follower>),
-    Shared(SharedFollower),
+    /// And what others may know of it, where they may.
+    Directory(Box<Follower>, Option<(PathBuf, Arc<Mirror>)>),
+    /// And the store itself.
+    Shared(SharedFollower, Arc<dyn Shared>),
 }
 
 impl Source {
-    fn of(store: &StoreAddress, resync: Duration) -> Result<Self, Fault> {
+    fn of(store: &StoreAddress, resync: Duration, for_others: bool) -> Result<Self, Fault> {
         Ok(match store.reach()? {
-            Reached::Directory(path) => Self::Directory(Box::new(Follower::new(path, resync))),
-            Reached::Shared(store) => Self::Shared(SharedFollower::new(store)),
+            Reached::Directory(path) if for_others => {
+                let mirror = Arc::new(Mirror::counting(path.display().to_string()));
+                let follower = Follower::new(path, resync).mirrored(mirror.clone());
+                Self::Directory(Box::new(follower), Some((path.to_owned(), mirror)))
+            }
+            Reached::Directory(path) => Self::Directory(Box::new(Follower::new(path, resync)), None),
+            Reached::Shared(store) => Self::Shared(SharedFollower::new(store.clone()), store),
         })
+    }
+
+    /// The store as it is served to others, where it is.
+    fn behind(&self, runtime: &Handle) -> Option<Behind> {
+        let (keeper, mirror) = match self {
+            Self::Directory(_, told) => {
+                let (path, mirror) = told.clone()?;
+                (Keeper::Directory(path), mirror)
+            }
+            Self::Shared(follower, store) => (Keeper::Shared(store.clone()), follower.mirror().clone()),
+        };
+        Some(Behind::new(keeper, mirror, runtime.clone()))
     }
 
     fn remember(&mut self, lists: Vec<Vec<KeptText>>) -> Vec<Vec<FileChange>> {
         match self {
-            Self::Directory(follower) => follower.remember(lists),
-            Self::Shared(follower) => follower.remember(lists),
+            Self::Directory(follower, _) => follower.remember(lists),
+            Self::Shared(follower, _) => follower.remember(lists),
         }
     }
 
     /// Reads the whole store; what is different from what is known, and why it cannot be read.
     fn read_everything(&mut self, runtime: &Handle) -> (Vec<FileChange>, Option<String>) {
         match self {
-            Self::Directory(follower) => follower.read_everything(),
-            Self::Shared(follower) => runtime.block_on(follower.read_everything()),
+            Self::Directory(follower, _) => follower.read_everything(),
+            Self::Shared(follower, _) => runtime.block_on(follower.read_everything()),
         }
     }
 
     fn follow(self, reloads: mpsc::Receiver<ReloadRequest>, control: Arc<Control>) -> Task {
         match self {
-            Self::Directory(follower) => Box::pin(directory::follow(*follower, reloads, control)),
-            Self::Shared(follower) => Box::pin(shared::follow(follower, reloads, control)),
+            Self::Directory(follower, _) => Box::pin(directory::follow(*follower, reloads, control)),
+            Self::Shared(follower, _) => Box::pin(shared::follow(follower, reloads, control)),
         }
     }
 }
@@ -350,6 +398,7 @@ pub struct Running {
     gates: Vec<Arc<Gate>>,
     admin: SocketAddr,
     probes: Option<SocketAddr>,
+    hub: Option<SocketAddr>,
     reload: mpsc::Sender<ReloadRequest>,
     drain: Drain,
     lame_duck: Duration,
@@ -412,6 +461,12 @@ impl Running {
     #[must_use]
     pub fn probes(&self) -> Option<SocketAddr> {
         self.probes
+    }
+
+    /// Where the hub is.
+    #[must_use]
+    pub fn hub(&self) -> Option<SocketAddr> {
+        self.hub
     }
 
     /// The control runtime, for what belongs to neither workers nor store.

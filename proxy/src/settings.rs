@@ -17,12 +17,14 @@ use serde::Deserialize;
 
 use crate::access::{AccessFlag, AccessSettings};
 use crate::correlation::CorrelationSettings;
+use crate::hub::tokens::{HubSettings, Right};
 use crate::plane::authorizer::Authorizer;
 use crate::plane::forwarded::{Dialect, Forwarding};
 use crate::plane::passage::PassageSettings;
 use crate::plane::trust::Trust;
 use crate::plane::{EngineChoice, Limits, ListenerSettings, RedirectSettings, role_name};
 use crate::store::StoreAddress;
+use crate::store::hub::Access;
 use crate::tls::certificates::Pair;
 use crate::tls::upstreams::UpstreamTls;
 use crate::tls::{ClientSettings, TlsSettings};
@@ -121,6 +123,18 @@ pub struct RunArgs {
     /// A second listener with only probes and metrics, which may be reachable from outside
     #[arg(long, value_name = "ADDR", env = "OVERLANE_PROBES")]
     pub probes: Option<SocketAddr>,
+    /// Serve the store to other proxies and to the command line (`hub:URL`), here
+    #[arg(long, value_name = "ADDR", env = "OVERLANE_HUB")]
+    pub hub: Option<SocketAddr>,
+    /// The tokens of those who may read from the hub and write to it, one on a line
+    #[arg(long, value_name = "FILE", env = "OVERLANE_HUB_TOKENS")]
+    pub hub_tokens: Option<PathBuf>,
+    /// The tokens of those who may only read from the hub
+    #[arg(long, value_name = "FILE", env = "OVERLANE_HUB_READ_TOKENS")]
+    pub hub_read_tokens: Option<PathBuf>,
+    /// What may be done at the hub without a token; by default nothing, or everything on loopback where there are none
+    #[arg(long, value_enum, env = "OVERLANE_HUB_OPEN")]
+    pub hub_open: Option<Right>,
     /// The bearer token for everything on the admin listener that changes state
     #[arg(long, value_name = "TOKEN", env = "OVERLANE_ADMIN_TOKEN", hide_env_values = true)]
     pub admin_token: Option<String>,
@@ -178,6 +192,7 @@ struct File {
     admin: Option<SocketAddr>,
     probes: Option<SocketAddr>,
     admin_token: Option<String>,
+    hub: Option<HubFile>,
     workers: Option<usize>,
     engine: Option<EngineChoice>,
     access_log: Option<serde_yaml::Value>,
@@ -220,6 +235,16 @@ struct UpstreamTlsFile {
     certificate: Option<PathBuf>,
     key: Option<PathBuf>,
     server_name: Option<String>,
+}
+
+/// See [`HubSettings`].
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+struct HubFile {
+    address: Option<SocketAddr>,
+    tokens: Option<PathBuf>,
+    read_tokens: Option<PathBuf>,
+    open: Option<Right>,
 }
 
 /// See [`TlsSettings`].
@@ -278,6 +303,7 @@ enum Speaker {
     Gateway,
     Outbound,
     Inbound,
+    Hub,
 }
 
 impl Speaker {
@@ -286,6 +312,7 @@ impl Speaker {
             Self::Gateway => "gateway",
             Self::Outbound => "outbound",
             Self::Inbound => "inbound",
+            Self::Hub => "hub",
         }
     }
 }
@@ -356,6 +383,8 @@ pub struct Settings {
     pub probes: Option<SocketAddr>,
     /// The token for what changes state.
     pub admin_token: Option<String>,
+    /// How the store is served to others, if it is.
+    pub hub: Option<HubSettings>,
     /// Worker threads.
     pub workers: usize,
     /// How requests are logged, if they are.
@@ -508,7 +537,9 @@ impl Settings {
                 "it is asked by a gateway: say where it listens with `--gateway`, or leave it out",
             ));
         }
-        let tls = tls.map(|tls| tls.checked(&listeners)).transpose()?;
+        let told = file.hub.unwrap_or_default();
+        let hub = hub(flags.hub, flags.hub_tokens, flags.hub_read_tokens, flags.hub_open, told)?;
+        let tls = tls.map(|tls| tls.checked(&listeners, hub.is_some())).transpose()?;
         let redirect = redirect(flags.redirect.or(file.redirect), file.https_port, &listeners, tls.as_ref())?;
         let hsts = hsts(file.tls.as_ref().and_then(|tls| tls.hsts.as_ref()), tls.as_ref())?;
         let mut addresses =
@@ -523,6 +554,7 @@ impl Settings {
             admin,
             probes: flags.probes.or(file.probes),
             admin_token,
+            hub,
             workers,
             access_log: AccessSettings::merge(flags.access_log, file.access_log)?,
             request_ids: flags.request_ids.or(file.request_ids).unwrap_or(false),
@@ -545,6 +577,13 @@ impl Settings {
         })
     }
 
+    /// The same, where the store is a hub that is spoken to so.
+    #[must_use]
+    pub fn with_access(mut self, access: &Access) -> Self {
+        self.store = self.store.map(|store| store.with_access(access));
+        self
+    }
+
     /// Settings for a process whose blueprints and listeners are given by the caller, on free ports.
     #[must_use]
     pub fn in_process(listeners: Vec<ListenerSettings>) -> Self {
@@ -555,6 +594,7 @@ impl Settings {
             admin: SocketAddr::from(([127, 0, 0, 1], 0)),
             probes: None,
             admin_token: None,
+            hub: None,
             workers: 1,
             access_log: None,
             request_ids: false,
@@ -884,13 +924,14 @@ fn only_13(min_version: Option<serde_yaml::Value>) -> Result<bool, SettingsError
 impl AskedTls {
     /// The settings, where they fit to the listeners. Unless somebody says which, those that others call
     /// speak TLS; the outbound listener is for the application beside it.
-    fn checked(self, listeners: &[ListenerSettings]) -> Result<TlsSettings, SettingsError> {
+    fn checked(self, listeners: &[ListenerSettings], hub: bool) -> Result<TlsSettings, SettingsError> {
         let known = |speaker: &Speaker| {
-            listeners.iter().any(|listener| role_name(&listener.listener.role) == speaker.as_str())
+            hub && *speaker == Speaker::Hub
+                || listeners.iter().any(|listener| role_name(&listener.listener.role) == speaker.as_str())
         };
-        let speakers = self
-            .speakers
-            .unwrap_or_else(|| [Speaker::Gateway, Speaker::Inbound].into_iter().filter(known).collect());
+        let speakers = self.speakers.unwrap_or_else(|| {
+            [Speaker::Gateway, Speaker::Inbound, Speaker::Hub].into_iter().filter(known).collect()
+        });
         if let Some(absent) = speakers.iter().find(|speaker| !known(speaker)) {
             let absent = absent.as_str();
             return Err(error(
@@ -910,6 +951,26 @@ impl AskedTls {
             only_13: self.only_13,
             roles: speakers.into_iter().map(Speaker::as_str).collect(),
         })
+    }
+}
+
+/// How the store is served to others, if it is.
+fn hub(
+    address: Option<SocketAddr>,
+    tokens: Option<PathBuf>,
+    read_tokens: Option<PathBuf>,
+    open: Option<Right>,
+    file: HubFile,
+) -> Result<Option<HubSettings>, SettingsError> {
+    let (tokens, read_tokens) = (tokens.or(file.tokens), read_tokens.or(file.read_tokens));
+    let open = open.or(file.open);
+    match address.or(file.address) {
+        Some(address) => HubSettings::checked(address, tokens, read_tokens, open).map(Some),
+        None if tokens.is_none() && read_tokens.is_none() && open.is_none() => Ok(None),
+        None => Err(error(
+            "tokens of a hub without a hub",
+            "say where it listens with `--hub`; the token that is shown to another one is `--server-token-file`",
+        )),
     }
 }
 

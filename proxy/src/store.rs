@@ -1,8 +1,11 @@
 //! Stores: where blueprints are kept. A directory, one file per environment, or an engine that several machines
 //! share; and beside them what was last read of one, for a start without it.
 
+pub mod behind;
 pub mod cache;
 pub mod directory;
+pub mod hub;
+pub mod mirror;
 pub mod open;
 pub mod shared;
 
@@ -11,13 +14,16 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use hub::{Access, HubAddress, HubStore};
 use shared::{Fault, Shared};
 
-/// Where a store is: `dir:PATH`, or a bare path.
+/// Where a store is: `dir:PATH` or a bare path, or `hub:URL`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoreAddress {
     /// A directory.
     Directory(PathBuf),
+    /// Another Overlane that serves its store.
+    Hub(HubAddress),
 }
 
 /// A store that can be asked.
@@ -42,6 +48,19 @@ impl StoreAddress {
     pub fn reach(&self) -> Result<Reached<'_>, Fault> {
         match self {
             Self::Directory(path) => Ok(Reached::Directory(path)),
+            Self::Hub(address) => Ok(Reached::Shared(Arc::new(HubStore::new(address.clone())))),
+        }
+    }
+
+    /// The same, spoken to so where it is a hub.
+    #[must_use]
+    pub fn with_access(self, access: &Access) -> Self {
+        match self {
+            Self::Hub(mut hub) => {
+                hub.access = access.clone();
+                Self::Hub(hub)
+            }
+            other => other,
         }
     }
 
@@ -53,6 +72,7 @@ impl StoreAddress {
                 let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
                 format!("dir:{}", path.display())
             }
+            Self::Hub(_) => self.to_string(),
         }
     }
 }
@@ -63,6 +83,7 @@ impl FromStr for StoreAddress {
     fn from_str(text: &str) -> Result<Self, String> {
         let path = match text.split_once(':') {
             Some(("dir", path)) => path,
+            Some(("hub", address)) => return address.parse().map(Self::Hub),
             Some((scheme, _)) if !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_alphanumeric()) => {
                 return Err(format!("`{scheme}:` stores are not in this build; write `dir:PATH` or a path"));
             }
@@ -76,6 +97,7 @@ impl fmt::Display for StoreAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Directory(path) => path.display().fmt(f),
+            Self::Hub(address) => write!(f, "hub:{address}"),
         }
     }
 }

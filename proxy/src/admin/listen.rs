@@ -58,7 +58,7 @@ pub(crate) async fn serve(socket: std::net::TcpListener, router: Router, mut sto
 }
 
 /// The next connection. Where there is no descriptor for it, it waits until there is.
-async fn accept(socket: &TcpListener) -> TcpStream {
+pub(crate) async fn accept(socket: &TcpListener) -> TcpStream {
     loop {
         match socket.accept().await {
             Ok((stream, _)) => {

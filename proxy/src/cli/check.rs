@@ -15,6 +15,7 @@ use crate::plane::listen;
 use crate::settings::{RunArgs, Settings, SettingsError};
 use crate::store::StoreAddress;
 use crate::store::cache::make_directory;
+use crate::store::hub::Access;
 use crate::store::open::OpenStore;
 use crate::tls::TlsSettings;
 use crate::tls::certificate::Said;
@@ -55,15 +56,21 @@ impl Checks<'_, '_> {
 ///
 /// # Errors
 /// A check failed; all were printed.
-pub fn run(check: Check, store: Option<StoreAddress>, out: &mut Output<'_>) -> Result<(), CliError> {
-    let settings = Settings::merge(check.run, store)?;
+pub fn run(
+    check: Check,
+    store: Option<StoreAddress>,
+    access: &Access,
+    out: &mut Output<'_>,
+) -> Result<(), CliError> {
+    let settings = Settings::merge(check.run, store)?.with_access(access);
     let mut checks = Checks { out, failed: 0 };
     let addresses = settings
         .listeners
         .iter()
         .map(|listener| listener.address.clone())
         .chain(settings.redirect.iter().map(|redirect| redirect.address.clone()))
-        .chain([settings.admin].into_iter().chain(settings.probes).map(Address::Tcp));
+        .chain([settings.admin].into_iter().chain(settings.probes).map(Address::Tcp))
+        .chain(settings.hub.iter().map(|hub| Address::Tcp(hub.address)));
     for address in addresses {
         let free = listen::listen(&address, 1, settings.socket_mode).map(|_| String::new());
         let what = if address.tcp().is_some() { "port" } else { "socket" };

@@ -202,6 +202,7 @@ impl From<WriteError> for CliError {
             WriteError::Busy | WriteError::Conflict => {
                 Self::failure("others write to the store all the time; nothing was written".to_owned()).hint("try again")
             }
+            WriteError::NoName(name) => Self::failure(format!("{name:?} is no name of an entry")),
             WriteError::Store(fault) => Self::failure(fault.to_string()),
             WriteError::Io(path, error) => Self::failure(format!("{}: {error}", path.display())),
         }

@@ -21,6 +21,7 @@ use crate::process::{Prepared, Running};
 use crate::settings::{DEFAULT_ADMIN, DEFAULT_GATEWAY, RunArgs, Settings};
 use crate::stack::{Instance, Stack};
 use crate::store::StoreAddress;
+use crate::store::hub::Access;
 
 /// Logs go to standard error: as text on a terminal, else as JSON lines.
 fn start_logs() {
@@ -52,8 +53,8 @@ fn raise_descriptors() {
 ///
 /// # Errors
 /// Settings that cannot be, or an address that is taken.
-pub fn run(args: RunArgs, store: Option<StoreAddress>) -> Result<(), CliError> {
-    let settings = Settings::merge(args, store)?;
+pub fn run(args: RunArgs, store: Option<StoreAddress>, access: &Access) -> Result<(), CliError> {
+    let settings = Settings::merge(args, store)?.with_access(access);
     start_logs();
     raise_descriptors();
     let store = settings.store.clone();
@@ -65,6 +66,9 @@ pub fn run(args: RunArgs, store: Option<StoreAddress>) -> Result<(), CliError> {
         tracing::info!(role = gate.role(), address = %gate.address, trust = %gate.trust, tls, "listening");
     }
     tracing::info!(role = "admin", address = %running.admin(), "listening");
+    if let Some(address) = running.hub() {
+        tracing::info!(role = "hub", %address, "listening");
+    }
     if let Some(address) = running.probes() {
         tracing::info!(role = "probes", %address, "listening");
     }

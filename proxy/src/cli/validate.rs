@@ -91,7 +91,7 @@ fn change(file: &Path) -> FileChange {
     FileChange { path, content }
 }
 
-fn value(diagnostic: &Diagnostic) -> serde_json::Value {
+pub(crate) fn value(diagnostic: &Diagnostic) -> serde_json::Value {
     let location = diagnostic.location.as_ref();
     json!({
         "severity": match diagnostic.severity { Severity::Error => "error", Severity::Warning => "warning" },

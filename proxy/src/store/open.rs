@@ -1,12 +1,14 @@
 //! A store that is open for one command: what is written is checked against the whole store first, whatever keeps it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsStr;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use overlane_config::blueprint::{
     API_VERSION, Attachment, Blueprint, Document, Share, hex, parse, with_expiry,
 };
@@ -17,10 +19,12 @@ use overlane_config::preview::label;
 use overlane_config::time::UnixMillis;
 use overlane_config::url::Url;
 
+use super::directory::read::is_blueprint;
 use super::directory::write::{At, Directory};
+use super::mirror::{self, Mirror, revision_of};
 use super::shared::follow::name_of;
 use super::shared::write::Listed;
-use super::shared::{CommitError, Fault, Revision};
+use super::shared::{Commit, CommitError, Committed, Fault, Revision, Write};
 use super::{Reached, StoreAddress};
 use crate::cores;
 
@@ -30,6 +34,9 @@ const ATTEMPTS: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(20);
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// How the entry of what is attached to an environment ends.
+const ATTACHED: &str = ".attached.yaml";
 
 /// What became of an environment or attachment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +88,8 @@ pub enum WriteError {
     },
     /// It is in another state than the one that was to be changed, or gone.
     Changed(EnvironmentId, Option<Revision>),
+    /// No entry can be called so.
+    NoName(String),
     /// Others write all the time.
     Busy,
     /// What the system says, about a path.
@@ -146,8 +155,41 @@ pub struct OpenStore {
 
 /// What keeps it.
 enum Kept {
-    Directory(Directory),
+    /// And the files that were read, by name.
+    Directory(Directory, HashMap<String, Arc<Source>, RandomState>),
     Shared(Box<Listed>),
+}
+
+impl Kept {
+    fn directory(directory: Directory) -> Self {
+        Self::Directory(directory, HashMap::default())
+    }
+
+    /// The state of an entry.
+    fn revision(&self, name: &str) -> Option<Revision> {
+        match self {
+            Self::Directory(_, texts) => Some(revision_of(&texts.get(name)?.text)),
+            Self::Shared(listed) => listed.revision(name).cloned(),
+        }
+    }
+}
+
+/// A file of a directory that could be read, by name.
+fn text(change: &FileChange) -> Option<(String, Arc<Source>)> {
+    match &change.content {
+        Content::Text(source) => Some((name_of(&change.path).to_owned(), source.clone())),
+        _ => None,
+    }
+}
+
+/// The blueprints of a file that was parsed.
+fn blueprints(change: &FileChange) -> Vec<Arc<Blueprint>> {
+    let Content::Parsed(_, parsed) = &change.content else { return Vec::new() };
+    let blueprint = |document: &Document| match document {
+        Document::Blueprint(blueprint) => Some(blueprint.clone()),
+        Document::Attachment(_) => None,
+    };
+    parsed.documents.iter().filter_map(blueprint).collect()
 }
 
 /// What is to be written, and what must not have changed meanwhile.
@@ -168,7 +210,7 @@ impl OpenStore {
     /// It cannot be read.
     pub fn read(store: &StoreAddress) -> Result<Self, WriteError> {
         let kept = match store.reach()? {
-            Reached::Directory(path) => Kept::Directory(Directory::read(path)),
+            Reached::Directory(path) => Kept::directory(Directory::read(path)),
             Reached::Shared(store) => Kept::Shared(Box::new(listed(store)?)),
         };
         Self::load(kept)
@@ -180,9 +222,17 @@ impl OpenStore {
     /// It cannot be read, or the directory not be made or locked.
     pub fn write(store: &StoreAddress) -> Result<Self, WriteError> {
         match store.reach()? {
-            Reached::Directory(path) => Self::load(Kept::Directory(Directory::lock(path)?)),
+            Reached::Directory(path) => Self::load(Kept::directory(Directory::lock(path)?)),
             Reached::Shared(store) => Self::load(Kept::Shared(Box::new(listed(store)?))),
         }
+    }
+
+    /// Reads a directory, locked or not.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn directory(directory: Directory) -> Result<Self, WriteError> {
+        Self::load(Kept::directory(directory))
     }
 
     /// Reads a store that several machines share.
@@ -201,7 +251,11 @@ impl OpenStore {
 
     fn reload(&mut self) -> Result<(), WriteError> {
         let changes = match &mut self.kept {
-            Kept::Directory(directory) => directory.list()?,
+            Kept::Directory(directory, texts) => {
+                let changes = directory.list()?;
+                *texts = changes.iter().filter_map(text).collect();
+                changes
+            }
             Kept::Shared(listed) => listed.list()?,
         };
         // A command cannot know what a running proxy allows: whatever is below `/` may be a socket.
@@ -221,10 +275,7 @@ impl OpenStore {
     pub fn revision(&self, id: &EnvironmentId) -> Option<Revision> {
         let source = &self.lineages.claims(id).next()?.source;
         match &self.kept {
-            Kept::Directory(_) => {
-                let digest = ring::digest::digest(&ring::digest::SHA256, source.text.as_bytes());
-                Some(Revision::new(hex(&digest.as_ref()[..8])))
-            }
+            Kept::Directory(..) => Some(revision_of(&source.text)),
             Kept::Shared(listed) => listed.revision(name_of(&source.path)).cloned(),
         }
     }
@@ -232,7 +283,7 @@ impl OpenStore {
     /// How an entry is shown.
     fn shown(&self, name: &str) -> String {
         match &self.kept {
-            Kept::Directory(directory) => directory.path().join(name).display().to_string(),
+            Kept::Directory(directory, _) => directory.path().join(name).display().to_string(),
             Kept::Shared(listed) => format!("{}/{name}", listed.address()),
         }
     }
@@ -243,7 +294,7 @@ impl OpenStore {
             return Ok(None);
         }
         let revision = match &mut self.kept {
-            Kept::Directory(directory) => {
+            Kept::Directory(directory, _) => {
                 for (name, text) in &edits.edits {
                     directory.put(name, text.as_deref())?;
                 }
@@ -251,17 +302,89 @@ impl OpenStore {
             }
             Kept::Shared(listed) => Some(listed.commit(&edits.edits, &edits.unchanged, edits.alone)?),
         };
-        let change = |(name, text): &(String, Option<String>)| {
-            let path: Arc<str> = self.shown(name).into();
-            let content = match text {
-                Some(text) => Content::Text(Arc::new(Source::new(path.clone(), text.clone(), None))),
-                None => Content::Gone,
-            };
-            FileChange { path, content }
-        };
-        let changes = edits.edits.iter().map(change).collect();
+        let changes = edits.edits.iter().map(|(name, text)| self.change(name, text.clone())).collect();
         self.lineages.apply(changes);
         Ok(revision)
+    }
+
+    /// Writes what another process asks for, on its conditions: it is checked against the whole store first, as what
+    /// is written here. Of a directory, `mirror` is what is known of it elsewhere.
+    ///
+    /// # Errors
+    /// It is no entry or not right, or somebody else came before: [`WriteError::Conflict`] is not tried again, since
+    /// only who asks knows what to do then.
+    pub fn accept(&mut self, commit: &Commit, mirror: &Mirror) -> Result<Committed, WriteError> {
+        let named = |write: &Write| is_blueprint(OsStr::new(&write.name)) && !write.name.contains('/');
+        if let Some(write) = commit.writes.iter().find(|write| !named(write)) {
+            return Err(WriteError::NoName(write.name.clone()));
+        }
+        if !self.stands(commit, mirror) {
+            return Err(WriteError::Conflict);
+        }
+        let changes: Vec<_> =
+            commit.writes.iter().map(|write| self.change(&write.name, write.text.clone())).collect();
+        let parsed = cores::map(&changes, FileChange::parsed);
+        let documents = parsed.iter().flat_map(blueprints).collect::<Vec<_>>();
+        let mut applied = self.lineages.apply(parsed);
+        applied.diagnostics.extend(documents.iter().filter_map(|blueprint| self.without_preview(blueprint)));
+        if applied.diagnostics.iter().any(Diagnostic::is_error) {
+            return Err(WriteError::Invalid(applied.diagnostics));
+        }
+        match &self.kept {
+            Kept::Directory(directory, _) => {
+                for write in &commit.writes {
+                    directory.put(&write.name, write.text.as_deref())?;
+                }
+                let entries = commit.writes.iter().map(|write| write.text.as_deref().map(revision_of));
+                Ok(Committed { revision: Revision::new(""), entries: entries.collect() })
+            }
+            Kept::Shared(listed) => Ok(listed.pass_on(&self.on_our_conditions(commit, &documents, listed))?),
+        }
+    }
+
+    /// Whether the conditions hold as far as can be told here; engines hold them again.
+    fn stands(&self, commit: &Commit, mirror: &Mirror) -> bool {
+        let known = commit.writes.iter().all(|write| self.kept.revision(&write.name) == write.known);
+        let unchanged =
+            commit.unchanged.iter().all(|(name, known)| self.kept.revision(name).as_ref() == Some(known));
+        let alone = commit.alone_since.as_ref().is_none_or(|since| match &self.kept {
+            Kept::Directory(_, texts) => mirror.everything().is_some_and(|all| {
+                let same = |(name, kept): &(Arc<str>, mirror::Kept)| {
+                    texts.get(&**name).is_some_and(|source| source.text == kept.source.text)
+                };
+                all.revision == *since && all.entries.len() == texts.len() && all.entries.iter().all(same)
+            }),
+            Kept::Shared(listed) => listed.whole_revision().is_some_and(|now| now.is_at_least(since)),
+        });
+        known && unchanged && alone
+    }
+
+    /// What another process asks for, and what it may have left out: that what ours was checked against is still so.
+    fn on_our_conditions(&self, commit: &Commit, written: &[Arc<Blueprint>], listed: &Listed) -> Commit {
+        let mut commit = commit.clone();
+        let parents = written.iter().filter_map(|blueprint| Some(&blueprint.parent()?.value));
+        for parent in parents.filter_map(|id| self.lineages.claims(id).next()) {
+            let name = name_of(&parent.source.path);
+            let told = commit.writes.iter().any(|write| write.name == name)
+                || commit.unchanged.iter().any(|(known, _)| known == name);
+            let revision = listed.revision(name).filter(|_| !told);
+            commit.unchanged.extend(revision.map(|revision| (name.to_owned(), revision.clone())));
+        }
+        let goes = |write: &Write| write.text.is_none() && !write.name.ends_with(ATTACHED);
+        if commit.alone_since.is_none() && commit.writes.iter().any(goes) {
+            commit.alone_since = listed.whole_revision().cloned();
+        }
+        commit
+    }
+
+    /// An entry that is another one from now on, or gone.
+    fn change(&self, name: &str, text: Option<String>) -> FileChange {
+        let path: Arc<str> = self.shown(name).into();
+        let content = match text {
+            Some(text) => Content::Text(Arc::new(Source::new(path.clone(), text, None))),
+            None => Content::Gone,
+        };
+        FileChange { path, content }
     }
 
     /// Does something until nobody else comes before it, each time after a new look at the store.
@@ -589,7 +712,7 @@ impl OpenStore {
 
 /// The entry of what is attached to an environment.
 fn attachment_entry(id: &EnvironmentId) -> String {
-    format!("{id}.attached.yaml")
+    format!("{id}{ATTACHED}")
 }
 
 /// The entry of an environment, if it has one of its own.

@@ -15,10 +15,24 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use overlane_config::time::UnixMillis;
+use serde::{Deserialize, Serialize};
 
 /// A state of a store, or of one entry: as the engine writes it, to be compared for equality only.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
 pub struct Revision(Arc<str>);
+
+impl From<String> for Revision {
+    fn from(name: String) -> Self {
+        Self(name.into())
+    }
+}
+
+impl From<Revision> for String {
+    fn from(revision: Revision) -> Self {
+        revision.as_str().to_owned()
+    }
+}
 
 impl Revision {
     /// A state that the engine calls so.
@@ -33,11 +47,16 @@ impl Revision {
         &self.0
     }
 
-    /// Whether this is that state or a later one, as far as can be told: engines count their states.
+    /// Whether this is that state or a later one, as far as can be told: engines count their states, some after the
+    /// name of what they count for (`name.7`).
     #[must_use]
     pub fn is_at_least(&self, other: &Self) -> bool {
-        match (self.0.parse::<u64>(), other.0.parse::<u64>()) {
-            (Ok(this), Ok(other)) => this >= other,
+        let counted = |text: &str| {
+            let (of, count) = text.rsplit_once('.').unwrap_or(("", text));
+            Some((of.to_owned(), count.parse::<u64>().ok()?))
+        };
+        match (counted(&self.0), counted(&other.0)) {
+            (Some((of, this)), Some((of_other, other))) if of == of_other => this >= other,
             _ => self == other,
         }
     }
@@ -84,7 +103,8 @@ pub struct Changes {
 }
 
 /// Something to write.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Write {
     /// The entry's name.
     pub name: String,
@@ -96,7 +116,8 @@ pub struct Write {
 
 /// What is written: all of it or nothing, provided that nobody else came before. An engine without transactions
 /// writes one after the other, holds each [`Write::known`], and says so in its documentation.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Commit {
     /// Not empty.
     pub writes: Vec<Write>,
@@ -107,7 +128,8 @@ pub struct Commit {
 }
 
 /// What a [`Commit`] made.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Committed {
     /// The state of the store afterwards.
     pub revision: Revision,

@@ -46,7 +46,15 @@ impl UpstreamTls {
     /// # Errors
     /// Which is not, and what to do.
     pub fn check(&self) -> Result<(), SettingsError> {
-        self.parse(&self.read()?).map(|_| ())
+        self.handshakes().map(|_| ())
+    }
+
+    /// What handshakes are made with, by the files as they are now.
+    ///
+    /// # Errors
+    /// Which is of no use, and what to do.
+    pub fn handshakes(&self) -> Result<Arc<Handshakes>, SettingsError> {
+        self.parse(&self.read()?)
     }
 
     fn parse(&self, [ca, certificate, key]: &[Vec<u8>; 3]) -> Parsed<Arc<Handshakes>> {

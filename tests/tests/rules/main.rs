@@ -21,6 +21,8 @@ mod hops;
 mod hostile;
 /// HTTP/1.1, script by script, on each engine.
 mod http;
+/// A store that is served to others.
+mod hub;
 /// The key of many overlays at once, through applications that drop it.
 mod lost;
 /// Six services whose applications forward this or that.

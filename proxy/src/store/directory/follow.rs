@@ -17,6 +17,7 @@ use crate::clock::Moment;
 use crate::control::{Control, Report, Trigger};
 use crate::panics;
 use crate::store::cache::KeptText;
+use crate::store::mirror::Mirror;
 
 /// A store that is followed.
 pub struct Follower {
@@ -26,6 +27,8 @@ pub struct Follower {
     resync: Duration,
     /// The look at everything that is under way.
     survey: Option<Survey>,
+    /// What is known of the store, where others ask for it.
+    mirror: Option<Arc<Mirror>>,
 }
 
 /// Whether events come.
@@ -63,7 +66,18 @@ impl Follower {
     #[must_use]
     pub fn new(directory: &Path, resync: Duration) -> Self {
         let (reader, bell) = (DirReader::new(directory), Arc::default());
-        Self { reader, bell, watch: Watching::Not, resync, survey: None }
+        Self { reader, bell, watch: Watching::Not, resync, survey: None, mirror: None }
+    }
+
+    /// The same, and what it knows is kept in `mirror` as well.
+    #[must_use]
+    pub fn mirrored(mut self, mirror: Arc<Mirror>) -> Self {
+        self.mirror = Some(mirror);
+        self
+    }
+
+    fn note(&self, changes: &[FileChange]) {
+        self.mirror.iter().for_each(|mirror| mirror.take_files(changes));
     }
 
     /// Takes in what another process last read of the store. Returns it as changes, to be applied one list
@@ -73,7 +87,10 @@ impl Follower {
             let source = self.reader.remember(OsStr::new(&name), text, modified);
             FileChange { path: source.path.clone(), content: Content::Text(source) }
         };
-        lists.into_iter().map(|list| list.into_iter().map(&mut change).collect()).collect()
+        let lists: Vec<Vec<_>> =
+            lists.into_iter().map(|list| list.into_iter().map(&mut change).collect()).collect();
+        lists.iter().for_each(|list| self.note(list));
+        lists
     }
 
     /// Reads the whole store at once, and watches it from then on. What changes between the two is seen
@@ -87,6 +104,9 @@ impl Follower {
                 let (store, resync) = (self.reader.path().display(), self.resync);
                 tracing::warn!(%error, %store, "no file events: changes are seen every {resync:?} only");
             }
+        }
+        if scan.problem.is_none() {
+            self.note(&scan.changes);
         }
         (scan.changes, scan.problem)
     }
@@ -238,7 +258,13 @@ pub async fn follow(
             let midway = follower.survey.is_some();
             plan.looked(&look, &mut scan, midway, Instant::now());
             let trigger = request.as_ref().map_or(Trigger::Change, |(trigger, _)| *trigger);
+            if scan.problem.is_none() {
+                follower.note(&scan.changes);
+            }
             let report = take_in(scan, trigger, &control, request.is_some());
+            if let Some(mirror) = &follower.mirror {
+                control.at_revision(mirror.revision());
+            }
             if let Some(((_, reply), report)) = request.zip(report) {
                 // Whoever asked may have gone away.
                 let _ = reply.send(report);

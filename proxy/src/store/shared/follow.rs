@@ -1,23 +1,21 @@
 //! Following a store that several machines share: a listing, then changes, for as long as it can be asked. While it
 //! cannot, what was last good stays in force, STALE.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use foldhash::fast::RandomState;
 use futures_util::StreamExt;
-use overlane_config::diagnostic::Source;
-use overlane_config::lineage::{Content, FileChange};
+use overlane_config::lineage::FileChange;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
-use super::{Change, Changes, Entry, Fault, Listing, Revision, Shared, WatchError, Watching};
+use super::{Changes, Fault, Listing, Revision, Shared, WatchError, Watching};
 use crate::admin::ReloadRequest;
 use crate::control::{Control, Report, Trigger};
 use crate::panics;
 use crate::store::cache::KeptText;
+use crate::store::mirror::Mirror;
 
 /// A store is never silent for longer; one that is has gone.
 pub const SILENCE: Duration = Duration::from_secs(30);
@@ -33,20 +31,12 @@ const AT_ONCE: usize = 1024;
 /// store together does not come back together.
 const RETRY_AT_FIRST: Duration = Duration::from_millis(200);
 
-/// What is known of an entry.
-struct Known {
-    /// `None` where another process read it.
-    revision: Option<Revision>,
-    source: Arc<Source>,
-}
-
 /// A store that is followed.
 pub struct SharedFollower {
     store: Arc<dyn Shared>,
-    /// How entries are shown.
-    prefix: String,
-    known: HashMap<String, Known, RandomState>,
-    /// The state that is known; none before the first listing.
+    /// What is known of it.
+    mirror: Arc<Mirror>,
+    /// The state from which it is followed; none before the first listing.
     revision: Option<Revision>,
 }
 
@@ -54,32 +44,27 @@ impl SharedFollower {
     /// A store of which nothing was read yet.
     #[must_use]
     pub fn new(store: Arc<dyn Shared>) -> Self {
-        let prefix = store.address();
-        Self { store, prefix, known: HashMap::default(), revision: None }
+        let mirror = Arc::new(Mirror::new(store.address()));
+        Self { store, mirror, revision: None }
     }
 
-    fn source(&self, entry: Entry) -> Arc<Source> {
-        let path = format!("{}/{}", self.prefix, entry.name);
-        Arc::new(Source::new(path.into(), entry.text, entry.modified))
+    /// What is known of the store, for others who ask.
+    #[must_use]
+    pub fn mirror(&self) -> &Arc<Mirror> {
+        &self.mirror
     }
 
     /// Takes in what another process last read of the store. Returns it as changes, to be applied one list after the
     /// other before what [`SharedFollower::read_everything`] finds to be different.
     pub fn remember(&mut self, lists: Vec<Vec<KeptText>>) -> Vec<Vec<FileChange>> {
-        let mut change = |KeptText { name, text, modified }| {
-            let source =
-                self.source(Entry { name: name.clone(), text, modified, revision: Revision::new("") });
-            self.known.insert(name, Known { revision: None, source: source.clone() });
-            FileChange { path: source.path.clone(), content: Content::Text(source) }
-        };
-        lists.into_iter().map(|list| list.into_iter().map(&mut change).collect()).collect()
+        self.mirror.remember(lists)
     }
 
     /// Lists the whole store, for which a start waits; what is different, or why it could not be asked.
     pub async fn read_everything(&mut self) -> (Vec<FileChange>, Option<String>) {
-        let patience = if self.known.is_empty() { FIRST } else { FIRST_WITH_CACHE };
+        let patience = if self.mirror.is_empty() { FIRST } else { FIRST_WITH_CACHE };
         let listed = timeout(patience, self.store.list()).await;
-        let silent = |_| Err(Fault(format!("{} does not answer", self.prefix)));
+        let silent = |_| Err(Fault(format!("{} does not answer", self.mirror.prefix())));
         match listed.unwrap_or_else(silent) {
             Ok(listing) => (self.take_all(listing), None),
             Err(fault) => (Vec::new(), Some(fault.to_string())),
@@ -88,49 +73,14 @@ impl SharedFollower {
 
     /// Takes in a listing; what is different.
     fn take_all(&mut self, listing: Listing) -> Vec<FileChange> {
-        let mut gone = std::mem::take(&mut self.known);
-        let mut changes = Vec::new();
-        for entry in listing.entries {
-            let known = gone.remove(&entry.name);
-            changes.extend(self.take(entry, known));
-        }
-        let gone = gone.into_values().map(|known| known.source.path.clone());
-        changes.extend(gone.map(|path| FileChange { path, content: Content::Gone }));
-        self.revision = Some(listing.revision);
-        changes
-    }
-
-    /// Takes in an entry; what is different from what was known of it.
-    fn take(&mut self, entry: Entry, known: Option<Known>) -> Option<FileChange> {
-        let (name, revision) = (entry.name.clone(), Some(entry.revision.clone()));
-        let same = |known: &Known| {
-            known.revision == revision
-                || *known.source.text == *entry.text && known.source.modified == entry.modified
-        };
-        // What is known stays, and with it the only copy of the text.
-        if let Some(known) = known.filter(same) {
-            self.known.insert(name, Known { revision, ..known });
-            return None;
-        }
-        let source = self.source(entry);
-        self.known.insert(name, Known { revision, source: source.clone() });
-        Some(FileChange { path: source.path.clone(), content: Content::Text(source) })
+        self.revision = Some(listing.revision.clone());
+        self.mirror.replace(listing)
     }
 
     /// Takes in what changed.
     fn take_changes(&mut self, changes: Changes) -> Vec<FileChange> {
-        self.revision = Some(changes.revision);
-        let taken = changes.changes.into_iter().filter_map(|change| match change {
-            Change::Put(entry) => {
-                let known = self.known.remove(&entry.name);
-                self.take(entry, known)
-            }
-            Change::Gone(name) => {
-                let known = self.known.remove(&name)?;
-                Some(FileChange { path: known.source.path.clone(), content: Content::Gone })
-            }
-        });
-        taken.collect()
+        self.revision = Some(changes.revision.clone());
+        self.mirror.take(changes)
     }
 
     /// Begins to follow from the state that is known; lists the store first where there is none, or it forgot it.
@@ -147,7 +97,7 @@ impl SharedFollower {
             Ok(watching) => watching,
             Err(WatchError::Fault(fault)) => return Err(fault),
             Err(WatchError::Compacted) => {
-                return Err(Fault(format!("{} forgets faster than it can be listed", self.prefix)));
+                return Err(Fault(format!("{} forgets faster than it can be listed", self.mirror.prefix())));
             }
         };
         Ok((watching, self.take_all(listing)))
@@ -193,7 +143,7 @@ pub async fn follow(
             Ended::Over => return,
             Ended::Asked(request) => Some(request),
             Ended::For(fault) => {
-                tracing::debug!(%fault, store = %follower.prefix, "the store is asked again soon");
+                tracing::debug!(%fault, store = %follower.mirror.prefix(), "the store is asked again soon");
                 tokio::select! {
                     () = sleep(pauses.next()) => None,
                     request = requests.recv() => match request {

@@ -9,7 +9,8 @@ use overlane_config::diagnostic::Source;
 use overlane_config::lineage::{Content, FileChange};
 use tokio::runtime::{Builder, Handle, Runtime};
 
-use super::{Commit, CommitError, Fault, Revision, Shared, Write};
+use super::{Commit, CommitError, Committed, Fault, Revision, Shared, Write};
+use crate::store::mirror::{Kept, Mirror};
 
 /// Where the store is asked from: the calling thread waits for it.
 enum Run {
@@ -21,6 +22,8 @@ enum Run {
 /// A store and what is known of it.
 pub struct Listed {
     store: Arc<dyn Shared>,
+    /// What a follower knows of it, which is looked at instead.
+    mirror: Option<Arc<Mirror>>,
     run: Run,
     revision: Option<Revision>,
     revisions: HashMap<String, Revision, RandomState>,
@@ -33,13 +36,20 @@ impl Listed {
     /// The system has no room for it.
     pub fn new(store: Arc<dyn Shared>) -> io::Result<Self> {
         let run = Run::Own(Builder::new_current_thread().enable_all().build()?);
-        Ok(Self { store, run, revision: None, revisions: HashMap::default() })
+        Ok(Self { store, mirror: None, run, revision: None, revisions: HashMap::default() })
     }
 
     /// A store whose connections live on this runtime. Not to be called there, but where it may be waited for.
     #[must_use]
     pub fn on(store: Arc<dyn Shared>, runtime: Handle) -> Self {
-        Self { store, run: Run::Of(runtime), revision: None, revisions: HashMap::default() }
+        Self { store, mirror: None, run: Run::Of(runtime), revision: None, revisions: HashMap::default() }
+    }
+
+    /// The same where a follower knows the store: it is not listed again. Who comes too late for it is told so when
+    /// it writes.
+    #[must_use]
+    pub fn mirrored(store: Arc<dyn Shared>, mirror: Arc<Mirror>, runtime: Handle) -> Self {
+        Self { mirror: Some(mirror), ..Self::on(store, runtime) }
     }
 
     fn wait<T>(&self, answer: impl Future<Output = T>) -> T {
@@ -60,6 +70,16 @@ impl Listed {
     /// # Errors
     /// It cannot be asked.
     pub fn list(&mut self) -> Result<Vec<FileChange>, Fault> {
+        if let Some(mirror) = &self.mirror {
+            let all = mirror.everything().ok_or_else(|| not_read(mirror.prefix()))?;
+            self.revision = Some(all.revision);
+            self.revisions.clear();
+            let mut change = |(name, kept): (Arc<str>, Kept)| {
+                self.revisions.insert(name.to_string(), kept.revision);
+                FileChange { path: kept.source.path.clone(), content: Content::Text(kept.source) }
+            };
+            return Ok(all.entries.into_iter().map(&mut change).collect());
+        }
         let listing = self.wait(self.store.list())?;
         let prefix = self.address();
         self.revision = Some(listing.revision);
@@ -78,6 +98,20 @@ impl Listed {
     #[must_use]
     pub fn revision(&self, name: &str) -> Option<&Revision> {
         self.revisions.get(name)
+    }
+
+    /// The state of the store, as it is known.
+    #[must_use]
+    pub fn whole_revision(&self) -> Option<&Revision> {
+        self.revision.as_ref()
+    }
+
+    /// Writes what somebody else has a condition for.
+    ///
+    /// # Errors
+    /// See [`CommitError`].
+    pub fn pass_on(&self, commit: &Commit) -> Result<Committed, CommitError> {
+        self.wait(self.store.commit(commit))
     }
 
     /// Writes these entries, or takes those away that have no text: all or nothing, provided that they and the
@@ -114,4 +148,10 @@ impl Listed {
         }
         Ok(committed.revision)
     }
+}
+
+/// Nothing is known of a store.
+#[must_use]
+pub fn not_read(store: &str) -> Fault {
+    Fault(format!("the store {store} could not be read yet"))
 }

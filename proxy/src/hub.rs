@@ -1,0 +1,95 @@
+//! The hub: what a process knows of its store, served to others over HTTP/2 or HTTP/1.1. Whoever follows gets it from
+//! memory, so that the store has one reader however many proxies there are; whatever is written goes to the store, and
+//! is checked before. The hub keeps no truth of its own: it can be away, and several can stand side by side.
+
+mod entries;
+mod listen;
+pub mod tokens;
+pub mod wire;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::Response;
+use axum::routing::{get, post};
+
+pub(crate) use listen::serve;
+use tokens::{HubTokens, Right};
+
+use crate::admin::{foreign, problem, require_json};
+use crate::plane::drain::Drain;
+use crate::store::behind::Behind;
+
+/// The largest body of a request, in bytes.
+const BODY_BYTES: usize = 16 << 20;
+
+/// What a hub serves.
+#[derive(Clone)]
+pub struct Hub {
+    /// The store.
+    pub behind: Behind,
+    /// Who may do what.
+    pub tokens: Arc<HubTokens>,
+    /// The end of the process.
+    pub drain: Drain,
+}
+
+impl Hub {
+    /// Everything.
+    pub fn router(self) -> Router {
+        let reading = Router::new()
+            .route(wire::ENTRIES, get(entries::list_or_follow))
+            .layer(from_fn_with_state(self.clone(), may_read));
+        let writing = Router::new()
+            .route(wire::COMMIT, post(entries::commit))
+            .layer(from_fn(require_json))
+            .layer(from_fn_with_state(self.clone(), may_write))
+            .layer(DefaultBodyLimit::max(BODY_BYTES));
+        Router::new()
+            .merge(reading)
+            .merge(writing)
+            .route("/healthz", get(async || "ok\n"))
+            .fallback(async || problem(StatusCode::NOT_FOUND, "there is no such page at a hub"))
+            .layer(from_fn_with_state(self.clone(), at_home))
+            .with_state(self)
+    }
+}
+
+/// Where nobody needs a token, a page of another site must not be able to ask either.
+async fn at_home(State(hub): State<Hub>, request: Request, next: Next) -> Response {
+    let open = hub.tokens.open() != Right::None;
+    let authority = request.uri().authority().map(|authority| authority.as_str().to_owned());
+    match foreign(request.headers(), authority.as_deref(), open && hub.tokens.is_local()) {
+        Some(why) => problem(StatusCode::FORBIDDEN, why),
+        None => next.run(request).await,
+    }
+}
+
+async fn may_read(State(hub): State<Hub>, request: Request, next: Next) -> Response {
+    with_right(&hub, Right::Read, request, next).await
+}
+
+async fn may_write(State(hub): State<Hub>, request: Request, next: Next) -> Response {
+    with_right(&hub, Right::Write, request, next).await
+}
+
+/// Goes on where the request's token gives a right.
+async fn with_right(hub: &Hub, wanted: Right, request: Request, next: Next) -> Response {
+    let right = hub.tokens.right(bearer(request.headers()));
+    match right {
+        right if right >= wanted => next.run(request).await,
+        Right::None => {
+            problem(StatusCode::UNAUTHORIZED, "send Authorization: Bearer with a token of this hub")
+        }
+        _ => problem(StatusCode::FORBIDDEN, "this token may read, and not write"),
+    }
+}
+
+/// The token that a request shows.
+pub(crate) fn bearer(headers: &HeaderMap) -> &[u8] {
+    let shown = headers.get(header::AUTHORIZATION).map(http::HeaderValue::as_bytes);
+    shown.and_then(|shown| shown.strip_prefix(b"Bearer ")).unwrap_or_default()
+}

@@ -1,0 +1,94 @@
+//! The hub's connections: HTTP/2 and HTTP/1.1, in the clear or in TLS as the process' certificates have it. They are
+//! bounded in number, and a peer that is gone is noticed.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::StatusCode;
+use axum::middleware::{Next, from_fn};
+use axum::response::Response;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+
+use crate::admin::{accept, problem};
+use crate::tls::credentials::Credentials;
+
+/// The most connections at a time; more wait in the kernel's queue. Each proxy has one.
+const CONNECTIONS: usize = 4096;
+/// The most requests at a time on each.
+const STREAMS: u32 = 256;
+/// For a handshake, and for the head of a request.
+const HEAD: Duration = Duration::from_secs(10);
+/// For the rest of a request, until its answer begins.
+const REQUEST: Duration = Duration::from_secs(30);
+/// A connection on which nothing is heard is asked whether it is there, and closed where nothing comes back.
+const PING: Duration = Duration::from_secs(15);
+/// The largest head of a request, in bytes.
+const HEAD_BYTES: usize = 16 * 1024;
+
+/// Serves a router on a socket until `stopped` turns true.
+pub(crate) async fn serve(
+    socket: std::net::TcpListener,
+    tls: Option<Arc<Credentials>>,
+    router: Router,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let address = socket.local_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
+    let socket = match TcpListener::from_std(socket) {
+        Ok(socket) => socket,
+        Err(error) => return tracing::error!(%address, %error, "the hub cannot accept"),
+    };
+    let router = router.layer(from_fn(in_time));
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            // The sender is gone: stopped as well.
+            _ = stopped.wait_for(|stopped| *stopped) => return,
+            Some(_) = connections.join_next() => {}
+            stream = accept(&socket), if connections.len() < CONNECTIONS => {
+                connections.spawn(connection(stream, tls.clone(), router.clone()));
+            }
+        }
+    }
+}
+
+/// One connection. What goes wrong on it is its client's to know.
+async fn connection(stream: TcpStream, tls: Option<Arc<Credentials>>, router: Router) {
+    let _ = stream.set_nodelay(true);
+    let service = TowerToHyperService::new(router);
+    let mut http = Builder::new(TokioExecutor::new());
+    http.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(HEAD_BYTES);
+    http.http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .max_header_list_size(HEAD_BYTES as u32)
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PING);
+    match tls {
+        None => drop(http.serve_connection(TokioIo::new(stream), service).await),
+        Some(tls) => {
+            let handshake = TlsAcceptor::from(tls.config()).accept(stream);
+            if let Ok(Ok(stream)) = timeout(HEAD, handshake).await {
+                drop(http.serve_connection(TokioIo::new(stream), service).await);
+            }
+        }
+    }
+}
+
+async fn in_time(request: Request, next: Next) -> Response {
+    match timeout(REQUEST, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => {
+            problem(StatusCode::REQUEST_TIMEOUT, "the request did not arrive, or was not done, in time")
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! The store behind a process that serves it to others: what is read comes from what its follower knows, what is
+//! written goes to the store itself.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+
+use super::directory::write::Directory;
+use super::mirror::Mirror;
+use super::open::{OpenStore, WriteError};
+use super::shared::write::Listed;
+use super::shared::{Commit, Committed, Revision, Shared};
+
+/// How long whoever wrote waits until it can be read here as well.
+const SEEN: Duration = Duration::from_secs(2);
+
+/// What keeps it.
+#[derive(Clone)]
+pub enum Keeper {
+    /// A directory.
+    Directory(PathBuf),
+    /// An engine that several machines share.
+    Shared(Arc<dyn Shared>),
+}
+
+/// The store behind a process, and what is known of it.
+#[derive(Clone)]
+pub struct Behind {
+    keeper: Keeper,
+    mirror: Arc<Mirror>,
+    runtime: Handle,
+}
+
+impl Behind {
+    /// A store, what its follower knows of it, and where its connections live.
+    #[must_use]
+    pub fn new(keeper: Keeper, mirror: Arc<Mirror>, runtime: Handle) -> Self {
+        Self { keeper, mirror, runtime }
+    }
+
+    /// What is known of it.
+    #[must_use]
+    pub fn mirror(&self) -> &Arc<Mirror> {
+        &self.mirror
+    }
+
+    /// Opens it to be written to; a directory is locked until it is closed. Not to be called on a runtime, but where it
+    /// may be waited for.
+    ///
+    /// # Errors
+    /// It cannot be read or locked.
+    pub fn open(&self) -> Result<OpenStore, WriteError> {
+        match &self.keeper {
+            Keeper::Directory(path) => OpenStore::directory(Directory::lock(path)?),
+            Keeper::Shared(store) => {
+                let (store, mirror) = (store.clone(), self.mirror.clone());
+                OpenStore::shared(Listed::mirrored(store, mirror, self.runtime.clone()))
+            }
+        }
+    }
+
+    /// Writes what another process asks for, if it is right; whoever reads here afterwards sees it.
+    ///
+    /// # Errors
+    /// See [`OpenStore::accept`].
+    pub async fn commit(&self, commit: Commit) -> Result<Committed, WriteError> {
+        let behind = self.clone();
+        let asked = commit.clone();
+        let write = move || behind.open()?.accept(&asked, &behind.mirror);
+        let committed = match tokio::task::spawn_blocking(write).await {
+            Ok(committed) => committed?,
+            Err(ended) => std::panic::resume_unwind(ended.into_panic()),
+        };
+        let written: Vec<_> = commit.writes.into_iter().map(|write| write.name).collect();
+        let seen = |mirror: &Mirror| {
+            let reached = mirror.revision().is_some_and(|now| now.is_at_least(&committed.revision));
+            let same = |(name, revision): (&String, &Option<Revision>)| mirror.revision_of(name) == *revision;
+            reached || written.iter().zip(&committed.entries).all(same)
+        };
+        self.mirror.until(SEEN, seen).await;
+        match self.keeper {
+            // A directory does not know its states; the mirror counts them.
+            Keeper::Directory(_) => {
+                Ok(Committed { revision: self.mirror.revision().unwrap_or(committed.revision), ..committed })
+            }
+            Keeper::Shared(_) => Ok(committed),
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! A store that is served to others: those who follow it, commands from afar, and what a hub refuses.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::Request;
+use overlane::cli::output::Output;
+use overlane::cli::run_from;
+use overlane::client::send;
+use overlane::hub::tokens::{HubSettings, Right};
+use overlane::plane::trust::Trust;
+use overlane::settings::Settings;
+use overlane::store::StoreAddress;
+use overlane::store::hub::Access;
+use overlane::tls::TlsSettings;
+use overlane_config::route::Role;
+use overlane_tests::stage::{self, Started};
+
+use super::tls_listeners::Authority;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const LOCAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+pub(super) const BASELINE: &str = "name: staging\nrouting: {mode: baseline}\nservices: [{name: web, url: 'http://127.0.0.1:1'}, {name: api, url: 'http://127.0.0.1:1'}]\n";
+
+pub(super) fn overlay(id: &str, parent: &str) -> String {
+    format!(
+        "name: {id}\nrouting: {{mode: overlay, baselineId: {parent}}}\nservices: [{{name: web, url: 'http://127.0.0.1:2'}}]\n"
+    )
+}
+
+/// A hub's settings without tokens, on a free port of loopback.
+pub(super) fn open() -> HubSettings {
+    HubSettings { address: LOCAL, tokens: None, read_tokens: None, open: Right::Write }
+}
+
+pub(super) fn settings(store: StoreAddress) -> Settings {
+    let listeners = vec![stage::listener(Role::Gateway, "", None, Trust::Any)];
+    Settings { store: Some(store), ..Settings::in_process(listeners) }
+}
+
+/// A hub of a directory.
+pub(super) fn hub_of(folder: &Path, hub: HubSettings) -> Started {
+    stage::start_as(Settings { hub: Some(hub), ..settings(StoreAddress::directory(folder)) }, Vec::new())
+}
+
+pub(super) fn url(hub: &Started) -> String {
+    format!("http://{}", hub.hub().unwrap())
+}
+
+/// A proxy whose store is a hub.
+pub(super) fn follower(urls: &str) -> Started {
+    stage::start_as(settings(format!("hub:{urls}").parse().unwrap()), Vec::new())
+}
+
+pub(super) fn until(what: &str, holds: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < PATIENCE, "{what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+pub(super) fn knows(proxy: &Started, id: &str) -> bool {
+    proxy.control().published().load().table.environment(id).is_some()
+}
+
+/// Runs a command; its exit code, result and notes.
+pub(super) fn command(arguments: &[&str]) -> (u8, String, String) {
+    let (mut result, mut notes) = (Vec::new(), Vec::new());
+    let arguments = ["overlane"].iter().chain(arguments).map(|&one| one.to_owned());
+    let code = run_from(arguments, &mut Output::to(&mut result, &mut notes));
+    (code, String::from_utf8(result).unwrap(), String::from_utf8(notes).unwrap())
+}
+
+/// A file to be applied.
+pub(super) fn file(folder: &Path, name: &str, text: &str) -> String {
+    let path = folder.join(name);
+    std::fs::write(&path, text).unwrap();
+    path.display().to_string()
+}
+
+/// Asks a hub without its client.
+pub(super) fn ask(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    fields: &[(&str, &str)],
+    body: &str,
+) -> (u16, String) {
+    let mut request = Request::builder().method(method).uri(path).header("host", address.to_string());
+    for (name, value) in fields {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(Full::new(Bytes::from(body.to_owned()))).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let response = runtime.block_on(send(&address.to_string(), request)).unwrap();
+    (response.status().as_u16(), String::from_utf8_lossy(response.body()).into_owned())
+}
+
+const JSON: (&str, &str) = ("content-type", "application/json");
+
+#[test]
+fn what_is_written_at_a_hub_is_in_force_in_all_who_follow_it() {
+    let (store, files) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    std::fs::write(store.path().join("staging.yaml"), BASELINE).unwrap();
+    let hub = hub_of(store.path(), open());
+    let server = url(&hub);
+    let proxies = [follower(&server), follower(&server)];
+    assert!(proxies.iter().all(|proxy| knows(proxy, "staging")), "a start waits for the hub");
+    let alice = file(files.path(), "alice.yaml", &overlay("alice", "staging"));
+    let (code, result, notes) = command(&["overlay", "create", "--file", &alice, "--server", &server]);
+    assert_eq!((code, &*result), (0, "overlay alice created\n"), "{notes}");
+    // Whoever wrote reads it at once.
+    let (_, listed, _) = command(&["overlay", "list", "-o", "name", "--server", &server]);
+    assert_eq!(listed, "alice\n");
+    proxies.iter().for_each(|proxy| until("created", || knows(proxy, "alice")));
+    let revision = hub.control().revision();
+    assert!(revision.is_some());
+    proxies.iter().for_each(|proxy| until("revision", || proxy.control().revision() == revision));
+    // Somebody edits the directory of the hub.
+    std::fs::write(store.path().join("bob.yaml"), overlay("bob", "alice")).unwrap();
+    proxies.iter().for_each(|proxy| until("edited", || knows(proxy, "bob")));
+    let (code, _, notes) = command(&["overlay", "delete", "alice", "--server", &server]);
+    assert!(code == 1 && notes.contains("has overlays: bob"), "{notes}");
+    let (code, result, _) = command(&["overlay", "delete", "bob", "alice", "--server", &server]);
+    assert_eq!((code, &*result), (0, "overlay bob deleted\noverlay alice deleted\n"));
+    proxies.iter().for_each(|proxy| until("deleted", || !knows(proxy, "alice") && !knows(proxy, "bob")));
+    assert!(!store.path().join("alice.yaml").exists());
+    // A hub of a hub.
+    let second = stage::start_as(
+        Settings { hub: Some(open()), ..settings(format!("hub:{server}").parse().unwrap()) },
+        Vec::new(),
+    );
+    let (code, ..) = command(&["apply", "--file", &alice, "--server", &url(&second)]);
+    assert_eq!(code, 0);
+    proxies.iter().for_each(|proxy| until("created at the second", || knows(proxy, "alice")));
+    assert!(store.path().join("alice.yaml").exists());
+}
+
+#[test]
+fn a_hub_that_dies_is_replaced_by_the_next_and_what_was_last_good_stays_meanwhile() {
+    let store = tempfile::tempdir().unwrap();
+    std::fs::write(store.path().join("staging.yaml"), BASELINE).unwrap();
+    let (first, second) = (hub_of(store.path(), open()), hub_of(store.path(), open()));
+    let both = format!("{},{}", url(&first), url(&second));
+    let proxy = follower(&both);
+    assert!(knows(&proxy, "staging"));
+    assert!(first.stop_in_background().join().unwrap());
+    std::fs::write(store.path().join("alice.yaml"), overlay("alice", "staging")).unwrap();
+    until("the second tells it", || knows(&proxy, "alice"));
+    let address = second.hub().unwrap();
+    assert!(second.stop_in_background().join().unwrap());
+    until("stale", || proxy.control().store_unreadable());
+    assert!(knows(&proxy, "alice") && knows(&proxy, "staging"), "what was last good stays");
+    std::fs::remove_file(store.path().join("alice.yaml")).unwrap();
+    // The same address again: its states are others, and everything is listed anew.
+    let _again = hub_of(store.path(), HubSettings { address, ..open() });
+    until("good again", || !proxy.control().store_unreadable() && !knows(&proxy, "alice"));
+}
+
+#[test]
+fn what_would_be_wrong_is_not_written_whoever_asks() {
+    let store = tempfile::tempdir().unwrap();
+    std::fs::write(store.path().join("staging.yaml"), BASELINE).unwrap();
+    std::fs::write(store.path().join("alice.yaml"), overlay("alice", "staging")).unwrap();
+    let hub = hub_of(store.path(), open());
+    let address = hub.hub().unwrap();
+    let listed = || ask(address, "GET", "/hub/v1/entries", &[], "").1;
+    let before = listed();
+    let revision = |name: &str| {
+        let line = before.lines().find(|line| line.contains(&format!("\"name\":\"{name}\""))).unwrap();
+        let (_, revision) = line.rsplit_once("\"revision\":\"").unwrap();
+        revision.trim_end_matches("\"}}").to_owned()
+    };
+    let write = |name: &str, known: Option<String>, text: Option<&str>| {
+        let known = known.map_or("null".to_owned(), |known| format!("{known:?}"));
+        let text = text.map_or("null".to_owned(), |text| format!("{text:?}"));
+        let commit = format!(
+            r#"{{"writes":[{{"name":{name:?},"known":{known},"text":{text}}}],"unchanged":[],"aloneSince":null}}"#
+        );
+        ask(address, "POST", "/hub/v1/commit", &[JSON], &commit)
+    };
+    let cases = [
+        (422, "no such parent", write("bob.yaml", None, Some(&overlay("bob", "stagin")))),
+        (422, "no YAML", write("bob.yaml", None, Some("name: ["))),
+        (422, "an orphan", write("staging.yaml", Some(revision("staging.yaml")), None)),
+        (409, "another state", write("alice.yaml", Some("1".to_owned()), Some(&overlay("alice", "staging")))),
+        (409, "it is there", write("alice.yaml", None, Some(&overlay("alice", "staging")))),
+        (409, "it is not there", write("bob.yaml", Some("1".to_owned()), Some(&overlay("bob", "staging")))),
+        (400, "a path", write("../bob.yaml", None, Some(&overlay("bob", "staging")))),
+        (400, "a path", write("folder/bob.yaml", None, Some(&overlay("bob", "staging")))),
+        (400, "hidden", write(".overlane.lock", None, Some("x"))),
+        (
+            400,
+            "nothing",
+            ask(
+                address,
+                "POST",
+                "/hub/v1/commit",
+                &[JSON],
+                r#"{"writes":[],"unchanged":[],"aloneSince":null}"#,
+            ),
+        ),
+        (400, "no JSON", ask(address, "POST", "/hub/v1/commit", &[JSON], "{")),
+        (415, "a form", ask(address, "POST", "/hub/v1/commit", &[("content-type", "text/plain")], "{}")),
+        (
+            403,
+            "another site",
+            ask(address, "GET", "/hub/v1/entries", &[("origin", "http://evil.example")], ""),
+        ),
+    ];
+    for (status, what, (answered, body)) in cases {
+        assert_eq!(answered, status, "{what}: {body}");
+    }
+    assert_eq!(ask(address, "GET", "/hub/v1/entries?after=0.1", &[], "").0, 410);
+    assert_eq!(listed(), before, "nothing was written");
+    let (status, body) = write("bob.yaml", None, Some(&overlay("bob", "staging")));
+    assert_eq!(status, 200, "{body}");
+    assert!(store.path().join("bob.yaml").exists() && listed() != before);
+    let (status, body) = write("alice.yaml", Some(revision("alice.yaml")), None);
+    assert_eq!(status, 200, "{body}");
+}
+
+#[test]
+fn tokens_say_who_may_read_and_who_may_write_over_tls() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, keys) = (folder.path().join("store"), folder.path().join("keys"));
+    std::fs::create_dir_all(&store).unwrap();
+    std::fs::create_dir_all(&keys).unwrap();
+    std::fs::write(store.join("staging.yaml"), BASELINE).unwrap();
+    let authority = Authority::new(&keys, "ours");
+    let pair = authority.issue("hub", &["localhost"]);
+    let tls = TlsSettings { certificates: vec![pair], clients: None, only_13: false, roles: vec!["hub"] };
+    let (write, read) = ("a-token-that-may-write", "a-token-that-may-read");
+    let write_file = file(&keys, "write", &format!("{write}\n"));
+    let read_file = file(&keys, "read", &format!("{read}\n"));
+    let hub = HubSettings {
+        tokens: Some(PathBuf::from(&write_file)),
+        read_tokens: Some(PathBuf::from(&read_file)),
+        open: Right::None,
+        ..open()
+    };
+    let hub = stage::start_as(
+        Settings { hub: Some(hub), tls: Some(tls), ..settings(StoreAddress::directory(&store)) },
+        Vec::new(),
+    );
+    let server = format!("https://localhost:{}", hub.hub().unwrap().port());
+    let ca = authority.pem().display().to_string();
+    let alice = file(&keys, "alice.yaml", &overlay("alice", "staging"));
+    let with = |more: &[&str], verb: &[&str]| {
+        let mut arguments = verb.to_vec();
+        arguments.extend(["--server", &server]);
+        arguments.extend(more);
+        command(&arguments)
+    };
+    let (list, create) = (["overlay", "list"], ["overlay", "create", "--file", &alice]);
+    let (code, _, notes) = with(&["--server-token-file", &write_file], &list);
+    assert!(code == 1 && notes.contains("UnknownIssuer"), "{notes}");
+    let (code, _, notes) = with(&["--server-ca", &ca], &list);
+    assert!(code == 1 && notes.contains("OVERLANE_SERVER_TOKEN"), "{notes}");
+    let (code, _, notes) = with(&["--server-ca", &ca, "--server-token", "a-token-of-nobody"], &list);
+    assert!(code == 1 && notes.contains("token"), "{notes}");
+    let reads = ["--server-ca", &ca, "--server-token-file", &read_file];
+    assert_eq!(with(&reads, &list).0, 0);
+    let (code, _, notes) = with(&reads, &create);
+    assert!(code == 1 && notes.contains("may read, and not write"), "{notes}");
+    let access = Access { token: Some(read.to_owned()), ca: Some(authority.pem()), ..Access::default() };
+    let address: StoreAddress = format!("hub:{server}").parse().unwrap();
+    let proxy = stage::start_as(settings(address.with_access(&access)), Vec::new());
+    assert!(knows(&proxy, "staging"));
+    let (code, result, notes) = with(&["--server-ca", &ca, "--server-token-file", &write_file], &create);
+    assert_eq!((code, &*result), (0, "overlay alice created\n"), "{notes}");
+    until("created", || knows(&proxy, "alice"));
+}
+
+#[test]
+fn many_writers_through_a_hub_lose_nothing() {
+    let (store, files) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    std::fs::write(store.path().join("staging.yaml"), BASELINE).unwrap();
+    let hub = Arc::new(hub_of(store.path(), open()));
+    let proxy = follower(&url(&hub));
+    std::thread::scope(|scope| {
+        for writer in 0..6 {
+            let (server, files) = (url(&hub), files.path());
+            scope.spawn(move || {
+                for n in 0..5 {
+                    let id = format!("w{writer}-{n}");
+                    let path = file(files, &format!("{id}.yaml"), &overlay(&id, "staging"));
+                    let (code, _, notes) =
+                        command(&["overlay", "create", "--file", &path, "--server", &server]);
+                    assert_eq!(code, 0, "{notes}");
+                    let port = format!("http://127.0.0.1:{}", 1000 + n);
+                    let (code, _, notes) =
+                        command(&["attach", &id, "web", "--url", &port, "--server", &server]);
+                    assert_eq!(code, 0, "{notes}");
+                    if n % 2 == 1 {
+                        let (code, _, notes) = command(&["overlay", "delete", &id, "--server", &server]);
+                        assert_eq!(code, 0, "{notes}");
+                    }
+                }
+            });
+        }
+    });
+    let expected: Vec<_> = (0..6).flat_map(|writer| [0, 2, 4].map(|n| format!("w{writer}-{n}"))).collect();
+    let listed = command(&["overlay", "list", "-o", "name", "--server", &url(&hub)]).1;
+    assert_eq!(listed.lines().collect::<Vec<_>>(), expected);
+    let standing = || {
+        proxy.control().lineages(|lineages| {
+            lineages
+                .standings()
+                .map(|(id, _)| id.to_string())
+                .filter(|id| id != "staging")
+                .collect::<Vec<_>>()
+        })
+    };
+    until("all of it is known", || standing() == expected);
+}
