@@ -32,6 +32,7 @@ mod simulation;
 pub mod snapshot;
 pub mod stack;
 pub mod store;
+pub mod systemd;
 pub mod tls;
 pub mod tokens;
 pub mod upstream;

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -790,4 +791,82 @@ fn memory_goes_back_while_nobody_asks_anything() {
     drop(clients);
     // Pages on which something else lives stay.
     until("it goes back", &|now| now < before + CLIENTS * 40);
+}
+
+/// `run` as a service manager starts it: with a socket that it keeps, and told where to say how it is.
+fn handed(socket: &TcpListener, told: &Path, folder: &Path) -> Proxy {
+    let gateway = socket.local_addr().unwrap().to_string();
+    let run = overlane(
+        &["run", "--gateway", &gateway, "--admin", "127.0.0.1:0", "--config", "settings.yaml"],
+        folder,
+    );
+    // The number of a process is only known once it is there.
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$; exec \"$@\"", "sh"]);
+    shell.arg(run.get_program()).args(run.get_args()).current_dir(folder);
+    for (name, value) in run.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    shell.env("NOTIFY_SOCKET", told).env("WATCHDOG_USEC", "2000000");
+    shell.stdin(std::os::fd::OwnedFd::from(socket.try_clone().unwrap()));
+    let mut proxy = Proxy::start(&mut shell);
+    proxy.ready();
+    proxy
+}
+
+#[test]
+fn who_connects_while_a_process_is_started_anew_that_was_handed_its_socket_is_served_by_the_next() {
+    let folder = folder(service("web", None).address);
+    fs::write(folder.path().join("settings.yaml"), "timeouts: {lameDuck: 0s}\n").unwrap();
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = socket.local_addr().unwrap();
+    let path = folder.path().join("told");
+    let told = UnixDatagram::bind(&path).unwrap();
+    told.set_read_timeout(Some(LIMIT)).unwrap();
+    let until = |wanted: &str| {
+        let mut bytes = [0; 256];
+        while told
+            .recv(&mut bytes)
+            .map(|length| std::str::from_utf8(&bytes[..length]).unwrap().trim() != wanted)
+            .unwrap()
+        {}
+    };
+    let mut first = handed(&socket, &path, folder.path());
+    assert_eq!(first.address("gateway"), at);
+    until("READY=1");
+    until("WATCHDOG=1");
+    assert!(answer(ask(at, None)).ends_with("web"));
+    first.signal("TERM");
+    until("STOPPING=1");
+    assert!(first.exit().success());
+    let waiting = ask(at, None);
+    let second = handed(&socket, &path, folder.path());
+    assert!(answer(waiting).ends_with("web"));
+    until("READY=1");
+    drop(second);
+}
+
+#[test]
+fn a_socket_that_is_handed_over_and_of_no_listener_is_told() {
+    let folder = folder(service("web", None).address);
+    fs::write(folder.path().join("settings.yaml"), "gateway: 127.0.0.1:0\n").unwrap();
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let run = format!(
+        "exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$; exec \"{}\" run --admin 127.0.0.1:0 --config settings.yaml",
+        env!("CARGO_BIN_EXE_overlane")
+    );
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", &run])
+        .current_dir(folder.path())
+        .stdin(std::os::fd::OwnedFd::from(socket.try_clone().unwrap()));
+    let mut proxy = Proxy::start(&mut shell);
+    let at = socket.local_addr().unwrap().to_string();
+    proxy.log(|line| {
+        line["message"].as_str().is_some_and(|message| message.contains("of no listener"))
+            && line["address"] == at.as_str()
+    });
 }

@@ -22,6 +22,7 @@ use crate::settings::{DEFAULT_ADMIN, DEFAULT_GATEWAY, RunArgs, Settings};
 use crate::stack::{Instance, Stack};
 use crate::store::StoreAddress;
 use crate::store::hub::Access;
+use crate::systemd;
 
 /// Logs go to standard error: as text on a terminal, else as JSON lines.
 fn start_logs() {
@@ -79,7 +80,12 @@ pub fn run(args: RunArgs, store: Option<StoreAddress>, access: &Access) -> Resul
             "the store {store} is empty; type next: overlane baseline create --file baseline.yaml --store {store}"
         );
     }
+    for address in systemd::unused() {
+        tracing::warn!(%address, "a socket that was handed over is of no listener; give one of them this address");
+    }
     signals.follow(&running);
+    running.runtime().spawn(systemd::watchdog());
+    systemd::ready();
     stop(running)
 }
 
@@ -89,6 +95,7 @@ pub fn run(args: RunArgs, store: Option<StoreAddress>, access: &Access) -> Resul
 /// It ends because something in it failed.
 fn stop(running: Running) -> Result<(), CliError> {
     running.until_told();
+    systemd::stopping();
     match running.stop() {
         true => Ok(()),
         false => Err(CliError::failure("a part of the process panicked; the log says where")),
@@ -221,7 +228,12 @@ pub fn try_it(args: &Try, out: &mut Output<'_>) -> Result<(), CliError> {
         }
     }
     out.line(lines)?;
+    for address in systemd::unused() {
+        tracing::warn!(%address, "a socket that was handed over is of no listener; give one of them this address");
+    }
     signals.follow(&running);
+    running.runtime().spawn(systemd::watchdog());
+    systemd::ready();
     stop(running)
 }
 

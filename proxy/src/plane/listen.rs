@@ -11,6 +11,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::systemd;
 use crate::upstream::Address;
 
 /// How many connections may wait to be accepted.
@@ -45,6 +46,9 @@ fn socket(address: SocketAddr) -> io::Result<Socket> {
 pub fn bind(address: SocketAddr, count: usize) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
     let context =
         |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"));
+    if let Some((address, socket)) = systemd::socket(address) {
+        return Ok((address, shared(&socket, count).map_err(context)?));
+    }
     if address.port() != 0 {
         let probe = socket(address).map_err(context)?;
         probe.bind(&address.into()).and_then(|()| probe.listen(1)).map_err(context)?;
@@ -60,6 +64,13 @@ pub fn bind(address: SocketAddr, count: usize) -> io::Result<(SocketAddr, Vec<Tc
         sockets.push(listener);
     }
     Ok((taken, sockets))
+}
+
+/// A socket that was handed over, as often as there are workers: they take turns.
+fn shared(socket: &TcpListener, count: usize) -> io::Result<Vec<TcpListener>> {
+    socket.set_nonblocking(true)?;
+    socket2::SockRef::from(socket).set_tcp_keepalive(&keepalive())?;
+    (0..count).map(|_| socket.try_clone()).collect()
 }
 
 /// A socket that listens.
@@ -116,10 +127,13 @@ impl Accepting {
 
     /// Lets nobody begin to connect any more; whose handshake is under way comes to be accepted. A client that
     /// is turned away tries again, finds that nobody listens, and knows that nothing was taken from it. The
-    /// file of a unix socket is gone by then.
+    /// file of a unix socket is gone by then. Where the socket was handed over it lives on, and who connects waits
+    /// for the next process.
     pub fn turn_away(&self) {
         #[cfg(target_os = "linux")]
-        if let Self::Tcp(socket) = self {
+        if let Self::Tcp(socket) = self
+            && !socket.local_addr().is_ok_and(systemd::is_handed_over)
+        {
             // Where it cannot be had, the listener closes as any other.
             let _ = socket2::SockRef::from(socket).attach_filter(&without_beginnings());
         }

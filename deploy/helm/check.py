@@ -1,0 +1,145 @@
+#!/usr/bin/env python3
+"""The Helm chart and the manifests that it renders: they are equal, and right by the published schemas of Kubernetes.
+
+    $(bash .ci/tools manifests)/python deploy/helm/check.py [--write] [--binary OVERLANE]
+
+Each file of `cases` is a release with its values, and `../kubernetes/rendered` has what becomes of it; `--write` renders them anew. The hand-written
+manifests beside them are checked as well, values that make no sense have to be refused, and OVERLANE has to know each option that it is started with.
+"""
+
+import argparse
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+import kubernetes_validate
+import yaml
+
+HERE = pathlib.Path(__file__).resolve().parent
+CHART, CASES, MANIFESTS = HERE / "overlane", HERE / "cases", HERE.parent / "kubernetes"
+RENDERED = MANIFESTS / "rendered"
+HELM = pathlib.Path(sys.executable).with_name("helm")
+# The oldest with native sidecars, and the newest whose schemas are published.
+VERSIONS = ["1.29", "1.33", "1.37"]
+# Kinds that Kubernetes does not know; who defines them checks them.
+OTHERS = ("monitoring.coreos.com/", "overlane.dev/")
+
+# Values that have to be refused, and the word by which it is said.
+REFUSED = {
+    "gateway: {replica: 3}": "replica",
+    "gateway: {trust: ''}": "trust",
+    "store: redis:localhost": "store",
+    "environments: {staging.txt: x}": "staging.txt",
+    "hub: {enabled: true}": "store",
+    "gateway: {service: {port: 70000}}": "port",
+}
+
+
+def helm(*arguments):
+    return subprocess.run([HELM, *arguments], capture_output=True, text=True, timeout=60)
+
+
+def render(release, values):
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(values, file)
+        file.flush()
+        # The cluster's version is the oldest that the chart takes.
+        return helm("template", release, str(CHART), "--namespace", "overlane", "--values", file.name, "--kube-version",
+                    VERSIONS[0], "--skip-tests")
+
+
+def documents(text):
+    return [document for document in yaml.safe_load_all(text) if document]
+
+
+def check(name, text):
+    """What is wrong with manifests."""
+    wrong = []
+    for document in documents(text):
+        what = f"{name}: {document.get('kind')} {document.get('metadata', {}).get('name')}"
+        if document["apiVersion"].startswith(OTHERS):
+            continue
+        for version in VERSIONS:
+            try:
+                kubernetes_validate.validate(document, version, strict=True)
+            except Exception as error:  # noqa: BLE001, whatever it is, it is told
+                wrong.append(f"{what}: {version}: {error}")
+        wrong += [f"{what}: {why}" for why in loose(document)]
+    return wrong
+
+
+def loose(document):
+    """Where a pod of ours has more rights than it needs, or none of what it should have."""
+    spec = document.get("spec", {})
+    pod = spec if document["kind"] == "Pod" else spec.get("template", {}).get("spec", {})
+    if not pod:
+        return
+    if not pod.get("securityContext", {}).get("runAsNonRoot"):
+        yield "runs as root"
+    for container in pod.get("initContainers", []) + pod["containers"]:
+        security = container.get("securityContext", {})
+        if not security.get("readOnlyRootFilesystem") or security.get("allowPrivilegeEscalation", True) \
+                or security.get("capabilities", {}).get("drop") != ["ALL"]:
+            yield f"{container['name']}: has rights that it does not need"
+        if container["name"] == "overlane":
+            wanted = ["startupProbe", "readinessProbe", "livenessProbe", "resources"]
+            missing = [field for field in wanted if field not in container]
+            if missing:
+                yield f"{container['name']}: no {', '.join(missing)}"
+
+
+def unknown(name, text, options):
+    """The options that a container of ours is started with, and that it does not know."""
+    for document in documents(text):
+        spec = document.get("spec") or {}
+        pod = spec if document["kind"] == "Pod" else (spec.get("template") or {}).get("spec") or {}
+        for container in pod.get("initContainers", []) + pod.get("containers", []):
+            if container["name"] == "overlane":
+                given = [argument.split("=")[0] for argument in container["args"] if argument.startswith("--")]
+                yield from (f"{name}: {option} is no option of `overlane run`" for option in given if option not in options)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--binary")
+    told = parser.parse_args()
+    write, binary = told.write, told.binary
+    options = binary and re.findall(r"--[a-z-]+", subprocess.check_output([binary, "run", "--help"], text=True))
+    wrong = []
+    lint = helm("lint", "--strict", str(CHART))
+    if lint.returncode:
+        wrong.append(lint.stdout + lint.stderr)
+    for case in sorted(CASES.glob("*.yaml")):
+        text = case.read_text()
+        told = yaml.safe_load(text)
+        done = render(told["release"], told["values"])
+        if done.returncode:
+            wrong.append(f"{case.name}: {done.stderr}")
+            continue
+        comments = "".join(line + "\n" for line in text.splitlines() if line.startswith("#"))
+        said = f"{comments}# Rendered from deploy/helm/overlane with deploy/helm/cases/{case.name}: change those, and run deploy/helm/check.py --write.\n"
+        rendered = said + re.sub(r"\n# Source: [^\n]*", "", "\n" + done.stdout).lstrip("\n")
+        golden = RENDERED / case.name
+        if write:
+            golden.write_text(rendered)
+        elif not golden.exists() or golden.read_text() != rendered:
+            wrong.append(f"{golden.name}: is not what the chart gives; deploy/helm/check.py --write renders it")
+    for manifest in sorted([*MANIFESTS.glob("*.yaml"), *RENDERED.glob("*.yaml")]):
+        wrong += check(manifest.relative_to(MANIFESTS), manifest.read_text())
+        if options:
+            wrong += unknown(manifest.relative_to(MANIFESTS), manifest.read_text(), options)
+    for values, word in REFUSED.items():
+        done = render("overlane", yaml.safe_load(values))
+        if done.returncode == 0 or word not in done.stderr:
+            wrong.append(f"{values}: not refused, or not with `{word}`: {done.stderr}")
+    if wrong:
+        sys.exit("\n".join(wrong))
+    cases = len(list(CASES.glob("*.yaml")))
+    print(f"{cases} releases are what the chart renders, and right for Kubernetes {', '.join(VERSIONS)}")
+
+
+if __name__ == "__main__":
+    main()
