@@ -154,7 +154,8 @@ impl Mirror {
     /// Takes in what another process last read of the store. Returns it as changes, to be applied one list after the
     /// other.
     pub fn remember(&self, lists: Vec<Vec<KeptText>>) -> Vec<Vec<FileChange>> {
-        let unknown = Revision::new("kept");
+        // Unlike that of any other process, whose cache may be another one.
+        let unknown = Revision::new(format!("kept-{:016x}", fastrand::u64(..)));
         let mut state = self.state();
         let mut change = |KeptText { name, text, modified }: KeptText| {
             let source = self.source(&name, text, modified);
@@ -162,8 +163,7 @@ impl Mirror {
             FileChange { path: source.path.clone(), content: Content::Text(source) }
         };
         let changes = lists.into_iter().map(|list| list.into_iter().map(&mut change).collect()).collect();
-        let revision = Revision::new(format!("kept-{:016x}", fastrand::u64(..)));
-        (state.before, state.revision) = (Some(revision.clone()), Some(revision));
+        (state.before, state.revision) = (Some(unknown.clone()), Some(unknown));
         changes
     }
 
@@ -242,13 +242,14 @@ impl Mirror {
         steps: &mut Vec<(Arc<str>, Option<Kept>)>,
     ) {
         let Entry { name, text, modified, revision } = entry;
-        let known = state.entries.get_key_value(&*name);
-        if known.is_some_and(|(_, known)| known.revision == revision) {
-            return;
-        }
-        let (name, same) = match known {
+        let (name, same) = match state.entries.get_key_value(&*name) {
             Some((name, known)) => {
+                // Of a store that was put back, the same state is not the same text; and of a directory the same text
+                // may be written anew, from when a ttl counts.
                 let same = known.source.text == text && known.source.modified == modified;
+                if same && known.revision == revision {
+                    return;
+                }
                 (name.clone(), same.then(|| known.source.clone()))
             }
             None => (name.into(), None),

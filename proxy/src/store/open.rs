@@ -431,6 +431,15 @@ impl OpenStore {
                 }
             }
         }
+        let again = |(at, own): (usize, &&Arc<Blueprint>)| {
+            let before = blueprints[..at].iter().any(|before| before.id.value == own.id.value);
+            before
+                .then(|| Diagnostic::error(source, own.id.span, format!("`{}` is there twice", own.id.value)))
+        };
+        let twice: Vec<_> = blueprints.iter().enumerate().filter_map(again).collect();
+        if !twice.is_empty() {
+            return Err(WriteError::Invalid(twice));
+        }
         self.undisturbed(|open| open.put_once(source, &blueprints, put, now))
     }
 
@@ -444,10 +453,16 @@ impl OpenStore {
         let prepare = |blueprint: &&Arc<Blueprint>| self.prepare(source, blueprint, put, now);
         let writes = blueprints.iter().map(prepare).collect::<Result<Vec<_>, _>>()?;
         let unchanged = self.parents(&writes);
+        // What depends on one that becomes another one was checked with it: no other may come meanwhile.
+        let depended_on = |write: &Prepared| {
+            write.outcome == Outcome::Configured
+                && self.lineages.children(&write.blueprint.id.value).next().is_some()
+        };
+        let alone = writes.iter().any(depended_on);
         let warnings = self.check(&writes)?;
         let changed = writes.iter().filter(|write| write.outcome != Outcome::Unchanged && !put.dry_run);
         let edits = changed.map(|write| (write.name.clone(), Some(write.text.clone()))).collect();
-        let revision = self.commit(&Edits { edits, unchanged, alone: false })?;
+        let revision = self.commit(&Edits { edits, unchanged, alone })?;
         let environments = writes.into_iter().map(|write| (write.blueprint, write.outcome)).collect();
         Ok(Written { environments, warnings, revision })
     }
@@ -457,7 +472,10 @@ impl OpenStore {
         let parent = |write: &Prepared| Some(write.blueprint.parent()?.value.clone());
         let claims = writes.iter().filter_map(parent).filter_map(|id| self.lineages.claims(&id).next());
         let names = claims.map(|parent| name_of(&parent.source.path).to_owned());
-        names.filter(|name| writes.iter().all(|write| write.name != *name)).collect()
+        let is_written = |name: &String| {
+            writes.iter().any(|write| write.name == *name && write.outcome != Outcome::Unchanged)
+        };
+        names.filter(|name| !is_written(name)).collect()
     }
 
     fn prepare(
@@ -487,7 +505,7 @@ impl OpenStore {
         self.expect(id, put.only.as_ref())?;
         let known = self.lineages.claims(id).next();
         let (name, outcome) = match known {
-            None => (format!("{id}.yaml"), Outcome::Created),
+            None => (self.new_entry(id, blueprint)?, Outcome::Created),
             Some(_) if put.create => return Err(WriteError::Exists(id.clone())),
             Some(known) => {
                 let name = own_entry(id, known)?;
@@ -495,6 +513,28 @@ impl OpenStore {
             }
         };
         Ok(Prepared { blueprint: blueprint.clone(), name, text, outcome })
+    }
+
+    /// The entry of an environment that is new. What others call so, such as a baseline that is named otherwise than its
+    /// id, is not overwritten.
+    fn new_entry(&self, id: &EnvironmentId, blueprint: &Blueprint) -> Result<String, WriteError> {
+        let name = format!("{id}.yaml");
+        let path = self.shown(&name);
+        let holds =
+            |other: &&EnvironmentId| self.lineages.claims(other).any(|known| *known.source.path == *path);
+        match self.lineages.standings().map(|(other, _)| other).find(holds) {
+            None => Ok(name),
+            Some(other) => {
+                let error = Diagnostic::error(
+                    &blueprint.source,
+                    blueprint.id.span,
+                    format!("{path} is where `{other}` is"),
+                );
+                Err(WriteError::Invalid(vec![
+                    error.hint("choose another id, or move that one to an entry of its own id"),
+                ]))
+            }
+        }
     }
 
     /// Fails where an environment must be in a state in which it is not.
@@ -847,6 +887,20 @@ mod tests {
             Ok(written.environments[0].1)
         }
 
+        /// Calls an entry otherwise, as another one would.
+        fn rename(&self, from: &str, to: &str) {
+            match self {
+                Self::Directory(folder) => {
+                    fs::rename(folder.path().join(from), folder.path().join(to)).expect("rename");
+                }
+                Self::Memory(memory) => {
+                    let text = memory.text(from);
+                    memory.put(to, text.as_deref());
+                    memory.put(from, None);
+                }
+            }
+        }
+
         /// What is written of an environment.
         fn text(&self, of: &str) -> Option<String> {
             Some(self.open().lineages().claims(&id(of)).next()?.source.text.to_string())
@@ -1009,6 +1063,39 @@ mod tests {
         store.open().delete(&id("a"), None, false).expect("a");
         let refused = open.put(&source(&overlay("c", "a")), &Put::default(), NOW);
         assert!(matches!(refused, Err(WriteError::Invalid(_))));
+    }
+
+    #[test]
+    fn what_others_are_in_is_not_overwritten_and_nothing_is_written_twice() {
+        for store in Tried::each() {
+            // Whose id is not its name.
+            let text = BASELINE.replace("mode: baseline", "mode: baseline, baselineId: production");
+            store
+                .put(&text.replace("name: staging", "name: production"), &Put::default())
+                .expect("production");
+            store.rename("production.yaml", "other.yaml");
+            let refused = store.put(&overlay("other", "staging"), &Put::default());
+            assert!(
+                matches!(&refused, Err(WriteError::Invalid(why)) if why[0].message.contains("production")),
+                "{refused:?}"
+            );
+            assert!(store.text("production").is_some());
+            let twice = format!("{}---\n{}", overlay("a", "staging"), overlay("a", "staging"));
+            assert!(matches!(store.put(&twice, &Put::default()), Err(WriteError::Invalid(_))));
+            assert_eq!(store.text("a"), None);
+        }
+    }
+
+    #[test]
+    fn a_new_overlay_in_one_file_with_its_baseline_is_no_orphan_when_that_is_deleted_meanwhile() {
+        let memory = Memory::new();
+        let store = Tried::Memory(memory.clone());
+        store.put(BASELINE, &Put::default()).expect("baseline");
+        let mut open = store.open();
+        memory.put("staging.yaml", None);
+        let both = format!("{BASELINE}---\n{}", overlay("a", "staging"));
+        open.put(&source(&both), &Put::default(), NOW).expect("both");
+        assert!(store.text("staging").is_some(), "it is written anew, and not taken for what it was");
     }
 
     #[test]

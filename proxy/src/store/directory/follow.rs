@@ -105,7 +105,8 @@ impl Follower {
                 tracing::warn!(%error, %store, "no file events: changes are seen every {resync:?} only");
             }
         }
-        if scan.problem.is_none() {
+        // Where a listing failed, what was read is true all the same, and not read again.
+        if scan.problem.is_none() || !scan.changes.is_empty() {
             self.note(&scan.changes);
         }
         (scan.changes, scan.problem)
@@ -258,7 +259,8 @@ pub async fn follow(
             let midway = follower.survey.is_some();
             plan.looked(&look, &mut scan, midway, Instant::now());
             let trigger = request.as_ref().map_or(Trigger::Change, |(trigger, _)| *trigger);
-            if scan.problem.is_none() {
+            // Where a listing failed, what was read is true all the same, and not read again.
+            if scan.problem.is_none() || !scan.changes.is_empty() {
                 follower.note(&scan.changes);
             }
             let report = take_in(scan, trigger, &control, request.is_some());

@@ -65,9 +65,21 @@ impl SharedFollower {
         let patience = if self.mirror.is_empty() { FIRST } else { FIRST_WITH_CACHE };
         let listed = timeout(patience, self.store.list()).await;
         let silent = |_| Err(Fault(format!("{} does not answer", self.mirror.prefix())));
-        match listed.unwrap_or_else(silent) {
+        match listed.unwrap_or_else(silent).and_then(|listing| self.believed(listing)) {
             Ok(listing) => (self.take_all(listing), None),
             Err(fault) => (Vec::new(), Some(fault.to_string())),
+        }
+    }
+
+    /// A listing of nothing is not believed where there was something: so does a store look that was set up anew, or
+    /// whose prefix is another one. Whoever means it asks for a reload.
+    fn believed(&self, listing: Listing) -> Result<Listing, Fault> {
+        match listing.entries.is_empty() && !self.mirror.is_empty() {
+            false => Ok(listing),
+            true => Err(Fault(format!(
+                "{} is empty, and was not when it was last read (is it the same store?); a reload takes that as it is",
+                self.mirror.prefix()
+            ))),
         }
     }
 
@@ -92,7 +104,7 @@ impl SharedFollower {
                 Err(WatchError::Fault(fault)) => return Err(fault),
             }
         }
-        let listing = self.store.list().await?;
+        let listing = self.believed(self.store.list().await?)?;
         let watching = match self.store.watch(&listing.revision).await {
             Ok(watching) => watching,
             Err(WatchError::Fault(fault)) => return Err(fault),
@@ -129,10 +141,10 @@ pub async fn follow(
     loop {
         let ended = match follower.begin().await {
             Ok((watching, changes)) => {
-                control.store_problem(None);
                 take_in(&control, changes, &follower, Trigger::Change, false).await;
-                pauses = Pauses::new();
-                listen(watching, &mut follower, &mut requests, &control).await
+                // What is in force is what the store says only now.
+                control.store_problem(None);
+                listen(watching, &mut follower, &mut requests, &control, &mut pauses).await
             }
             Err(fault) => {
                 control.store_problem(Some(fault.to_string()));
@@ -175,6 +187,7 @@ async fn listen(
     follower: &mut SharedFollower,
     requests: &mut mpsc::Receiver<ReloadRequest>,
     control: &Arc<Control>,
+    pauses: &mut Pauses,
 ) -> Ended {
     let mut watching = watching.ready_chunks(AT_ONCE);
     loop {
@@ -190,7 +203,11 @@ async fn listen(
         let (mut changes, mut ended) = (Vec::new(), None);
         for told in told {
             match told {
-                Ok(told) => changes.extend(follower.take_changes(told)),
+                Ok(told) => {
+                    // It works: only now, since what is opened can be cut at once, again and again.
+                    *pauses = Pauses::new();
+                    changes.extend(follower.take_changes(told));
+                }
                 Err(WatchError::Fault(fault)) => ended = Some(fault),
                 Err(WatchError::Compacted) => {
                     follower.revision = None;
@@ -199,8 +216,10 @@ async fn listen(
             }
         }
         take_in(control, changes, follower, Trigger::Change, false).await;
-        if let Some(fault) = ended {
-            return Ended::For(fault);
+        match ended {
+            Some(fault) => return Ended::For(fault),
+            // It was read until just now.
+            None => control.store_problem(None),
         }
     }
 }
@@ -212,8 +231,8 @@ async fn reload((trigger, reply): ReloadRequest, follower: &mut SharedFollower, 
         Ok(listing) => (follower.take_all(listing), None),
         Err(fault) => (Vec::new(), Some(fault.to_string())),
     };
-    control.store_problem(problem.clone());
     let mut report = take_in(control, changes, follower, trigger, true).await.unwrap_or_default();
+    control.store_problem(problem.clone());
     report.problems.extend(problem);
     // Whoever asked may have gone away.
     let _ = reply.send(report);
@@ -379,6 +398,23 @@ mod tests {
         followed.memory.away(false);
         followed.until_port(None).await;
         assert!(followed.control.published().load().table.environment("other").is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_is_empty_all_at_once_takes_nothing_away_before_somebody_asks_for_it() {
+        let followed = Followed::with_baseline().await;
+        followed.memory.away(true);
+        followed.memory.put("staging.yaml", None);
+        followed.memory.compact();
+        followed.memory.away(false);
+        followed.until_readable(false).await;
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(followed.port(), Some(1));
+        assert!(followed.control.problems()[0].contains("is empty"), "{:?}", followed.control.problems());
+        let (reply, report) = oneshot::channel();
+        followed.requests.send((Trigger::Request, reply)).await.expect("follows");
+        assert_eq!(report.await.expect("answers").problems, Vec::<String>::new());
+        assert_eq!(followed.port(), None);
     }
 
     #[tokio::test(start_paused = true)]

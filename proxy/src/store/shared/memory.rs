@@ -70,6 +70,11 @@ impl Memory {
         self.told(|state| state.write(name, text.map(str::to_owned)));
     }
 
+    /// What it holds under a name.
+    pub(crate) fn text(&self, name: &str) -> Option<String> {
+        self.state().entries.get(name).map(|(text, _)| text.clone())
+    }
+
     /// How often it was listed.
     pub(crate) fn listings(&self) -> u64 {
         self.state().listings
