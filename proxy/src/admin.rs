@@ -9,7 +9,7 @@ mod refused;
 mod watch;
 
 pub(crate) use listen::{accept, serve};
-pub(crate) use refused::refused;
+pub(crate) use refused::{invalid, refused};
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Query, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -29,14 +29,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::clock;
+use crate::api::Api;
 use crate::control::{Control, Report, Trigger};
-use crate::explain::{Question, explain};
-use crate::messages::{self, Message, Place, Verdict};
 use crate::metrics::{self, ControlFigures, MeterDoor};
 use crate::plane::Gate;
 use crate::plane::drain::{Drain, Stage};
 use crate::snapshot::Snapshot;
+use crate::store::behind::Behind;
 use crate::store::cache::Cache;
 use crate::tls::credentials::Credentials;
 use crate::tls::follow::Followed;
@@ -44,7 +43,7 @@ use crate::tls::upstreams::Upstreams;
 use crate::tokens::keys::Tokens;
 
 /// The largest body of a request, in bytes: questions are heads of requests and messages.
-const BODY_BYTES: usize = 256 * 1024;
+pub(crate) const BODY_BYTES: usize = 256 * 1024;
 
 /// A request to read the store now; answered when it was.
 pub type ReloadRequest = (Trigger, oneshot::Sender<Report>);
@@ -74,23 +73,29 @@ pub struct Admin {
     pub tokens: Option<Arc<Tokens>>,
     /// Where what is in force is kept for a start without the store.
     pub cache: Option<Arc<Cache>>,
+    /// The store, where there is one.
+    pub behind: Option<Behind>,
+    /// What this process is called.
+    pub instance: Arc<str>,
 }
 
 impl Admin {
     /// Everything.
     pub fn router(self) -> Router {
-        let api = Router::new()
-            .route("/api/v1/reload", post(reload))
+        let [reading, asking, writing] = Api { admin: self.clone(), fleet: None }.routers();
+        let reload = Router::new().route("/api/v1/reload", post(reload)).with_state(self.clone());
+        let api = reload
+            .merge(writing)
             .layer(from_fn_with_state(self.clone(), require_token))
-            .route("/api/v1/explain", post(explain_request))
-            .route("/api/v1/decide", post(decide_message))
+            .merge(asking)
             .layer(from_fn(require_json))
-            .layer(DefaultBodyLimit::max(BODY_BYTES));
+            .layer(DefaultBodyLimit::max(BODY_BYTES))
+            .merge(reading);
         Router::new()
             .route("/config_dump", get(config_dump))
             .route("/api/v1/watch", get(watch::rules))
             .with_state(self.clone())
-            .merge(api.with_state(self.clone()))
+            .merge(api)
             .merge(self.probes())
             .layer(from_fn(require_host))
     }
@@ -123,7 +128,7 @@ impl Admin {
     }
 
     /// What is wrong now.
-    fn problems(&self) -> Vec<String> {
+    pub(crate) fn problems(&self) -> Vec<String> {
         let tls = self.tls.iter().flat_map(|tls| tls.problems());
         let tokens = self.tokens.iter().flat_map(|tokens| tokens.problems());
         let files = tls.chain(self.upstreams.problems()).chain(tokens);
@@ -172,6 +177,10 @@ pub(crate) fn foreign(headers: &HeaderMap, authority: Option<&str>, only_here: b
 }
 
 pub(crate) async fn require_json(request: Request, next: Next) -> Response {
+    // It has no body, and no page of another site can send it without asking first.
+    if request.method() == Method::DELETE {
+        return next.run(request).await;
+    }
     let content_type =
         request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if content_type
@@ -259,34 +268,6 @@ async fn reload(State(admin): State<Admin>) -> Response {
             axum::Json(report).into_response()
         }
         Err(_) => problem(StatusCode::SERVICE_UNAVAILABLE, "the process is stopping"),
-    }
-}
-
-async fn explain_request(State(admin): State<Admin>, body: String) -> Response {
-    let question: Question = match serde_json::from_str(&body) {
-        Ok(question) => question,
-        Err(error) => return problem(StatusCode::BAD_REQUEST, &error.to_string()),
-    };
-    let snapshot = admin.control.published().load_full();
-    match explain(&snapshot.table, &admin.carriers, &question, clock::now()) {
-        Ok(mut explanation) => {
-            explanation.generation = snapshot.generation;
-            axum::Json(explanation).into_response()
-        }
-        Err(why) => problem(StatusCode::BAD_REQUEST, &why),
-    }
-}
-
-async fn decide_message(State(admin): State<Admin>, body: String) -> Response {
-    let message: Message = match serde_json::from_str(&body) {
-        Ok(message) => message,
-        Err(error) => return problem(StatusCode::BAD_REQUEST, &error.to_string()),
-    };
-    let snapshot = admin.control.published().load_full();
-    let place = Place::of(admin.gates.iter().map(|gate| &gate.listener));
-    match messages::decide(&snapshot.table, &admin.carriers, &place, &message, clock::now()) {
-        Ok(verdict) => axum::Json(Verdict { generation: snapshot.generation, ..verdict }).into_response(),
-        Err(why) => problem(StatusCode::BAD_REQUEST, &why),
     }
 }
 

@@ -9,10 +9,12 @@ pub mod output;
 pub mod preview;
 pub mod run;
 pub mod server;
-mod show;
+pub(crate) mod show;
+pub mod status;
 pub mod token;
 pub mod trace;
 pub mod validate;
+mod wait;
 
 use std::process::ExitCode;
 
@@ -81,6 +83,8 @@ enum Command {
     Trace(Box<trace::Trace>),
     /// Which services lose the key, how often, and what to add
     Doctor(doctor::Doctor),
+    /// The proxies: which generation and state of the store each routes by
+    Status(status::StatusArgs),
     /// Preflight: ports, store, names, reachability
     Check(Box<check::Check>),
     /// Try it on processes that already listen: no file at all
@@ -160,6 +164,7 @@ fn dispatch(cli: Cli, out: &mut Output<'_>) -> Result<(), CliError> {
         Command::Explain(explain) => explain::run(&explain, &store(), out),
         Command::Trace(trace) => trace::run(&trace, out),
         Command::Doctor(args) => doctor::run(&args, out),
+        Command::Status(args) => status::run(&args, told.as_ref(), out),
         Command::Check(check) => check::run(*check, told, &access, out),
         Command::Try(args) => run::try_it(&args, out),
         Command::Demo(args) => run::demo(&args, out),

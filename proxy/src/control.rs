@@ -10,6 +10,7 @@ use overlane_config::lineage::{Applied, Content, FileChange, Lineages, Rules};
 use overlane_config::name::EnvironmentId;
 use overlane_config::table::Environment;
 use overlane_config::time::UnixMillis;
+use tokio::sync::watch;
 
 use crate::clock;
 use crate::cores;
@@ -68,8 +69,6 @@ struct State {
     last_success: Option<UnixMillis>,
     /// Why the store as a whole cannot be read, if it cannot.
     store_problem: Option<String>,
-    /// The state of the store that is in force, where its engine has any.
-    revision: Option<Revision>,
     /// When the store could last be read as a whole; what a cache says, before it was.
     last_read: Option<UnixMillis>,
     /// Overlays that expire, by when.
@@ -83,6 +82,8 @@ pub struct Control {
     state: Mutex<State>,
     published: Arc<Published>,
     names: Names,
+    /// The state of the store that is in force, where it has any.
+    revision: watch::Sender<Option<Revision>>,
 }
 
 impl Control {
@@ -95,12 +96,11 @@ impl Control {
             reloads_failed: 0,
             last_success: None,
             store_problem: None,
-            revision: None,
             last_read: None,
             expiring: BTreeSet::new(),
             lapsed: HashMap::default(),
         };
-        Self { state: Mutex::new(state), published, names }
+        Self { state: Mutex::new(state), published, names, revision: watch::Sender::new(None) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -206,13 +206,23 @@ impl Control {
 
     /// Notes which state of the store is in force.
     pub fn at_revision(&self, revision: Option<Revision>) {
-        self.state().revision = revision;
+        self.revision.send_if_modified(|known| {
+            let changed = *known != revision;
+            *known = revision;
+            changed
+        });
     }
 
     /// The state of the store that is in force, where its engine has any.
     #[must_use]
     pub fn revision(&self) -> Option<Revision> {
-        self.state().revision.clone()
+        self.revision.borrow().clone()
+    }
+
+    /// A receiver of that state: a level, not an edge.
+    #[must_use]
+    pub fn revisions(&self) -> watch::Receiver<Option<Revision>> {
+        self.revision.subscribe()
     }
 
     /// Whether the store as a whole cannot be read, so that what stands may be older than what it says.

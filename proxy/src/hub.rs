@@ -3,6 +3,7 @@
 //! is checked before. The hub keeps no truth of its own: it can be away, and several can stand side by side.
 
 mod entries;
+pub mod fleet;
 mod listen;
 pub mod tokens;
 pub mod wire;
@@ -16,11 +17,14 @@ use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{get, post};
 
+use fleet::Fleet;
 pub(crate) use listen::serve;
 use tokens::{HubTokens, Right};
 
-use crate::admin::{foreign, problem, require_json};
+use crate::admin::{self, Admin, foreign, problem, require_json};
+use crate::api::Api;
 use crate::plane::drain::Drain;
+use crate::status::INSTANCES;
 use crate::store::behind::Behind;
 
 /// The largest body of a request, in bytes.
@@ -35,19 +39,32 @@ pub struct Hub {
     pub tokens: Arc<HubTokens>,
     /// The end of the process.
     pub drain: Drain,
+    /// What it says of itself.
+    pub admin: Admin,
+    /// Who reports to it.
+    pub fleet: Fleet,
 }
 
 impl Hub {
     /// Everything.
     pub fn router(self) -> Router {
+        let [reading, asking, writing] =
+            Api { admin: self.admin.clone(), fleet: Some(self.fleet.clone()) }.routers();
+        let reports = Router::new()
+            .route(INSTANCES, post(fleet::hear).delete(fleet::leave))
+            .merge(asking.layer(DefaultBodyLimit::max(admin::BODY_BYTES)).with_state(()))
+            .layer(from_fn(require_json));
         let reading = Router::new()
             .route(wire::ENTRIES, get(entries::list_or_follow))
+            .merge(reports)
+            .merge(reading.with_state(()))
             .layer(from_fn_with_state(self.clone(), may_read));
         let writing = Router::new()
             .route(wire::COMMIT, post(entries::commit))
+            .layer(DefaultBodyLimit::max(BODY_BYTES))
+            .merge(writing.layer(DefaultBodyLimit::max(admin::BODY_BYTES)).with_state(()))
             .layer(from_fn(require_json))
-            .layer(from_fn_with_state(self.clone(), may_write))
-            .layer(DefaultBodyLimit::max(BODY_BYTES));
+            .layer(from_fn_with_state(self.clone(), may_write));
         Router::new()
             .merge(reading)
             .merge(writing)

@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod admin;
+mod api;
 pub mod bench;
 pub mod calls;
 pub mod capacity;
@@ -31,6 +32,7 @@ pub mod settings;
 mod simulation;
 pub mod snapshot;
 pub mod stack;
+pub mod status;
 pub mod store;
 pub mod systemd;
 pub mod tls;

@@ -164,6 +164,17 @@ pub struct Meter {
 }
 
 impl Meter {
+    /// Requests by the overlay that their key named; those without under an empty name.
+    #[must_use]
+    pub fn requests_by_overlay(&self) -> BTreeMap<String, u64> {
+        let mut all = BTreeMap::new();
+        for (labels, observed) in &self.requests {
+            let overlay = labels.overlay.as_ref().map_or_else(String::new, ToString::to_string);
+            *all.entry(overlay).or_default() += observed.count;
+        }
+        all
+    }
+
     /// Calls of the application, and how many there were of each kind.
     pub fn calls(&self) -> impl Iterator<Item = (&Call, u64)> {
         self.calls.iter().map(|(call, count)| (call, *count))

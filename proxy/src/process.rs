@@ -16,6 +16,7 @@ use crate::access::{AccessLog, Written};
 use crate::admin::{self, Admin, ReloadRequest};
 use crate::clock;
 use crate::control::{Control, Report, Trigger};
+use crate::hub::fleet::Fleet;
 use crate::hub::tokens::HubTokens;
 use crate::hub::{self, Hub};
 use crate::memory;
@@ -27,9 +28,11 @@ use crate::plane::worker::{Bound, Workers};
 use crate::plane::{Gate, Plane};
 use crate::settings::Settings;
 use crate::snapshot::Published;
+use crate::status;
 use crate::store::behind::{Behind, Keeper};
 use crate::store::cache::{Cache, KeptText, keep};
 use crate::store::directory::follow::{self as directory, Follower};
+use crate::store::hub::HubStore;
 use crate::store::mirror::Mirror;
 use crate::store::shared::follow::{self as shared, SharedFollower};
 use crate::store::shared::{Fault, Shared};
@@ -129,7 +132,13 @@ impl Prepared {
         let published = Arc::new(Published::default());
         let rules = Rules { unix_under: settings.allow_unix.clone() };
         let control = Arc::new(Control::new(rules, published.clone(), names.clone()));
-        let source = |store| Source::of(store, settings.resync, hub.is_some());
+        let above = settings.store.as_ref().and_then(StoreAddress::hub);
+        let above = above.map(|hub| Arc::new(HubStore::new(hub.clone())));
+        let source = |store| match &above {
+            // One connection, for all that is asked of a hub.
+            Some(hub) => Ok(Source::shared(hub.clone())),
+            None => Source::of(store, settings.resync, hub.is_some()),
+        };
         let follower = settings.store.as_ref().map(source).transpose();
         let mut follower = follower.map_err(io::Error::other)?;
         let cache = settings.cache.as_ref().zip(settings.store.as_ref());
@@ -137,7 +146,7 @@ impl Prepared {
         take_in(given, follower.as_mut(), cache.as_deref(), &control, runtime.handle());
         let others = [admin.0].into_iter().chain(probes.as_ref().map(|probes| probes.0));
         let others = others.chain(hub.as_ref().map(|hub| hub.0));
-        let behind = follower.as_ref().and_then(|follower| follower.behind(runtime.handle()));
+        let behind = follower.as_ref().map(|follower| follower.behind(runtime.handle()));
         let own = own_addresses(bound.gates(), others);
         let (access, written) =
             settings.access_log.map_or_else(AccessLog::off, |log| AccessLog::to(io::stdout(), log));
@@ -188,7 +197,12 @@ impl Prepared {
             upstreams: upstreams.clone(),
             tokens: tokens.clone(),
             cache: cache.clone(),
+            behind: behind.clone(),
+            instance: status::name().into(),
         };
+        if let Some(above) = above {
+            spawn("reporting to the hub", Box::pin(status::report(above, state.clone())));
+        }
         let probes_at = probes.as_ref().map(|probes| probes.0);
         let hub_at = hub.as_ref().map(|hub| hub.0);
         if let Some((_, socket, tokens)) = hub {
@@ -198,7 +212,8 @@ impl Prepared {
                 "following the hub's tokens",
                 Box::pin(tls::follow::follow(tokens.clone(), settings.resync)),
             );
-            let router = Hub { behind, tokens, drain: drain.clone() }.router();
+            let (admin, fleet) = (state.clone(), Fleet::default());
+            let router = Hub { behind, tokens, drain: drain.clone(), admin, fleet }.router();
             let serving = hub::serve(socket, tls.clone().filter(|_| speaks), router, over.clone());
             spawn("the hub", Box::pin(serving));
         }
@@ -256,8 +271,8 @@ fn spawn(runtime: &Handle, drain: &Drain, what: &'static str, task: Task) {
 
 /// A store that is followed.
 enum Source {
-    /// And what others may know of it, where they may.
-    Directory(Box<Follower>, Option<(PathBuf, Arc<Mirror>)>),
+    /// And where it is, and what others may know of it.
+    Directory(Box<Follower>, (PathBuf, Arc<Mirror>)),
     /// And the store itself.
     Shared(SharedFollower, Arc<dyn Shared>),
 }
@@ -268,23 +283,31 @@ impl Source {
             Reached::Directory(path) if for_others => {
                 let mirror = Arc::new(Mirror::counting(path.display().to_string()));
                 let follower = Follower::new(path, resync).mirrored(mirror.clone());
-                Self::Directory(Box::new(follower), Some((path.to_owned(), mirror)))
+                Self::Directory(Box::new(follower), (path.to_owned(), mirror))
             }
-            Reached::Directory(path) => Self::Directory(Box::new(Follower::new(path, resync)), None),
-            Reached::Shared(store) => Self::Shared(SharedFollower::new(store.clone()), store),
+            Reached::Directory(path) => {
+                // Nobody follows it through us: nothing is kept twice.
+                let mirror = Arc::new(Mirror::counting(path.display().to_string()));
+                Self::Directory(Box::new(Follower::new(path, resync)), (path.to_owned(), mirror))
+            }
+            Reached::Shared(store) => Self::shared(store),
         })
     }
 
-    /// The store as it is served to others, where it is.
-    fn behind(&self, runtime: &Handle) -> Option<Behind> {
+    fn shared(store: Arc<dyn Shared>) -> Self {
+        Self::Shared(SharedFollower::new(store.clone()), store)
+    }
+
+    /// The store as it is served to others.
+    fn behind(&self, runtime: &Handle) -> Behind {
         let (keeper, mirror) = match self {
             Self::Directory(_, told) => {
-                let (path, mirror) = told.clone()?;
+                let (path, mirror) = told.clone();
                 (Keeper::Directory(path), mirror)
             }
             Self::Shared(follower, store) => (Keeper::Shared(store.clone()), follower.mirror().clone()),
         };
-        Some(Behind::new(keeper, mirror, runtime.clone()))
+        Behind::new(keeper, mirror, runtime.clone())
     }
 
     fn remember(&mut self, lists: Vec<Vec<KeptText>>) -> Vec<Vec<FileChange>> {

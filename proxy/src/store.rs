@@ -52,6 +52,15 @@ impl StoreAddress {
         }
     }
 
+    /// Where it is a hub: which one.
+    #[must_use]
+    pub fn hub(&self) -> Option<&HubAddress> {
+        match self {
+            Self::Hub(address) => Some(address),
+            _ => None,
+        }
+    }
+
     /// The same, spoken to so where it is a hub.
     #[must_use]
     pub fn with_access(self, access: &Access) -> Self {

@@ -16,6 +16,7 @@ use serde_json::json;
 use super::output::{CliError, Format, Output};
 use super::preview;
 use super::show::{Kind, describe, get, list, not_found};
+use super::wait::{WaitArgs, Wanted, wait};
 use crate::clock;
 use crate::store::StoreAddress;
 use crate::store::directory::read::{read, read_text};
@@ -110,6 +111,8 @@ pub struct How {
     /// Say what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    wait: WaitArgs,
     #[command(flatten)]
     format: FormatArg,
 }
@@ -284,12 +287,14 @@ fn write_sources(
     let put = Put { create, dry_run: how.dry_run, ttl: how.ttl, parent: how.baseline.clone(), only: None };
     let mut open = OpenStore::write(store)?;
     let mut written = Vec::new();
+    let mut state = None;
     for source in sources {
         if let Some(kind) = kind {
             refuse_other_kind(source, kind)?;
         }
         let done = open.put(source, &put, clock::now())?;
         out.diagnostics(&done.warnings);
+        state = done.revision.or(state);
         written.extend(done.environments);
     }
     for (blueprint, outcome) in &written {
@@ -303,7 +308,20 @@ fn write_sources(
             preview::print_links(&blueprint.id.value, open.lineages(), out);
         }
     }
-    Ok(())
+    if how.dry_run {
+        return Ok(());
+    }
+    let wanted = written.iter().map(|(blueprint, _)| Wanted {
+        id: blueprint.id.value.clone(),
+        kind: Kind::of(blueprint),
+        revision: open.revision(&blueprint.id.value),
+    });
+    let wanted: Vec<_> = wanted.collect();
+    // Where nothing was different, what was read is waited for.
+    let state = state.or_else(|| open.state().cloned());
+    // Nobody else waits meanwhile.
+    drop(open);
+    wait(&how.wait, &wanted, state.as_ref(), store, out)
 }
 
 fn refuse_other_kind(source: &Arc<Source>, kind: Kind) -> Result<(), CliError> {

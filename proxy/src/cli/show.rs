@@ -14,13 +14,13 @@ use crate::store::open::OpenStore;
 
 /// Which kind of environment a command is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Baseline,
     Overlay,
 }
 
 impl Kind {
-    pub(super) fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Baseline => "baseline",
             Self::Overlay => "overlay",
@@ -34,7 +34,7 @@ impl Kind {
         }
     }
 
-    pub(super) fn of(blueprint: &Blueprint) -> Self {
+    pub(crate) fn of(blueprint: &Blueprint) -> Self {
         match blueprint.mode {
             Mode::Baseline => Self::Baseline,
             Mode::Overlay { .. } => Self::Overlay,
@@ -112,7 +112,7 @@ fn document(blueprint: &Blueprint) -> &str {
     &text[blueprint.span.start as usize..(blueprint.span.end as usize).min(text.len())]
 }
 
-fn as_json(blueprint: &Blueprint) -> Result<Value, CliError> {
+pub(crate) fn as_json(blueprint: &Blueprint) -> Result<Value, CliError> {
     serde_yaml::from_str(document(blueprint))
         .map_err(|error| CliError::failure(format!("{}: {error}", blueprint.source.path)))
 }
@@ -213,7 +213,7 @@ fn status(id: &EnvironmentId, standing: &Standing, lineages: &Lineages, now: Uni
     if pending.is_empty() { "READY".to_owned() } else { format!("PENDING({})", pending.join(",")) }
 }
 
-fn summary(id: &EnvironmentId, standing: &Standing, lineages: &Lineages) -> Value {
+pub(crate) fn summary(id: &EnvironmentId, standing: &Standing, lineages: &Lineages) -> Value {
     let resolved = standing.resolved();
     let services = resolved.map(|resolved| {
         let services = resolved.blueprint.services.iter().zip(&resolved.urls);
@@ -322,7 +322,10 @@ fn describe_resolved(
 }
 
 /// An environment and its ancestors, nearest first.
-fn lineage<'l>(id: &'l EnvironmentId, lineages: &'l Lineages) -> Vec<(&'l EnvironmentId, &'l Resolved)> {
+pub(crate) fn lineage<'l>(
+    id: &'l EnvironmentId,
+    lineages: &'l Lineages,
+) -> Vec<(&'l EnvironmentId, &'l Resolved)> {
     let mut chain = Vec::new();
     let mut next = Some(id);
     while let Some((id, resolved)) = next.and_then(|id| Some((id, lineages.standing(id)?.resolved()?))) {

@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use overlane_config::diagnostic::Source;
 use tokio::runtime::Handle;
 
 use super::directory::write::Directory;
-use super::mirror::Mirror;
+use super::mirror::{Mirror, revision_of};
 use super::open::{OpenStore, WriteError};
+use super::shared::follow::name_of;
 use super::shared::write::Listed;
 use super::shared::{Commit, Committed, Revision, Shared};
 
@@ -44,6 +46,15 @@ impl Behind {
     #[must_use]
     pub fn mirror(&self) -> &Arc<Mirror> {
         &self.mirror
+    }
+
+    /// The state of an environment with this text, to be compared for equality.
+    #[must_use]
+    pub fn revision_of(&self, source: &Source) -> Option<Revision> {
+        match &self.keeper {
+            Keeper::Directory(_) => Some(revision_of(&source.text)),
+            Keeper::Shared(_) => self.mirror.revision_of(name_of(&source.path)),
+        }
     }
 
     /// Opens it to be written to; a directory is locked until it is closed. Not to be called on a runtime, but where it

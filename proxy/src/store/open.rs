@@ -280,6 +280,15 @@ impl OpenStore {
         }
     }
 
+    /// The state of the whole store as it was read, where it has any.
+    #[must_use]
+    pub fn state(&self) -> Option<&Revision> {
+        match &self.kept {
+            Kept::Directory(..) => None,
+            Kept::Shared(listed) => listed.whole_revision(),
+        }
+    }
+
     /// How an entry is shown.
     fn shown(&self, name: &str) -> String {
         match &self.kept {

@@ -319,3 +319,104 @@ fn many_writers_through_a_hub_lose_nothing() {
     };
     until("all of it is known", || standing() == expected);
 }
+
+#[test]
+fn the_status_shows_who_is_behind_and_waiting_ends_when_nobody_is() {
+    let (store, files) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    std::fs::write(store.path().join("staging.yaml"), BASELINE).unwrap();
+    let hub = hub_of(store.path(), open());
+    let server = url(&hub);
+    let proxies = [follower(&server), follower(&server)];
+    let standings = || {
+        let (code, told, notes) = command(&["status", "-o", "json", "--server", &server]);
+        assert_eq!(code, 0, "{notes}");
+        let status: overlane::status::Status = serde_json::from_str(&told).unwrap();
+        status.instances.iter().map(|seen| seen.status.as_str()).collect::<Vec<_>>()
+    };
+    until("all of them report", || standings() == ["SYNCED"; 3]);
+    let alice = file(files.path(), "alice.yaml", &overlay("alice", "staging"));
+    let create = ["overlay", "create", "--file", &alice, "--wait", "--timeout", "20s", "--server", &server];
+    let (code, _, notes) = command(&create);
+    assert!(code == 0 && notes.contains("3 proxies route it"), "{notes}");
+    assert!(proxies.iter().all(|proxy| knows(proxy, "alice")));
+    // What it owns has no address, and nobody waits for ever.
+    let pending = overlay("bob", "staging").replace(", url: 'http://127.0.0.1:2'", "");
+    let bob = file(files.path(), "bob.yaml", &pending);
+    let (code, _, notes) =
+        command(&["apply", "--file", &bob, "--wait", "--timeout", "300ms", "--server", &server]);
+    assert!(code == 1 && notes.contains("`web` of `bob`: pending"), "{notes}");
+    // Who stops takes its leave.
+    let [first, second] = proxies;
+    assert!(first.stop_in_background().join().unwrap());
+    until("it is gone", || standings().len() == 2);
+    let (_, table, _) = command(&["status", "--server", &server]);
+    assert!(table.starts_with("INSTANCE") && table.contains("SYNCED"), "{table}");
+    // A proxy alone.
+    let admin = second.admin().to_string();
+    let (code, told, notes) = command(&["status", "--admin", &admin]);
+    assert!(code == 0 && told.lines().count() == 2 && told.contains("SYNCED"), "{told}{notes}");
+    let (code, ..) = command(&["status", "--admin", "127.0.0.1:1"]);
+    assert_eq!(code, 1);
+}
+
+#[test]
+fn waiting_without_a_hub_asks_the_admin_listener() {
+    let (store, files) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    std::fs::write(store.path().join("staging.yaml"), BASELINE).unwrap();
+    let proxy = stage::start_as(settings(StoreAddress::directory(store.path())), Vec::new());
+    let alice = file(files.path(), "alice.yaml", &overlay("alice", "staging"));
+    let (at, admin) = (store.path().display().to_string(), proxy.admin().to_string());
+    let (code, _, notes) = command(&["apply", "--file", &alice, "--wait", "--admin", &admin, "--store", &at]);
+    assert!(code == 0 && notes.contains("1 proxy routes it"), "{notes}");
+    assert!(knows(&proxy, "alice"));
+}
+
+#[test]
+fn the_api_writes_on_conditions_and_says_every_mistake() {
+    let store = tempfile::tempdir().unwrap();
+    std::fs::write(store.path().join("staging.yaml"), BASELINE).unwrap();
+    let hub = hub_of(store.path(), open());
+    for address in [hub.admin(), hub.hub().unwrap()] {
+        let blueprint = |port: u16| {
+            format!(
+                r#"{{"name":"alice","routing":{{"mode":"overlay","baselineId":"staging"}},"services":[{{"name":"web","url":"http://127.0.0.1:{port}"}}]}}"#
+            )
+        };
+        let put = |fields: &[(&str, &str)], body: &str| {
+            ask(address, "PUT", "/api/v1/overlays/alice", &[&[JSON], fields].concat(), body)
+        };
+        let get = |path: &str| ask(address, "GET", path, &[], "");
+        assert_eq!(get("/api/v1/overlays/alice").0, 404);
+        assert_eq!(put(&[("if-match", "*")], &blueprint(2)).0, 412, "it is not there");
+        let (status, body) = put(&[("if-none-match", "*")], &blueprint(2));
+        assert_eq!(status, 201, "{body}");
+        assert_eq!(put(&[("if-none-match", "*")], &blueprint(3)).0, 412, "it is there");
+        assert!(get("/api/v1/overlays/alice").1.contains("127.0.0.1:2"), "in force when it is answered");
+        let listed: serde_json::Value =
+            serde_json::from_str(&get("/api/v1/overlays?baseline=staging").1).unwrap();
+        let tag = format!("\"{}\"", listed["items"][0]["revision"].as_str().unwrap());
+        assert_eq!(put(&[("if-match", &tag)], &blueprint(3)).0, 200);
+        assert_eq!(put(&[("if-match", &tag)], &blueprint(4)).0, 412, "it is another one now");
+        let (status, body) = put(&[], &blueprint(4).replace("\"staging\"", "\"stagin\""));
+        assert!(status == 422 && body.contains("did you mean") && body.contains("\"line\":1"), "{body}");
+        let (status, body) = put(&[], &blueprint(4).replace("\"alice\"", "\"bob\""));
+        assert!(status == 400 && body.contains("the path names"), "{body}");
+        let attachment = "/api/v1/overlays/alice/attachments/web";
+        assert_eq!(ask(address, "PUT", attachment, &[JSON], r#"{"url":"http://127.0.0.1:9"}"#).0, 201);
+        assert!(get("/api/v1/overlays/alice/attachments").1.contains("127.0.0.1:9"));
+        assert!(get("/api/v1/overlays/alice/lineage").1.contains("staging"));
+        assert_eq!(ask(address, "DELETE", attachment, &[], "").0, 204);
+        assert_eq!(ask(address, "DELETE", attachment, &[], "").0, 404);
+        assert_eq!(ask(address, "DELETE", "/api/v1/baselines/staging", &[], "").0, 409);
+        assert_eq!(ask(address, "DELETE", "/api/v1/overlays/alice", &[("if-match", &tag)], "").0, 412);
+        assert_eq!(ask(address, "DELETE", "/api/v1/overlays/alice", &[], "").0, 204);
+        assert_eq!(get("/api/v1/overlays/alice").0, 404);
+        let files = r#"{"files":[{"path":"a.yaml","text":"name: ["}]}"#;
+        let (status, body) = ask(address, "POST", "/api/v1/validate", &[JSON], files);
+        assert!(status == 200 && body.contains("\"valid\":false"), "{body}");
+        assert!(get("/openapi.json").1.contains("3.1.0"));
+        let (status, _) =
+            ask(address, "PUT", "/api/v1/overlays/alice", &[("content-type", "text/plain")], &blueprint(2));
+        assert_eq!(status, 415);
+    }
+}

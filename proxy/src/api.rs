@@ -1,0 +1,150 @@
+//! The API: environments, what is attached to them, status and decisions, over HTTP with JSON. The same at the admin
+//! listener and at a hub; who may do what is theirs. `api/openapi.json` describes it, and a test holds it equal to this.
+
+mod environments;
+mod health;
+mod questions;
+
+use std::time::Instant;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, delete, get, post, put};
+use overlane_config::blueprint::Blueprint;
+
+use crate::admin::Admin;
+use crate::hub::fleet::Fleet;
+use crate::status::Status;
+use crate::store::shared::Revision;
+
+pub(crate) use health::Health;
+
+/// The description.
+const OPENAPI: &str = include_str!("api/openapi.json");
+
+/// What the API is about.
+#[derive(Clone)]
+pub(crate) struct Api {
+    /// The process.
+    pub(crate) admin: Admin,
+    /// Who reports to it, where it is a hub.
+    pub(crate) fleet: Option<Fleet>,
+}
+
+/// What can be asked for: methods and paths.
+type Operations = Vec<(&'static str, &'static str, MethodRouter<Api>)>;
+
+/// What changes nothing.
+fn reading() -> Operations {
+    vec![
+        ("get", "/openapi.json", get(openapi)),
+        ("get", "/api/v1/status", get(status)),
+        ("get", "/api/v1/baselines", get(environments::list_baselines)),
+        ("get", "/api/v1/baselines/{id}", get(environments::get_baseline)),
+        ("get", "/api/v1/baselines/{id}/health", get(health::health)),
+        ("get", "/api/v1/overlays", get(environments::list_overlays)),
+        ("get", "/api/v1/overlays/{id}", get(environments::get_overlay)),
+        ("get", "/api/v1/overlays/{id}/health", get(health::health)),
+        ("get", "/api/v1/overlays/{id}/lineage", get(environments::lineage)),
+        ("get", "/api/v1/overlays/{id}/attachments", get(environments::attachments)),
+        ("get", "/api/v1/overlays/{id}/shares", get(environments::shares)),
+    ]
+}
+
+/// What changes nothing and has a body.
+fn asking() -> Operations {
+    vec![
+        ("post", "/api/v1/validate", post(questions::validate)),
+        ("post", "/api/v1/explain", post(questions::explain_request)),
+        ("post", "/api/v1/decide", post(questions::decide_message)),
+    ]
+}
+
+/// What changes the store.
+fn writing() -> Operations {
+    const ATTACHMENT: &str = "/api/v1/overlays/{id}/attachments/{service}";
+    vec![
+        ("put", "/api/v1/baselines/{id}", put(environments::put_baseline)),
+        ("delete", "/api/v1/baselines/{id}", delete(environments::delete_baseline)),
+        ("put", "/api/v1/overlays/{id}", put(environments::put_overlay)),
+        ("delete", "/api/v1/overlays/{id}", delete(environments::delete_overlay)),
+        ("put", ATTACHMENT, put(environments::attach)),
+        ("delete", ATTACHMENT, delete(environments::detach)),
+        ("delete", "/api/v1/overlays/{id}/shares/{share}", delete(environments::unshare)),
+    ]
+}
+
+fn router(operations: Operations) -> Router<Api> {
+    operations.into_iter().fold(Router::new(), |router, (_, path, method)| router.route(path, method))
+}
+
+impl Api {
+    /// What changes nothing; what is asked with a body and changes nothing; and what changes the store.
+    pub(crate) fn routers(&self) -> [Router; 3] {
+        [reading(), asking(), writing()].map(|operations| router(operations).with_state(self.clone()))
+    }
+
+    /// The state of an environment, to be compared for equality.
+    fn revision_of(&self, blueprint: &Blueprint) -> Option<Revision> {
+        self.admin.behind.as_ref()?.revision_of(&blueprint.source)
+    }
+}
+
+async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
+}
+
+/// What this process knows of proxies: as a hub all who report to it, else itself.
+async fn status(State(api): State<Api>) -> Response {
+    let Status { revision, mut instances } = api.admin.alone().await;
+    if let Some(fleet) = &api.fleet {
+        let reported = fleet.instances(Instant::now()).into_iter();
+        instances.extend(reported.map(|instance| instance.seen(revision.as_ref())));
+    }
+    axum::Json(Status { revision, instances }).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn the_description_has_the_operations_that_there_are_and_no_others() {
+        let described: Value = serde_json::from_str(OPENAPI).expect("JSON");
+        assert_eq!(described["openapi"], "3.1.0");
+        let mut operations = BTreeSet::new();
+        for (path, item) in described["paths"].as_object().expect("paths") {
+            let methods = item.as_object().expect("operations").keys().filter(|key| *key != "parameters");
+            operations.extend(methods.map(|method| (method.clone(), path.clone())));
+        }
+        let served = reading().into_iter().chain(asking()).chain(writing());
+        let served: BTreeSet<_> =
+            served.map(|(method, path, _)| (method.to_owned(), path.to_owned())).collect();
+        assert_eq!(operations, served);
+    }
+
+    #[test]
+    fn what_the_description_refers_to_is_there() {
+        let described: Value = serde_json::from_str(OPENAPI).expect("JSON");
+        let mut references = vec![&described];
+        let mut seen = 0;
+        while let Some(value) = references.pop() {
+            if let Some(to) = value.get("$ref").and_then(Value::as_str) {
+                assert!(described.pointer(to.trim_start_matches('#')).is_some(), "{to}");
+                seen += 1;
+            }
+            match value {
+                Value::Object(fields) => references.extend(fields.values()),
+                Value::Array(items) => references.extend(items),
+                _ => {}
+            }
+        }
+        assert!(seen > 10);
+    }
+}
