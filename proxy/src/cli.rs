@@ -2,9 +2,11 @@
 
 pub mod bench;
 pub mod check;
+pub mod diff;
 pub mod doctor;
 pub mod environment;
 pub mod explain;
+mod follow;
 pub mod output;
 pub mod preview;
 pub mod run;
@@ -60,6 +62,8 @@ enum Command {
     },
     /// Create or change an environment, from a file or from flags alone
     Apply(environment::QuickApply),
+    /// Show what `apply` would change; exit code 1 where it would
+    Diff(diff::Diff),
     /// Give a service of an overlay an address, such as a laptop's
     Attach(environment::Attach),
     /// Take an attached address away
@@ -155,6 +159,7 @@ fn dispatch(cli: Cli, out: &mut Output<'_>) -> Result<(), CliError> {
         Command::Baseline { command } => environment::baseline(command, &store(), out),
         Command::Overlay { command } => environment::overlay(command, &store(), out),
         Command::Apply(apply) => environment::quick_apply(&apply, &store(), out),
+        Command::Diff(args) => diff::run(&args, &store(), out),
         Command::Attach(attach) => environment::attach(&attach, &store(), out),
         Command::Detach(detach) => environment::detach(&detach, &store(), out),
         Command::Validate(validate) | Command::Env { command: EnvCommand::Validate(validate) } => {

@@ -13,9 +13,11 @@ use overlane_config::time::parse_duration;
 use overlane_config::url::Url;
 use serde_json::json;
 
+use super::follow::follow;
 use super::output::{CliError, Format, Output};
 use super::preview;
 use super::show::{Kind, describe, get, list, not_found};
+use super::validate::collect;
 use super::wait::{WaitArgs, Wanted, wait};
 use crate::clock;
 use crate::store::StoreAddress;
@@ -57,6 +59,9 @@ pub enum Verb {
         /// Only the overlays whose lineage ends at this baseline
         #[arg(long, value_name = "ID")]
         baseline: Option<EnvironmentId>,
+        /// Go on with what changes
+        #[arg(short, long)]
+        watch: bool,
         /// How
         #[command(flatten)]
         format: FormatArg,
@@ -92,7 +97,7 @@ pub struct FormatArg {
 /// Files and how to write them.
 #[derive(Debug, Args)]
 pub struct FromFiles {
-    /// A blueprint file, `-` for standard input; repeatable
+    /// A blueprint file or a directory of them, `-` for standard input; repeatable
     #[arg(short, long = "file", value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
     #[command(flatten)]
@@ -127,7 +132,7 @@ pub(super) fn ttl(text: &str) -> Result<Duration, String> {
 /// `overlane apply`.
 #[derive(Debug, Args)]
 pub struct QuickApply {
-    /// A blueprint file, `-` for standard input; repeatable
+    /// A blueprint file or a directory of them, `-` for standard input; repeatable
     #[arg(short, long = "file", value_name = "FILE", conflicts_with_all = ["id", "url"])]
     files: Vec<PathBuf>,
     /// The id of an overlay to make without a file
@@ -202,7 +207,12 @@ fn run(verb: Verb, kind: Kind, store: &StoreAddress, out: &mut Output<'_>) -> Re
         Verb::Create(from) => write_files(&from.files, &from.how, true, Some(kind), store, out),
         Verb::Apply(apply) => apply_as(&apply, Some(kind), store, out),
         Verb::Get { id, format } => get(id.as_ref(), kind, format.output, &OpenStore::read(store)?, out),
-        Verb::List { baseline, format } => {
+        Verb::List { baseline, watch: true, format } => match format.output {
+            Format::Json | Format::Yaml => Err(CliError::usage("`--watch` shows rows")
+                .hint("leave `-o` out; `GET /api/v1/overlays` of an admin listener or a hub has JSON")),
+            format => follow(baseline.as_ref(), kind, format, store, out),
+        },
+        Verb::List { baseline, watch: false, format } => {
             list(baseline.as_ref(), kind, format.output, &OpenStore::read(store)?, out)
         }
         Verb::Describe { id } => describe(&id, kind, &OpenStore::read(store)?, out),
@@ -259,8 +269,53 @@ fn write_files(
     store: &StoreAddress,
     out: &mut Output<'_>,
 ) -> Result<(), CliError> {
-    let sources = files.iter().map(|file| source(file)).collect::<Result<Vec<_>, _>>()?;
+    let sources = sources(files)?;
     write_sources(&sources, how, create, kind, store, out)
+}
+
+/// The texts of files, and of those in directories: parents before their children.
+pub(super) fn sources(files: &[PathBuf]) -> Result<Vec<Arc<Source>>, CliError> {
+    let mut all = Vec::new();
+    for file in files {
+        match file.is_dir() {
+            true => collect(file, &mut all)?,
+            false => all.push(file.clone()),
+        }
+    }
+    let sources = all.iter().map(|file| source(file)).collect::<Result<Vec<_>, _>>()?;
+    if sources.len() < 2 {
+        return Ok(sources);
+    }
+    let mut left: Vec<_> = sources.into_iter().map(|source| (ids(&source), source)).collect();
+    let mut ordered = Vec::new();
+    while !left.is_empty() {
+        let to_come: Vec<_> = left.iter().flat_map(|((own, _), _)| own.clone()).collect();
+        let free = |((own, parents), _): &((Vec<_>, Vec<_>), _)| {
+            parents.iter().all(|parent| own.contains(parent) || !to_come.contains(parent))
+        };
+        // A circle is said to be one where it is checked.
+        let next = left.iter().position(free).unwrap_or(0);
+        ordered.push(left.remove(next).1);
+    }
+    Ok(ordered)
+}
+
+/// The environments of a file, and their parents.
+fn ids(source: &Arc<Source>) -> (Vec<EnvironmentId>, Vec<EnvironmentId>) {
+    let documents = overlane_config::blueprint::parse(source).documents;
+    let blueprints = documents.iter().filter_map(|document| match document {
+        overlane_config::blueprint::Document::Blueprint(blueprint) => Some(blueprint),
+        overlane_config::blueprint::Document::Attachment(_) => None,
+    });
+    let parent = |blueprint: &Arc<Blueprint>| blueprint.parent().map(|parent| parent.value.clone());
+    blueprints.map(|blueprint| (blueprint.id.value.clone(), parent(blueprint))).fold(
+        (Vec::new(), Vec::new()),
+        |(mut own, mut parents), (id, parent)| {
+            own.push(id);
+            parents.extend(parent);
+            (own, parents)
+        },
+    )
 }
 
 fn source(file: &Path) -> Result<Arc<Source>, CliError> {

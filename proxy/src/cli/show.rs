@@ -1,5 +1,7 @@
 //! Environments for people: what kind they are, `get`, `list` and `describe`.
 
+use std::collections::BTreeMap;
+
 use overlane_config::blueprint::{Blueprint, Mode, OnUnavailable, OnUnknown};
 use overlane_config::diagnostic::Diagnostic;
 use overlane_config::lineage::{Lineages, Resolved, Standing};
@@ -107,7 +109,7 @@ pub(super) fn get(
 }
 
 /// The document as it is written.
-fn document(blueprint: &Blueprint) -> &str {
+pub(super) fn document(blueprint: &Blueprint) -> &str {
     let text = &blueprint.source.text;
     &text[blueprint.span.start as usize..(blueprint.span.end as usize).min(text.len())]
 }
@@ -125,11 +127,7 @@ pub(super) fn list(
     out: &mut Output<'_>,
 ) -> Result<(), CliError> {
     let lineages = open.lineages();
-    let of_baseline = |standing: &Standing| {
-        baseline
-            .is_none_or(|baseline| standing.resolved().is_some_and(|resolved| resolved.baseline == *baseline))
-    };
-    let found: Vec<_> = of_kind(kind, lineages).filter(|(_, standing)| of_baseline(standing)).collect();
+    let found: Vec<_> = of_kind(kind, lineages).filter(|(_, standing)| is_of(baseline, standing)).collect();
     match format {
         Format::Json | Format::Yaml => {
             let values = found.iter().map(|(id, standing)| summary(id, standing, lineages)).collect();
@@ -159,16 +157,7 @@ fn rows(
     }
     let now = clock::now();
     let row = |(id, standing): &(&EnvironmentId, &Standing)| {
-        let resolved = standing.resolved();
-        let of = |field: fn(&Resolved) -> String| resolved.map_or_else(|| "-".to_owned(), field);
-        let mut row = vec![
-            id.to_string(),
-            of(|resolved| resolved.baseline.to_string()),
-            of(|resolved| resolved.parent.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string)),
-            of(services),
-            of(|resolved| resolved.expires_at.map_or_else(|| "never".to_owned(), |at| at.to_string())),
-            status(id, standing, lineages, now),
-        ];
+        let mut row = columns(id, standing, lineages, now).to_vec();
         if format == Format::Wide {
             row.push(
                 lineages
@@ -185,6 +174,36 @@ fn rows(
     }
     let header = ["ID", "BASELINE", "PARENT", "SERVICES", "EXPIRES", "STATUS", "FILE"];
     out.table(&header[..if format == Format::Wide { 7 } else { 6 }], &rows)
+}
+
+/// What a row says of an environment.
+fn columns(id: &EnvironmentId, standing: &Standing, lineages: &Lineages, now: UnixMillis) -> [String; 6] {
+    let resolved = standing.resolved();
+    let of = |field: fn(&Resolved) -> String| resolved.map_or_else(|| "-".to_owned(), field);
+    [
+        id.to_string(),
+        of(|resolved| resolved.baseline.to_string()),
+        of(|resolved| resolved.parent.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string)),
+        of(services),
+        of(|resolved| resolved.expires_at.map_or_else(|| "never".to_owned(), |at| at.to_string())),
+        status(id, standing, lineages, now),
+    ]
+}
+
+/// The rows of a list by id.
+pub(super) fn watched(
+    baseline: Option<&EnvironmentId>,
+    kind: Kind,
+    lineages: &Lineages,
+) -> BTreeMap<EnvironmentId, [String; 6]> {
+    let now = clock::now();
+    let found = of_kind(kind, lineages).filter(|(_, standing)| is_of(baseline, standing));
+    found.map(|(id, standing)| (id.clone(), columns(id, standing, lineages, now))).collect()
+}
+
+/// Whether its lineage ends at this baseline.
+fn is_of(baseline: Option<&EnvironmentId>, standing: &Standing) -> bool {
+    baseline.is_none_or(|baseline| standing.resolved().is_some_and(|resolved| resolved.baseline == *baseline))
 }
 
 fn services(resolved: &Resolved) -> String {

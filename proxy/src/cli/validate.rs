@@ -61,7 +61,7 @@ fn counted(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
-fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Result<(), CliError> {
+pub(super) fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Result<(), CliError> {
     let failed = |error: std::io::Error| CliError::failure(format!("{}: {error}", path.display()));
     if !std::fs::metadata(path).map_err(failed)?.is_dir() {
         files.push(path.to_owned());

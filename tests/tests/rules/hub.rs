@@ -420,3 +420,71 @@ fn the_api_writes_on_conditions_and_says_every_mistake() {
         assert_eq!(status, 415);
     }
 }
+
+#[test]
+fn a_directory_is_applied_parents_first_and_what_would_change_is_shown_before() {
+    let (store, files) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let hub = hub_of(store.path(), open());
+    let server = url(&hub);
+    until("an empty store is read", || hub.control().revision().is_some());
+    file(files.path(), "1-child.yaml", &overlay("child", "alice"));
+    file(files.path(), "2-alice.yaml", &overlay("alice", "staging"));
+    file(files.path(), "3-staging.yaml", BASELINE);
+    let folder = files.path().display().to_string();
+    let diff = || command(&["diff", "--file", &folder, "--server", &server]);
+    let (code, told, notes) = diff();
+    assert!(code == 1 && told.contains("+name: alice"), "{told}{notes}");
+    let (code, result, notes) = command(&["apply", "--file", &folder, "--server", &server]);
+    assert_eq!(
+        (code, &*result),
+        (0, "baseline staging created\noverlay alice created\noverlay child created\n"),
+        "{notes}"
+    );
+    let (code, told, notes) = diff();
+    assert_eq!((code, &*told), (0, ""), "{notes}");
+    file(files.path(), "2-alice.yaml", &overlay("alice", "staging").replace(":2", ":3"));
+    let (code, told, _) = diff();
+    assert!(code == 1 && told.contains("-services: [{name: web, url: 'http://127.0.0.1:2'}]"), "{told}");
+    file(files.path(), "2-alice.yaml", &overlay("alice", "nobody"));
+    let (code, _, notes) = diff();
+    assert!(code == 2 && notes.contains("nobody"), "{notes}");
+}
+
+/// Tells what was written until now, line by line.
+struct Lines(std::sync::mpsc::Sender<String>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        // Nobody reads any more: the command ends.
+        let sent = self.0.send(String::from_utf8_lossy(bytes).into_owned());
+        sent.map(|()| bytes.len()).map_err(|_| std::io::ErrorKind::BrokenPipe.into())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_list_that_is_watched_shows_what_changes() {
+    let store = tempfile::tempdir().unwrap();
+    std::fs::write(store.path().join("staging.yaml"), BASELINE).unwrap();
+    let hub = hub_of(store.path(), open());
+    let (sender, told) = std::sync::mpsc::channel();
+    let arguments = ["overlane", "overlay", "list", "--watch", "--server", &url(&hub)].map(str::to_owned);
+    let watching =
+        std::thread::spawn(move || run_from(arguments, &mut Output::to(Lines(sender), std::io::sink())));
+    let mut seen = String::new();
+    let mut until_told = |what: &str| {
+        while !seen.contains(what) {
+            seen.push_str(&told.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("{what} is not in {seen}")));
+        }
+    };
+    std::fs::write(store.path().join("alice.yaml"), overlay("alice", "staging")).unwrap();
+    until_told("alice");
+    std::fs::remove_file(store.path().join("alice.yaml")).unwrap();
+    until_told("DELETED");
+    drop(told);
+    std::fs::write(store.path().join("bob.yaml"), overlay("bob", "staging")).unwrap();
+    assert_eq!(watching.join().unwrap(), 0, "a reader that goes away is no failure");
+}
