@@ -78,6 +78,10 @@ impl Hub {
 /// Where nobody needs a token, a page of another site must not be able to ask either.
 async fn at_home(State(hub): State<Hub>, request: Request, next: Next) -> Response {
     let open = hub.tokens.open() != Right::None;
+    // Elsewhere than on loopback any name may lead here, one of a page's own too: no page asks a hub.
+    if open && request.headers().contains_key(header::ORIGIN) {
+        return problem(StatusCode::FORBIDDEN, "pages of other sites may ask nothing here");
+    }
     let authority = request.uri().authority().map(|authority| authority.as_str().to_owned());
     match foreign(request.headers(), authority.as_deref(), open && hub.tokens.is_local()) {
         Some(why) => problem(StatusCode::FORBIDDEN, why),

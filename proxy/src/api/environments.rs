@@ -192,16 +192,12 @@ fn behind(api: &Api) -> Result<Behind, Box<Response>> {
     api.admin.behind.clone().ok_or_else(|| no(StatusCode::CONFLICT, "this process has no store to write to"))
 }
 
-/// Opens the store for a write, where waiting is no harm.
+/// Writes to the store when it is this one's turn.
 async fn written<T: Send + 'static>(
     behind: &Behind,
     write: impl FnOnce(&mut OpenStore) -> Result<T, WriteError> + Send + 'static,
 ) -> Result<T, Box<Response>> {
-    let behind = behind.clone();
-    match tokio::task::spawn_blocking(move || write(&mut behind.open()?)).await {
-        Ok(written) => written.map_err(|error| Box::new(refused(error))),
-        Err(ended) => std::panic::resume_unwind(ended.into_panic()),
-    }
+    behind.write(move |open, _| write(open)).await.map_err(|error| Box::new(refused(error)))
 }
 
 /// Waits until something holds of what is in force here, for a moment.

@@ -75,9 +75,19 @@ struct Reader {
     told: u64,
 }
 
-/// What changes after a state, for as long as the process serves.
+/// What changes after a state, for as long as the process serves and can read its store. Where it cannot, it says so: who
+/// follows then asks another hub, or knows that what it has is STALE.
 async fn follow(hub: &Hub, after: &Revision) -> Response {
     let mirror = hub.behind.mirror().clone();
+    if hub.drain.stage() >= Stage::Draining {
+        return problem(StatusCode::SERVICE_UNAVAILABLE, "this hub ends: ask another one");
+    }
+    if !mirror.is_current() {
+        return problem(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "this hub cannot read its store: ask another one, or wait",
+        );
+    }
     // A hub beside this one was faster: its readers are not sent back in time.
     mirror.until(CATCH_UP, |mirror| mirror.after(after) != Err(Unknown::Ahead)).await;
     let Ok(told) = mirror.after(after) else {
@@ -93,13 +103,16 @@ async fn follow(hub: &Hub, after: &Revision) -> Response {
 }
 
 impl Reader {
-    /// What is new, and whether there can be more; `None` when the process stops.
+    /// What is new, and whether there can be more; `None` when the process stops, or cannot read its store any more.
     async fn next(&mut self) -> Option<(Bytes, bool)> {
         loop {
             if self.drain.stage() >= Stage::Draining {
                 return None;
             }
             self.steps.borrow_and_update();
+            if !self.mirror.is_current() {
+                return None;
+            }
             let Some((new, told, now)) = self.mirror.since(self.told) else {
                 return Some((Line::Forgotten.alone(), false));
             };

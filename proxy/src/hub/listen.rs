@@ -16,7 +16,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use crate::admin::{accept, problem};
@@ -61,7 +61,28 @@ pub(crate) async fn serve(
     }
 }
 
-/// One connection. What goes wrong on it is its client's to know.
+/// With what a connection of HTTP/2 begins (RFC 9113, section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Between two looks at whether the rest of it is there.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Whether a client in the clear begins with HTTP/2. Nothing is taken from what it sent.
+async fn begins_with_http2(stream: &TcpStream) -> std::io::Result<bool> {
+    let mut first = [0; PREFACE.len()];
+    loop {
+        let read = stream.peek(&mut first).await?;
+        if read == 0 || !PREFACE.starts_with(&first[..read]) {
+            return Ok(false);
+        }
+        if read == PREFACE.len() {
+            return Ok(true);
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// One connection. What goes wrong on it is its client's to know. Which protocol it speaks is found out first, since who
+/// says nothing is to be cut: the protocols have their own deadlines only once they have begun.
 async fn connection(stream: TcpStream, tls: Option<Arc<Credentials>>, router: Router) {
     let _ = stream.set_nodelay(true);
     let service = TowerToHyperService::new(router);
@@ -73,12 +94,18 @@ async fn connection(stream: TcpStream, tls: Option<Arc<Credentials>>, router: Ro
         .max_header_list_size(HEAD_BYTES as u32)
         .keep_alive_interval(PING)
         .keep_alive_timeout(PING);
+    let of = |http2: bool| if http2 { http.clone().http2_only() } else { http.clone().http1_only() };
     match tls {
-        None => drop(http.serve_connection(TokioIo::new(stream), service).await),
+        None => {
+            if let Ok(Ok(http2)) = timeout(HEAD, begins_with_http2(&stream)).await {
+                drop(of(http2).serve_connection(TokioIo::new(stream), service).await);
+            }
+        }
         Some(tls) => {
             let handshake = TlsAcceptor::from(tls.config()).accept(stream);
             if let Ok(Ok(stream)) = timeout(HEAD, handshake).await {
-                drop(http.serve_connection(TokioIo::new(stream), service).await);
+                let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                drop(of(http2).serve_connection(TokioIo::new(stream), service).await);
             }
         }
     }

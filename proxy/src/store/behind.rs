@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use overlane_config::diagnostic::Source;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
 use super::directory::write::Directory;
 use super::mirror::{Mirror, revision_of};
@@ -14,9 +15,13 @@ use super::open::{OpenStore, WriteError};
 use super::shared::follow::name_of;
 use super::shared::write::Listed;
 use super::shared::{Commit, Committed, Revision, Shared};
+use crate::panics;
 
 /// How long whoever wrote waits until it can be read here as well.
 const SEEN: Duration = Duration::from_secs(2);
+
+/// How many write to an engine at once.
+const WRITERS: usize = 4;
 
 /// What keeps it.
 #[derive(Clone)]
@@ -33,13 +38,16 @@ pub struct Behind {
     keeper: Keeper,
     mirror: Arc<Mirror>,
     runtime: Handle,
+    /// Who writes waits here, and not on a thread: a directory has one lock, and each write is checked against everything.
+    turns: Arc<Semaphore>,
 }
 
 impl Behind {
     /// A store, what its follower knows of it, and where its connections live.
     #[must_use]
     pub fn new(keeper: Keeper, mirror: Arc<Mirror>, runtime: Handle) -> Self {
-        Self { keeper, mirror, runtime }
+        let at_once = if matches!(keeper, Keeper::Directory(_)) { 1 } else { WRITERS };
+        Self { keeper, mirror, runtime, turns: Arc::new(Semaphore::new(at_once)) }
     }
 
     /// What is known of it.
@@ -72,18 +80,39 @@ impl Behind {
         }
     }
 
+    /// Opens the store and writes to it when it is this one's turn, on a thread where waiting is no harm. What began is
+    /// finished, also where nobody waits for it any more.
+    ///
+    /// # Errors
+    /// It cannot be read or locked, or what `write` says.
+    pub async fn write<T: Send + 'static>(
+        &self,
+        write: impl FnOnce(&mut OpenStore, &Mirror) -> Result<T, WriteError> + Send + 'static,
+    ) -> Result<T, WriteError> {
+        // Never closed.
+        let turn = self.turns.clone().acquire_owned().await;
+        let behind = self.clone();
+        let write = move || {
+            let _turn = turn;
+            write(&mut behind.open()?, &behind.mirror)
+        };
+        match tokio::task::spawn_blocking(write).await {
+            Ok(written) => written,
+            Err(ended) => {
+                panics::pass_on(ended);
+                // The process ends.
+                Err(WriteError::Busy)
+            }
+        }
+    }
+
     /// Writes what another process asks for, if it is right; whoever reads here afterwards sees it.
     ///
     /// # Errors
     /// See [`OpenStore::accept`].
     pub async fn commit(&self, commit: Commit) -> Result<Committed, WriteError> {
-        let behind = self.clone();
         let asked = commit.clone();
-        let write = move || behind.open()?.accept(&asked, &behind.mirror);
-        let committed = match tokio::task::spawn_blocking(write).await {
-            Ok(committed) => committed?,
-            Err(ended) => std::panic::resume_unwind(ended.into_panic()),
-        };
+        let committed = self.write(move |open, mirror| open.accept(&asked, mirror)).await?;
         let written: Vec<_> = commit.writes.into_iter().map(|write| write.name).collect();
         let seen = |mirror: &Mirror| {
             let reached = mirror.revision().is_some_and(|now| now.is_at_least(&committed.revision));

@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use memchr::memchr;
+use overlane_config::blueprint::MAX_FILE_BYTES;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -38,8 +39,8 @@ const CONNECT: Duration = Duration::from_secs(3);
 const ANSWER: Duration = Duration::from_secs(15);
 /// A connection on which nothing is heard is asked whether it is there, and given up where nothing comes back.
 const PING: Duration = Duration::from_secs(10);
-/// The longest line, in bytes: a blueprint, every byte of it escaped.
-const LINE: usize = 16 << 20;
+/// The longest line, in bytes: the largest blueprint, every byte of it escaped.
+const LINE: usize = 2 * MAX_FILE_BYTES + SMALL;
 /// The longest answer that is no list, in bytes.
 const SMALL: usize = 16 << 20;
 

@@ -81,6 +81,8 @@ struct State {
     before: Option<Revision>,
     /// How many steps there ever were.
     steps: u64,
+    /// Whether the store can be read, so that this is what it says.
+    current: bool,
 }
 
 /// What a store holds, as far as it is known here.
@@ -104,6 +106,7 @@ impl Mirror {
             past_bytes: 0,
             before: None,
             steps: 0,
+            current: false,
         };
         Self { prefix, epoch: None, state: Mutex::new(state), steps: watch::Sender::new(0) }
     }
@@ -128,6 +131,20 @@ impl Mirror {
     #[must_use]
     pub fn revision(&self) -> Option<Revision> {
         self.state().revision.clone()
+    }
+
+    /// Whether the store can be read: what is known is what it says.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        self.state().current
+    }
+
+    /// Notes whether the store can be read; who waits for steps is woken where that changes.
+    pub fn note_current(&self, current: bool) {
+        let before = std::mem::replace(&mut self.state().current, current);
+        if before != current {
+            self.steps.send_modify(|_| {});
+        }
     }
 
     /// The state of an entry.

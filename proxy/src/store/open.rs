@@ -32,6 +32,8 @@ use crate::cores;
 const ATTEMPTS: u32 = 20;
 /// The longest pause before the second one; later ones may be longer. Each is a random part of that.
 const PAUSE: Duration = Duration::from_millis(20);
+/// The longest name of an entry, in bytes: that of a file.
+const MAX_NAME: usize = 255;
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -323,7 +325,10 @@ impl OpenStore {
     /// It is no entry or not right, or somebody else came before: [`WriteError::Conflict`] is not tried again, since
     /// only who asks knows what to do then.
     pub fn accept(&mut self, commit: &Commit, mirror: &Mirror) -> Result<Committed, WriteError> {
-        let named = |write: &Write| is_blueprint(OsStr::new(&write.name)) && !write.name.contains('/');
+        let named = |write: &Write| {
+            let name = &write.name;
+            is_blueprint(OsStr::new(name)) && name.len() <= MAX_NAME && !name.contains(['/', '\0'])
+        };
         if let Some(write) = commit.writes.iter().find(|write| !named(write)) {
             return Err(WriteError::NoName(write.name.clone()));
         }
@@ -341,7 +346,10 @@ impl OpenStore {
         }
         match &self.kept {
             Kept::Directory(directory, _) => {
-                for write in &commit.writes {
+                // What is not there need not go.
+                let changed =
+                    commit.writes.iter().filter(|write| write.text.is_some() || write.known.is_some());
+                for write in changed {
                     directory.put(&write.name, write.text.as_deref())?;
                 }
                 let entries = commit.writes.iter().map(|write| write.text.as_deref().map(revision_of));
@@ -612,7 +620,8 @@ impl OpenStore {
         let attached = self.own_attachments(id).next().map(|_| attachment_entry(id));
         if !dry_run {
             // Nobody may have become its child meanwhile.
-            let edits = [name].into_iter().chain(attached).map(|name| (name, None)).collect();
+            // In a directory the one goes after the other: what is attached must not be left to the next of that id.
+            let edits = attached.into_iter().chain([name]).map(|name| (name, None)).collect();
             self.commit(&Edits { edits, unchanged: Vec::new(), alone: true })?;
         }
         Ok(Outcome::Deleted)

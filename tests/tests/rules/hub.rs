@@ -91,7 +91,10 @@ pub(super) fn ask(
     fields: &[(&str, &str)],
     body: &str,
 ) -> (u16, String) {
-    let mut request = Request::builder().method(method).uri(path).header("host", address.to_string());
+    let mut request = Request::builder().method(method).uri(path);
+    if !fields.iter().any(|(name, _)| *name == "host") {
+        request = request.header("host", address.to_string());
+    }
     for (name, value) in fields {
         request = request.header(*name, *value);
     }
@@ -487,4 +490,33 @@ fn a_list_that_is_watched_shows_what_changes() {
     drop(told);
     std::fs::write(store.path().join("bob.yaml"), overlay("bob", "staging")).unwrap();
     assert_eq!(watching.join().unwrap(), 0, "a reader that goes away is no failure");
+fn who_follows_a_hub_that_cannot_read_its_store_is_stale_and_not_when_it_can_again() {
+    let (parent, store) = (tempfile::tempdir().unwrap(), "store");
+    let (path, away) = (parent.path().join(store), parent.path().join("away"));
+    std::fs::create_dir(&path).unwrap();
+    std::fs::write(path.join("staging.yaml"), BASELINE).unwrap();
+    let hub = hub_of(&path, open());
+    let proxy = follower(&url(&hub));
+    assert!(knows(&proxy, "staging") && !proxy.control().store_unreadable());
+    // As a volume looks that is not mounted.
+    std::fs::rename(&path, &away).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    until("stale", || proxy.control().store_unreadable());
+    assert!(knows(&proxy, "staging"), "{:?}", proxy.control().problems());
+    std::fs::remove_dir(&path).unwrap();
+    std::fs::rename(&away, &path).unwrap();
+    until("fresh", || !proxy.control().store_unreadable());
+    assert_eq!(proxy.control().problems(), Vec::<String>::new());
+}
+
+#[test]
+fn no_page_asks_a_hub_that_is_open() {
+    let store = tempfile::tempdir().unwrap();
+    let hub = hub_of(store.path(), open());
+    let address = hub.hub().unwrap();
+    let origin = format!("http://{address}");
+    for (fields, status) in [(&[][..], 200), (&[("origin", &*origin)], 403), (&[("origin", "null")], 403)] {
+        assert_eq!(ask(address, "GET", "/hub/v1/entries", fields, "").0, status, "{fields:?}");
+    }
+    assert_eq!(ask(address, "GET", "/hub/v1/entries", &[("host", "evil.example")], "").0, 403);
 }

@@ -80,6 +80,10 @@ impl Follower {
         self.mirror.iter().for_each(|mirror| mirror.take_files(changes));
     }
 
+    fn note_current(&self, current: bool) {
+        self.mirror.iter().for_each(|mirror| mirror.note_current(current));
+    }
+
     /// Takes in what another process last read of the store. Returns it as changes, to be applied one list
     /// after the other before what [`Follower::read_everything`] finds to be different.
     pub fn remember(&mut self, lists: Vec<Vec<KeptText>>) -> Vec<Vec<FileChange>> {
@@ -109,6 +113,7 @@ impl Follower {
         if scan.problem.is_none() || !scan.changes.is_empty() {
             self.note(&scan.changes);
         }
+        self.note_current(scan.problem.is_none());
         (scan.changes, scan.problem)
     }
 
@@ -263,6 +268,7 @@ pub async fn follow(
             if scan.problem.is_none() || !scan.changes.is_empty() {
                 follower.note(&scan.changes);
             }
+            follower.note_current(scan.problem.is_none());
             let report = take_in(scan, trigger, &control, request.is_some());
             if let Some(mirror) = &follower.mirror {
                 control.at_revision(mirror.revision());

@@ -66,7 +66,10 @@ impl SharedFollower {
         let listed = timeout(patience, self.store.list()).await;
         let silent = |_| Err(Fault(format!("{} does not answer", self.mirror.prefix())));
         match listed.unwrap_or_else(silent).and_then(|listing| self.believed(listing)) {
-            Ok(listing) => (self.take_all(listing), None),
+            Ok(listing) => {
+                self.mirror.note_current(true);
+                (self.take_all(listing), None)
+            }
             Err(fault) => (Vec::new(), Some(fault.to_string())),
         }
     }
@@ -81,6 +84,12 @@ impl SharedFollower {
                 self.mirror.prefix()
             ))),
         }
+    }
+
+    /// Notes whether the store can be read.
+    fn note(&self, control: &Control, problem: Option<String>) {
+        self.mirror.note_current(problem.is_none());
+        control.store_problem(problem);
     }
 
     /// Takes in a listing; what is different.
@@ -143,11 +152,11 @@ pub async fn follow(
             Ok((watching, changes)) => {
                 take_in(&control, changes, &follower, Trigger::Change, false).await;
                 // What is in force is what the store says only now.
-                control.store_problem(None);
+                follower.note(&control, None);
                 listen(watching, &mut follower, &mut requests, &control, &mut pauses).await
             }
             Err(fault) => {
-                control.store_problem(Some(fault.to_string()));
+                follower.note(&control, Some(fault.to_string()));
                 Ended::For(fault)
             }
         };
@@ -219,7 +228,7 @@ async fn listen(
         match ended {
             Some(fault) => return Ended::For(fault),
             // It was read until just now.
-            None => control.store_problem(None),
+            None => follower.note(control, None),
         }
     }
 }
@@ -232,7 +241,7 @@ async fn reload((trigger, reply): ReloadRequest, follower: &mut SharedFollower, 
         Err(fault) => (Vec::new(), Some(fault.to_string())),
     };
     let mut report = take_in(control, changes, follower, trigger, true).await.unwrap_or_default();
-    control.store_problem(problem.clone());
+    follower.note(control, problem.clone());
     report.problems.extend(problem);
     // Whoever asked may have gone away.
     let _ = reply.send(report);
