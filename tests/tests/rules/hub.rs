@@ -490,6 +490,9 @@ fn a_list_that_is_watched_shows_what_changes() {
     drop(told);
     std::fs::write(store.path().join("bob.yaml"), overlay("bob", "staging")).unwrap();
     assert_eq!(watching.join().unwrap(), 0, "a reader that goes away is no failure");
+}
+
+#[test]
 fn who_follows_a_hub_that_cannot_read_its_store_is_stale_and_not_when_it_can_again() {
     let (parent, store) = (tempfile::tempdir().unwrap(), "store");
     let (path, away) = (parent.path().join(store), parent.path().join("away"));
