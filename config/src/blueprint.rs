@@ -94,6 +94,8 @@ pub struct Blueprint {
     pub preview_url: Option<Spanned<Previews>>,
     /// How long the environment lives, counted from the file's modification.
     pub ttl: Option<Spanned<Duration>>,
+    /// Whether each use begins its time to live anew.
+    pub ttl_from: TtlFrom,
     /// When it expires; wins over `ttl`.
     pub expires_at: Option<Spanned<UnixMillis>>,
     /// What happens when an owner's upstream is unavailable.
@@ -102,6 +104,10 @@ pub struct Blueprint {
     pub on_unknown: Option<Spanned<OnUnknown>>,
     /// How long a request waits for an upstream.
     pub hold_for: Option<Duration>,
+    /// Labels, in order of their keys: by these it is found.
+    pub labels: Box<[(Box<str>, Box<str>)]>,
+    /// Whose it is.
+    pub owner: Option<Box<str>>,
     /// The services, in the order of the file.
     pub services: Vec<Service>,
 }
@@ -128,7 +134,20 @@ impl Blueprint {
         }
     }
 
-    /// When the environment expires by itself, whatever its ancestors do.
+    /// The value of a label.
+    #[must_use]
+    pub fn label(&self, key: &str) -> Option<&str> {
+        let at = self.labels.binary_search_by(|(known, _)| (**known).cmp(key)).ok()?;
+        Some(&self.labels[at].1)
+    }
+
+    /// For how long it lives on after each use, where it does.
+    #[must_use]
+    pub fn renewed_for(&self) -> Option<Duration> {
+        self.ttl.as_ref().map(|ttl| ttl.value).filter(|_| self.ttl_from == TtlFrom::Use)
+    }
+
+    /// When the environment expires by itself, whatever its ancestors do and however it was extended.
     #[must_use]
     pub fn expiry(&self) -> Option<UnixMillis> {
         let by_ttl = || Some(self.source.modified?.after(self.ttl.as_ref()?.value));
@@ -169,16 +188,17 @@ pub struct Service {
     pub image: Option<Box<str>>,
 }
 
-/// What is attached to an environment: addresses of its services, and links to it that were given to somebody. A
-/// record of its own that survives `apply`.
+/// What is attached to an environment: addresses of its services, links to it that were given to somebody, and how long
+/// it was extended. A record of its own that survives `apply`.
 ///
 /// ```yaml
 /// apiVersion: overlane.dev/v1alpha1
 /// kind: Attachment
 /// metadata: {name: alice-payments}
 /// spec:
+///   expiresAt: "2030-01-01T00:00:00Z"
 ///   services:
-///     - {name: payments-api, url: "http://127.0.0.1:4001"}
+///     - {name: payments-api, url: "http://127.0.0.1:4001", expiresAt: "2029-12-01T12:00:00Z"}
 ///   shares:
 ///     - {id: 3f9a1c02, sha256: "9f86…", expiresAt: "2030-01-01T00:00:00Z"}
 /// ```
@@ -188,10 +208,23 @@ pub struct Attachment {
     pub source: Arc<Source>,
     /// The environment.
     pub environment: Spanned<EnvironmentId>,
+    /// Until when the environment lives at least, where that was extended.
+    pub expires_at: Option<UnixMillis>,
     /// The services and their addresses.
-    pub services: Vec<(Spanned<ServiceName>, Spanned<Url>)>,
+    pub services: Vec<AttachedUrl>,
     /// The links that were given to somebody.
     pub shares: Vec<Share>,
+}
+
+/// An address that is attached to a service.
+#[derive(Debug, Clone)]
+pub struct AttachedUrl {
+    /// The service.
+    pub service: Spanned<ServiceName>,
+    /// Where it is.
+    pub url: Spanned<Url>,
+    /// Until when; who serves there renews this lease.
+    pub expires_at: Option<UnixMillis>,
 }
 
 /// A link to an overlay that lets in whoever has it. The secret itself is nowhere but in the link.
@@ -209,6 +242,15 @@ pub struct Share {
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// From when on a ttl counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TtlFrom {
+    /// From when the environment was written.
+    Creation,
+    /// From the last request with its key, or that of a descendant.
+    Use,
 }
 
 /// What happens when the owner's upstream is pending, unhealthy or refuses the connection.

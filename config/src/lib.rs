@@ -15,6 +15,7 @@ pub mod name;
 pub mod path;
 pub mod preview;
 pub mod route;
+pub mod selector;
 pub mod table;
 pub mod time;
 pub mod url;

@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use foldhash::fast::RandomState;
 
-use crate::blueprint::{self, Attachment, Blueprint, Document, OnUnavailable, OnUnknown, Parsed, Share};
+use crate::blueprint::{
+    self, AttachedUrl, Attachment, Blueprint, Document, OnUnavailable, OnUnknown, Parsed, Share,
+};
 use crate::diagnostic::{Diagnostic, Source};
 use crate::name::{EnvironmentId, HeaderName, ServiceName};
 use crate::preview::Previews;
@@ -155,9 +157,16 @@ pub struct Lineages {
     /// Who names whom as parent, whether that parent exists or not.
     children: Map<EnvironmentId, Set<EnvironmentId>>,
     attachments: Map<EnvironmentId, Vec<Arc<Attachment>>>,
+    /// Attached addresses that are used until then.
+    leases: BTreeSet<Lease>,
+    /// Those that have lapsed: for good, until their record says another time.
+    lapsed: BTreeSet<Lease>,
     /// The files that name an id in documents that were never good.
     broken: Map<EnvironmentId, BTreeSet<Arc<str>>>,
 }
+
+/// Until when the address is used that is attached to a service of an environment.
+type Lease = (UnixMillis, EnvironmentId, ServiceName);
 
 /// What is in force of a file.
 #[derive(Debug, Default)]
@@ -191,6 +200,48 @@ struct Settling {
     /// Whose claims cannot be used, and why; what was last good is tried for them.
     failed: Map<EnvironmentId, Vec<Diagnostic>>,
     names: Suggestions,
+}
+
+impl File {
+    /// The leases of its attachments.
+    fn leases(&self) -> impl Iterator<Item = Lease> {
+        let leases = |document: &Document| match document {
+            Document::Attachment(attachment) => attachment.leases().collect(),
+            Document::Blueprint(_) => Vec::new(),
+        };
+        self.documents.iter().flat_map(leases)
+    }
+}
+
+impl Attachment {
+    /// Until when its addresses are used, those that have an end.
+    fn leases(&self) -> impl Iterator<Item = Lease> {
+        let lease = |attached: &AttachedUrl| {
+            Some((attached.expires_at?, self.environment.value.clone(), attached.service.value.clone()))
+        };
+        self.services.iter().filter_map(lease)
+    }
+
+    /// Whether another one differs from it only in when the leases of its addresses end.
+    fn differs_in_leases(&self, other: &Self) -> bool {
+        let place = |attached: &AttachedUrl| {
+            (attached.service.value.clone(), attached.url.value.clone(), attached.expires_at.is_some())
+        };
+        let share = |share: &Share| (share.id.value.clone(), share.hash, share.expires_at);
+        self.environment.value == other.environment.value
+            && self.expires_at == other.expires_at
+            && self.services.iter().map(place).eq(other.services.iter().map(place))
+            && self.shares.iter().map(share).eq(other.shares.iter().map(share))
+    }
+}
+
+/// Whether a file was only written anew so that leases in it last longer: then nothing is routed otherwise.
+fn is_renewal(before: &File, after: &File) -> bool {
+    let attachments = match (&before.documents[..], &after.documents[..]) {
+        ([Document::Attachment(before)], [Document::Attachment(after)]) => before.differs_in_leases(after),
+        _ => false,
+    };
+    attachments && [before, after].iter().all(|file| file.broken.is_empty() && file.diagnostics.is_empty())
 }
 
 impl Entry {
@@ -243,6 +294,15 @@ impl Lineages {
             self.entries.iter().filter_map(|(id, entry)| Some((id, entry.standing.as_ref()?))).collect();
         all.sort_by_key(|(id, _)| *id);
         all.into_iter()
+    }
+
+    /// The overlays that live from their last use: until when, and for how long after each; in no order.
+    pub fn renewed(&self) -> impl Iterator<Item = (&EnvironmentId, UnixMillis, Duration)> {
+        self.entries.iter().filter_map(|(id, entry)| {
+            let blueprint = &entry.standing.as_ref()?.resolved()?.blueprint;
+            let ttl = blueprint.renewed_for()?;
+            Some((id, self.expiry(blueprint)?, ttl))
+        })
     }
 
     /// How many environments there are.
@@ -374,11 +434,23 @@ impl Lineages {
 
     /// Takes in changed files. Costs what the changes and the descendants of their environments cost.
     pub fn apply(&mut self, changes: Vec<FileChange>) -> Applied {
+        self.apply_at(changes, UnixMillis(0))
+    }
+
+    /// The same, and ends the leases of attached addresses that are over: those are not used any more, even when the
+    /// clock goes back, until their record says another time.
+    pub fn apply_at(&mut self, changes: Vec<FileChange>, now: UnixMillis) -> Applied {
         let mut applied = Applied::default();
         let mut touched = Vec::new();
         let mut doubtful = Vec::new();
         for change in changes {
             doubtful.extend(self.replace_file(change, &mut touched, &mut applied.diagnostics));
+        }
+        while self.next_lapse().is_some_and(|at| at <= now)
+            && let Some(lease) = self.leases.pop_first()
+        {
+            touched.push(lease.1.clone());
+            self.lapsed.insert(lease);
         }
         let open = self.with_descendants(&mut touched);
         applied.changed = touched.into_iter().collect();
@@ -407,6 +479,18 @@ impl Lineages {
         applied
     }
 
+    /// When the next lease of an attached address is over.
+    #[must_use]
+    pub fn next_lapse(&self) -> Option<UnixMillis> {
+        self.leases.first().map(|(at, ..)| *at)
+    }
+
+    /// Whether an attached address is not used any more.
+    fn has_lapsed(&self, environment: &EnvironmentId, attached: &AttachedUrl) -> bool {
+        let lapsed = |at| self.lapsed.contains(&(at, environment.clone(), attached.service.value.clone()));
+        !self.lapsed.is_empty() && attached.expires_at.is_some_and(lapsed)
+    }
+
     /// Looks for mistakes of meaning in a blueprint that has others already, so that all are told at once.
     fn look_further(
         &mut self,
@@ -430,15 +514,21 @@ impl Lineages {
         diagnostics: &mut Vec<Diagnostic>,
     ) -> Vec<Arc<Blueprint>> {
         let before = self.files.remove(&change.path);
+        let untouched = touched.len();
         self.withdraw(&change.path, before.as_ref(), touched);
         let before = before.unwrap_or_default();
         let (after, doubtful) = match change.content {
-            Content::Gone => return Vec::new(),
+            Content::Gone => {
+                for lease in before.leases() {
+                    self.lapsed.remove(&lease);
+                }
+                return Vec::new();
+            }
             Content::Unreadable(why) => {
                 let error =
                     Diagnostic::file(&change.path, why).hint("what was last read from it stays in force");
-                let broken = never_good(&change.path, &before.documents, before.broken);
-                let File { documents, text, .. } = before;
+                let broken = never_good(&change.path, &before.documents, before.broken.clone());
+                let (documents, text) = (before.documents.clone(), before.text.clone());
                 (File { documents, broken, diagnostics: vec![error], text }, Vec::new())
             }
             Content::Text(source) => {
@@ -449,6 +539,13 @@ impl Lineages {
         };
         diagnostics.extend(after.diagnostics.iter().cloned());
         self.enter(&change.path, &after, touched);
+        if is_renewal(&before, &after) && !before.leases().any(|lease| self.lapsed.contains(&lease)) {
+            touched.truncate(untouched);
+        }
+        let kept: Vec<_> = after.leases().collect();
+        for over in before.leases().filter(|lease| !kept.contains(lease)) {
+            self.lapsed.remove(&over);
+        }
         self.files.insert(change.path, after);
         doubtful
     }
@@ -481,6 +578,9 @@ impl Lineages {
                 Document::Attachment(attachment) => {
                     let id = &attachment.environment.value;
                     touched.push(id.clone());
+                    for lease in attachment.leases() {
+                        self.leases.remove(&lease);
+                    }
                     if let Some(of_it) = self.attachments.get_mut(id) {
                         of_it.retain(|known| !Arc::ptr_eq(known, attachment));
                     }
@@ -508,6 +608,8 @@ impl Lineages {
                 Document::Attachment(attachment) => {
                     let id = &attachment.environment.value;
                     touched.push(id.clone());
+                    let lapsed = &self.lapsed;
+                    self.leases.extend(attachment.leases().filter(|lease| !lapsed.contains(lease)));
                     let of_it = self.attachments.entry(id.clone()).or_default();
                     of_it.push(attachment.clone());
                     of_it.sort_by(|a, b| a.source.path.cmp(&b.source.path));

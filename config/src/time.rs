@@ -40,6 +40,15 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Duration::try_from(span).map_err(|_| "a duration cannot be negative".to_owned())
 }
 
+/// A duration as [`parse_duration`] reads it, such as `1h 30m`.
+#[must_use]
+pub fn written(duration: Duration) -> String {
+    match jiff::SignedDuration::try_from(duration) {
+        Ok(duration) => format!("{duration:#}"),
+        Err(_) => format!("{duration:?}"),
+    }
+}
+
 /// Reads an RFC 3339 timestamp with its offset.
 ///
 /// # Errors
@@ -74,6 +83,15 @@ mod tests {
             let read = parse_duration(text).map(|duration| duration.as_millis());
             assert_eq!(read.as_ref().copied().map_err(String::as_str), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn durations_are_written_as_they_are_read() {
+        for text in ["4h", "1h 30m", "90s", "1500ms"] {
+            let duration = parse_duration(text).expect(text);
+            assert_eq!(parse_duration(&written(duration)), Ok(duration), "{}", written(duration));
+        }
+        assert_eq!(written(Duration::from_secs(14_400)), "4h");
     }
 
     #[test]

@@ -117,7 +117,7 @@ impl Control {
     pub fn apply(&self, files: &[FileChange], trigger: Trigger) -> Report {
         let files = cores::map(files, parsed);
         let mut state = self.state();
-        let applied = state.lineages.apply(files);
+        let applied = state.lineages.apply_at(files, clock::now());
         let changes: Vec<_> = changes(&state.lineages, &applied).iter().map(ToString::to_string).collect();
         let generation = self.publish(&mut state, &applied);
         let failed = applied.diagnostics.iter().any(Diagnostic::is_error);
@@ -157,10 +157,16 @@ impl Control {
         self.published.publish(table)
     }
 
-    /// Ends the overlays that have expired, for good: they stay so when the clock goes back, until their
+    /// Ends the overlays and the leases of attached addresses that have expired, for good: they stay so when the clock goes back, until their
     /// blueprint says another time. To be called now and then, and costs only what has expired.
     pub fn expire(&self, now: UnixMillis) {
         let mut state = self.state();
+        if state.lineages.next_lapse().is_some_and(|at| at <= now) {
+            let applied = state.lineages.apply_at(Vec::new(), now);
+            let changes = changes(&state.lineages, &applied);
+            let generation = self.publish(&mut state, &applied);
+            tracing::info!(generation, changes = named(&changes), "leases of attached addresses lapsed");
+        }
         let mut over = Vec::new();
         while state.expiring.first().is_some_and(|(at, _)| *at <= now)
             && let Some((at, id)) = state.expiring.pop_first()
@@ -328,7 +334,11 @@ fn parsed(file: &FileChange) -> FileChange {
 
 fn log(changed: &[String], diagnostics: &[Diagnostic], generation: u64, trigger: Trigger) {
     let changes = if changed.is_empty() { "nothing".to_owned() } else { named(changed) };
-    tracing::info!(generation, trigger = trigger.as_str(), %changes, "reloaded");
+    match changed.is_empty() && trigger == Trigger::Change {
+        // Leases are renewed all the time.
+        true => tracing::debug!(generation, trigger = trigger.as_str(), %changes, "reloaded"),
+        false => tracing::info!(generation, trigger = trigger.as_str(), %changes, "reloaded"),
+    }
     for diagnostic in diagnostics {
         match diagnostic.is_error() {
             true => tracing::error!(hint = diagnostic.hint, "{}", diagnostic.short()),
@@ -343,6 +353,9 @@ mod tests {
     use overlane_config::diagnostic::Source;
 
     use super::*;
+
+    /// Longer than a test lasts.
+    const SOON: std::time::Duration = std::time::Duration::from_secs(3600);
 
     fn file(name: &str, routing: &str, port: u16) -> FileChange {
         let text = format!(
@@ -386,6 +399,55 @@ mod tests {
         control.apply(&[FileChange { path: "alice.yaml".into(), content: Content::Gone }], Trigger::Change);
         control.apply(&[expiring("alice", two, 3)], Trigger::Change);
         assert_eq!((served("alice"), served("bob")), (Some(two), Some(UnixMillis(0))));
+    }
+
+    #[test]
+    fn a_lease_that_is_over_makes_its_service_pending_and_what_inherits_it_too() {
+        let control = Control::new(Rules::default(), Arc::default(), Names::none());
+        let record = |until: UnixMillis| {
+            let head = "apiVersion: overlane.dev/v1alpha1\nkind: Attachment\nmetadata: {name: alice}\n";
+            let text = format!(
+                "{head}spec: {{services: [{{name: web, url: 'http://127.0.0.1:9', expiresAt: '{until}'}}]}}\n"
+            );
+            let source = Source::new("alice.attached.yaml".into(), text, None);
+            FileChange { path: source.path.clone(), content: Content::Text(Arc::new(source)) }
+        };
+        let overlay = |name: &str, parent: &str, service: &str| {
+            let text = format!(
+                "name: {name}\nrouting: {{mode: overlay, baselineId: {parent}}}\nservices: [{{name: {service}}}]\n"
+            );
+            let source = Source::new(format!("{name}.yaml").into(), text, None);
+            FileChange { path: source.path.clone(), content: Content::Text(Arc::new(source)) }
+        };
+        let (until, later) = (clock::now().after(SOON), clock::now().after(SOON * 2));
+        let files = [
+            file("base", "mode: baseline", 1),
+            overlay("alice", "base", "web"),
+            overlay("child", "alice", "api"),
+            record(until),
+        ];
+        control.apply(&files, Trigger::Start);
+        let ports = || {
+            ["alice", "child"].map(|id| match control.published().load().table.environment(id) {
+                Some(Environment::Overlay(overlay)) => {
+                    overlay.owners("web")[0].route.urls.first().map(|url| url.port)
+                }
+                other => panic!("{id} is {other:?}"),
+            })
+        };
+        let generation = || control.published().load().generation;
+        assert_eq!((ports(), generation()), ([Some(9); 2], 1));
+        control.apply(&[record(later)], Trigger::Change);
+        assert_eq!(generation(), 1, "nothing is routed otherwise");
+        control.expire(until);
+        assert_eq!((ports(), generation()), ([Some(9); 2], 1), "it was renewed");
+        control.expire(later);
+        assert_eq!((ports(), generation()), ([None; 2], 2));
+        control.expire(until);
+        control.apply(&[overlay("alice", "base", "web")], Trigger::Change);
+        assert_eq!(ports(), [None; 2], "neither the clock nor another change brings it back");
+        control.apply(&[record(later.after(SOON))], Trigger::Change);
+        assert_eq!(ports(), [Some(9); 2]);
     }
 
     #[test]

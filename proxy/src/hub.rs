@@ -6,6 +6,7 @@ mod entries;
 pub mod fleet;
 mod listen;
 pub mod tokens;
+pub mod tunnels;
 pub mod wire;
 
 use std::sync::Arc;
@@ -18,14 +19,16 @@ use axum::response::Response;
 use axum::routing::{get, post};
 
 use fleet::Fleet;
-pub(crate) use listen::serve;
+pub(crate) use listen::{STREAM_WINDOW, STREAMS, serve};
 use tokens::{HubTokens, Right};
+use tunnels::Tunnels;
 
 use crate::admin::{self, Admin, foreign, problem, require_json};
 use crate::api::Api;
 use crate::plane::drain::Drain;
 use crate::status::INSTANCES;
 use crate::store::behind::Behind;
+use crate::tunnel;
 
 /// The largest body of a request, in bytes.
 const BODY_BYTES: usize = 16 << 20;
@@ -37,6 +40,8 @@ pub struct Hub {
     pub behind: Behind,
     /// Who may do what.
     pub tokens: Arc<HubTokens>,
+    /// Machines that nothing else can reach.
+    pub tunnels: Arc<Tunnels>,
     /// The end of the process.
     pub drain: Drain,
     /// What it says of itself.
@@ -65,9 +70,16 @@ impl Hub {
             .merge(writing.layer(DefaultBodyLimit::max(admin::BODY_BYTES)).with_state(()))
             .layer(from_fn(require_json))
             .layer(from_fn_with_state(self.clone(), may_write));
+        let tunnelling = Router::new()
+            .route(tunnel::TUNNELS, post(tunnels::open))
+            .route(tunnel::CONNECTIONS, post(tunnels::wait))
+            .route(tunnel::DIAL, post(tunnels::dial))
+            .layer(from_fn_with_state(self.clone(), may_write))
+            .with_state(self.tunnels.clone());
         Router::new()
             .merge(reading)
             .merge(writing)
+            .merge(tunnelling)
             .route("/healthz", get(async || "ok\n"))
             .fallback(async || problem(StatusCode::NOT_FOUND, "there is no such page at a hub"))
             .layer(from_fn_with_state(self.clone(), at_home))

@@ -147,6 +147,13 @@ impl Observed {
     }
 }
 
+impl Meter {
+    /// How many requests there were, by the overlay that their key named; one may come several times.
+    pub(crate) fn by_overlay(&self) -> impl Iterator<Item = (&EnvironmentId, u64)> {
+        self.requests.iter().filter_map(|(labels, observed)| Some((labels.overlay.as_ref()?, observed.count)))
+    }
+}
+
 /// The counts of one worker, or of all.
 #[derive(Debug, Clone, Default)]
 pub struct Meter {

@@ -5,6 +5,7 @@
 //! and that one waits as for any unavailable upstream: at most `holdFor`.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -27,28 +28,60 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// for as long as the system's resolver waits for it.
 const AT_ONCE: usize = 32;
 
+/// By which way services are reached from a machine that does not reach them itself.
+pub trait Reach: fmt::Debug + Send + Sync {
+    /// Where to connect to come to the place of a url. Does not wait.
+    ///
+    /// # Errors
+    /// There is no way, for this reason.
+    fn reach(&self, url: &Url) -> Result<SocketAddr, String>;
+}
+
 /// The door to the resolver; cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Names(Option<mpsc::UnboundedSender<Weak<Upstream>>>);
+pub struct Names {
+    door: Option<mpsc::UnboundedSender<Weak<Upstream>>>,
+    /// How upstreams are reached whose addresses lead nowhere from here.
+    reach: Option<Arc<dyn Reach>>,
+}
 
 impl Names {
     /// A resolver, and the task that runs it on the control runtime until the last door is gone.
     pub fn new() -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (sender, receiver) = mpsc::unbounded_channel();
-        (Self(Some(sender)), run(receiver))
+        (Self { door: Some(sender), reach: None }, run(receiver))
     }
 
     /// A door that leads nowhere: names stay unresolved (checks, tests).
     #[must_use]
     pub fn none() -> Self {
-        Self(None)
+        Self { door: None, reach: None }
     }
 
     /// Has the names of `upstream` resolved from now on.
     pub(crate) fn follow(&self, upstream: &Arc<Upstream>) {
-        if let Some(sender) = &self.0 {
+        if let Some(sender) = &self.door {
             // The receiver is only gone when the process stops.
             let _ = sender.send(Arc::downgrade(upstream));
+        }
+    }
+
+    /// The same for upstreams that are reached by another way.
+    #[must_use]
+    pub fn by_way_of(&self, reach: Arc<dyn Reach>) -> Self {
+        Self { door: self.door.clone(), reach: Some(reach) }
+    }
+
+    /// The address of a url that can be connected to as it is.
+    pub(crate) fn literal(&self, url: &Url) -> Option<Address> {
+        if self.reach.is_none() { literal_address(url) } else { None }
+    }
+
+    /// The addresses of a url, and the lookup that goes on nevertheless where it took too long.
+    async fn look_up(&self, url: &Url) -> (Result<Vec<Address>, String>, Option<Lookup>) {
+        match &self.reach {
+            Some(reach) => (reach.reach(url).map(|address| vec![address.into()]), None),
+            None => look_up(url).await,
         }
     }
 }
@@ -123,7 +156,7 @@ async fn resolve(upstream: Arc<Upstream>) {
     let mut problem = None;
     let mut late = Vec::new();
     for url in upstream.urls() {
-        let (addresses, lookup) = look_up(url).await;
+        let (addresses, lookup) = upstream.names().look_up(url).await;
         late.extend(lookup);
         match addresses {
             Ok(addresses) => found.extend(addresses.into_iter().map(|address| (url.clone(), address))),

@@ -1,7 +1,7 @@
 //! A whole Overlane: bind everything that can fail, load the store, serve, stop.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -18,10 +18,12 @@ use crate::clock;
 use crate::control::{Control, Report, Trigger};
 use crate::hub::fleet::Fleet;
 use crate::hub::tokens::HubTokens;
+use crate::hub::tunnels::Tunnels;
 use crate::hub::{self, Hub};
+use crate::leases;
 use crate::memory;
 use crate::metrics::MeterDoor;
-use crate::names::Names;
+use crate::names::{Names, Reach};
 use crate::panics;
 use crate::plane::drain::{Drain, Stage};
 use crate::plane::worker::{Bound, Workers};
@@ -60,6 +62,7 @@ pub struct Prepared {
     upstreams: Arc<Upstreams>,
     tokens: Option<Arc<Tokens>>,
     drain: Drain,
+    reach: Option<Arc<dyn Reach>>,
 }
 
 impl Prepared {
@@ -94,7 +97,20 @@ impl Prepared {
             io::Result::Ok((address, socket, Arc::new(tokens)))
         });
         let hub = hub.transpose()?;
-        Ok(Self { settings, bound, admin, probes, hub, runtime, names, tls, upstreams, tokens, drain })
+        Ok(Self {
+            settings,
+            bound,
+            admin,
+            probes,
+            hub,
+            runtime,
+            names,
+            tls,
+            upstreams,
+            tokens,
+            drain,
+            reach: None,
+        })
     }
 
     /// The listeners, with the ports that they got.
@@ -122,16 +138,24 @@ impl Prepared {
         self
     }
 
+    /// Reaches services by another way than their addresses.
+    #[must_use]
+    pub fn by_way_of(mut self, reach: Arc<dyn Reach>) -> Self {
+        self.reach = Some(reach);
+        self
+    }
+
     /// Takes in the blueprints, those of the store and `given` ones, and starts serving.
     ///
     /// # Errors
     /// No thread can be had.
     pub fn start(self, given: Vec<FileChange>) -> io::Result<Running> {
-        let Self { settings, bound, admin, probes, hub, runtime, names, tls, upstreams, tokens, drain } =
-            self;
+        let Self { settings, bound, admin, probes, hub, runtime, names, .. } = self;
+        let Self { tls, upstreams, tokens, drain, reach, .. } = self;
         let published = Arc::new(Published::default());
+        let of_services = reach.map_or_else(|| names.clone(), |reach| names.by_way_of(reach));
         let rules = Rules { unix_under: settings.allow_unix.clone() };
-        let control = Arc::new(Control::new(rules, published.clone(), names.clone()));
+        let control = Arc::new(Control::new(rules, published.clone(), of_services));
         let above = settings.store.as_ref().and_then(StoreAddress::hub);
         let above = above.map(|hub| Arc::new(HubStore::new(hub.clone())));
         let source = |store| match &above {
@@ -148,6 +172,12 @@ impl Prepared {
         let others = others.chain(hub.as_ref().map(|hub| hub.0));
         let behind = follower.as_ref().map(|follower| follower.behind(runtime.handle()));
         let own = own_addresses(bound.gates(), others);
+        let tunnels = Tunnels::new(
+            settings.hub_tunnels,
+            hub.as_ref().map_or(Ipv4Addr::LOCALHOST.into(), |hub| hub.0.ip()),
+            published.clone(),
+            own.clone(),
+        );
         let (access, written) =
             settings.access_log.map_or_else(AccessLog::off, |log| AccessLog::to(io::stdout(), log));
         let gates = bound.gates().to_vec();
@@ -174,6 +204,10 @@ impl Prepared {
         let spawn = |what, task: Task| spawn(runtime.handle(), &drain, what, task);
         spawn("collecting old snapshots", Box::pin(async move { retired.collect().await }));
         spawn("expiring overlays", Box::pin(expire(control.clone())));
+        if let Some(store) = settings.store.clone() {
+            let used = leases::extend_used(control.clone(), workers.doors().to_vec(), store);
+            spawn("extending what is used", Box::pin(used));
+        }
         if let Some(cache) = &cache {
             runtime.spawn(keep(cache.clone(), control.clone()));
         }
@@ -213,7 +247,7 @@ impl Prepared {
                 Box::pin(tls::follow::follow(tokens.clone(), settings.resync)),
             );
             let (admin, fleet) = (state.clone(), Fleet::default());
-            let router = Hub { behind, tokens, drain: drain.clone(), admin, fleet }.router();
+            let router = Hub { behind, tokens, tunnels, drain: drain.clone(), admin, fleet }.router();
             let serving = hub::serve(socket, tls.clone().filter(|_| speaks), router, over.clone());
             spawn("the hub", Box::pin(serving));
         }

@@ -18,6 +18,7 @@ use serde::Deserialize;
 use crate::access::{AccessFlag, AccessSettings};
 use crate::correlation::CorrelationSettings;
 use crate::hub::tokens::{HubSettings, Right};
+use crate::hub::tunnels::TunnelPorts;
 use crate::plane::authorizer::Authorizer;
 use crate::plane::forwarded::{Dialect, Forwarding};
 use crate::plane::passage::PassageSettings;
@@ -135,6 +136,9 @@ pub struct RunArgs {
     /// What may be done at the hub without a token; by default nothing, or everything on loopback where there are none
     #[arg(long, value_enum, env = "OVERLANE_HUB_OPEN")]
     pub hub_open: Option<Right>,
+    /// Let machines that nothing can reach tunnel services to this hub: the host by which others reach their ports here, and which ports, such as hub.example.com:20000-20999
+    #[arg(long, value_name = "HOST[:PORTS]", env = "OVERLANE_HUB_TUNNELS")]
+    pub hub_tunnels: Option<TunnelPorts>,
     /// The bearer token for everything on the admin listener that changes state
     #[arg(long, value_name = "TOKEN", env = "OVERLANE_ADMIN_TOKEN", hide_env_values = true)]
     pub admin_token: Option<String>,
@@ -245,6 +249,7 @@ struct HubFile {
     tokens: Option<PathBuf>,
     read_tokens: Option<PathBuf>,
     open: Option<Right>,
+    tunnels: Option<String>,
 }
 
 /// See [`TlsSettings`].
@@ -385,6 +390,8 @@ pub struct Settings {
     pub admin_token: Option<String>,
     /// How the store is served to others, if it is.
     pub hub: Option<HubSettings>,
+    /// Where the ports of tunnels are at the hub, if it offers any.
+    pub hub_tunnels: Option<TunnelPorts>,
     /// Worker threads.
     pub workers: usize,
     /// How requests are logged, if they are.
@@ -538,7 +545,14 @@ impl Settings {
             ));
         }
         let told = file.hub.unwrap_or_default();
+        let hub_tunnels = tunnels(flags.hub_tunnels, told.tunnels.as_deref())?;
         let hub = hub(flags.hub, flags.hub_tokens, flags.hub_read_tokens, flags.hub_open, told)?;
+        if hub_tunnels.is_some() && hub.is_none() {
+            return Err(error(
+                "tunnels without a hub",
+                "say where the hub listens with `--hub`, or leave them out",
+            ));
+        }
         let tls = tls.map(|tls| tls.checked(&listeners, hub.is_some())).transpose()?;
         let redirect = redirect(flags.redirect.or(file.redirect), file.https_port, &listeners, tls.as_ref())?;
         let hsts = hsts(file.tls.as_ref().and_then(|tls| tls.hsts.as_ref()), tls.as_ref())?;
@@ -555,6 +569,7 @@ impl Settings {
             probes: flags.probes.or(file.probes),
             admin_token,
             hub,
+            hub_tunnels,
             workers,
             access_log: AccessSettings::merge(flags.access_log, file.access_log)?,
             request_ids: flags.request_ids.or(file.request_ids).unwrap_or(false),
@@ -595,6 +610,7 @@ impl Settings {
             probes: None,
             admin_token: None,
             hub: None,
+            hub_tunnels: None,
             workers: 1,
             access_log: None,
             request_ids: false,
@@ -952,6 +968,16 @@ impl AskedTls {
             roles: speakers.into_iter().map(Speaker::as_str).collect(),
         })
     }
+}
+
+/// Where the ports of tunnels are, if any are offered.
+fn tunnels(flag: Option<TunnelPorts>, file: Option<&str>) -> Result<Option<TunnelPorts>, SettingsError> {
+    let parse = |text: &str| {
+        text.parse().map_err(|why: String| {
+            error(format!("`hub.tunnels`: {why}"), "such as `hub.example.com:20000-20999`")
+        })
+    };
+    flag.map_or_else(|| file.map(parse).transpose(), |flag| Ok(Some(flag)))
 }
 
 /// How the store is served to others, if it is.

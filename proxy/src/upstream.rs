@@ -265,6 +265,11 @@ impl Upstream {
         upstream
     }
 
+    /// Who resolves its names.
+    pub(crate) fn names(&self) -> &Names {
+        &self.names
+    }
+
     /// Its urls, as configured.
     #[must_use]
     pub fn urls(&self) -> &[Url] {
@@ -394,7 +399,7 @@ impl Upstream {
         let literal: Option<Vec<_>> = self
             .urls
             .iter()
-            .map(|url| literal_address(url).map(|address| Endpoint::new(url, address)))
+            .map(|url| self.names.literal(url).map(|address| Endpoint::new(url, address)))
             .collect();
         match literal {
             Some(list) if !self.urls.is_empty() => {

@@ -169,6 +169,7 @@ transcripts! {
     bench
     deleting
     explaining
+    labels_and_leases
     mistakes
     quick_apply
     starting

@@ -66,6 +66,7 @@ pub(super) const ROUTING: &[&str] = &[
     "overlayUrl",
     "previewUrl",
     "ttl",
+    "ttlFrom",
     "expiresAt",
     "onUnavailable",
     "onUnknown",
@@ -115,9 +116,9 @@ pub(super) const SERVICE: &[&str] = &[
     "workingDir",
 ];
 /// The fields of an attachment.
-pub(super) const ATTACHMENT: &[&str] = &["services", "shares"];
+pub(super) const ATTACHMENT: &[&str] = &["expiresAt", "services", "shares"];
 /// The fields of an attached service.
-pub(super) const ATTACHED: &[&str] = &["name", "url"];
+pub(super) const ATTACHED: &[&str] = &["name", "url", "expiresAt"];
 /// The fields of a share.
 pub(super) const SHARE: &[&str] = &["id", "sha256", "expiresAt"];
 

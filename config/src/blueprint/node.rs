@@ -72,6 +72,15 @@ impl<'s> Node<'s> {
         self.entry(field).map(|(_, value)| value)
     }
 
+    /// The text of a single value; empty for null.
+    pub(super) fn text(&self) -> Option<&str> {
+        match &self.kind {
+            Kind::Scalar { .. } if self.is_null() => Some(""),
+            Kind::Scalar { text, .. } => Some(text),
+            _ => None,
+        }
+    }
+
     /// What it is, in words, for messages.
     pub(super) fn what(&self) -> &'static str {
         match &self.kind {

@@ -1,6 +1,6 @@
 //! Trees to blueprints: the format, field by field.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU32;
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,8 +12,8 @@ use super::fields::{
 use super::node::{Documents, Kind, Node, Tree, distinct, line_start};
 use super::plain;
 use super::{
-    Attachment, Blueprint, Document, MAX_FILE_BYTES, MAX_MISTAKES, Mode, OnUnavailable, OnUnknown, Parsed,
-    Service, Share,
+    AttachedUrl, Attachment, Blueprint, Document, MAX_FILE_BYTES, MAX_MISTAKES, Mode, OnUnavailable,
+    OnUnknown, Parsed, Service, Share, TtlFrom,
 };
 use crate::diagnostic::{Diagnostic, Source, Span, Spanned};
 use crate::name::{EnvironmentId, MAX_LABEL, ServiceName, is_label, printable};
@@ -185,8 +185,8 @@ fn bare(tree: &Tree<'_>, problems: &mut Problems<'_>) -> Read {
     let Some(root) = Fields::open(&tree.root, "the blueprint", ROOT, problems) else {
         return (None, About::Blueprint(None));
     };
-    let name = outer_name(&root, problems);
-    blueprint(None, name, &root, tree.span, problems)
+    let outer = Outer::of(&root, problems);
+    blueprint(None, outer, &root, tree.span, problems)
 }
 
 fn envelope(tree: &Tree<'_>, problems: &mut Problems<'_>) -> Read {
@@ -195,19 +195,19 @@ fn envelope(tree: &Tree<'_>, problems: &mut Problems<'_>) -> Read {
     };
     version(&fields, problems);
     let kind = kind(&fields, problems);
-    let name = outer_name(&fields, problems);
+    let outer = Outer::of(&fields, problems);
     let Some(spec) = fields.get("spec") else {
         problems.error(fields.start, "`spec` is missing", "put `routing` and `services` under `spec:`");
-        return unreadable("metadata.name", name, problems);
+        return unreadable("metadata.name", outer.name, problems);
     };
     let form = match kind {
-        Some((EnvelopeKind::Attachment, _)) => return attachment(name, spec, problems),
+        Some((EnvelopeKind::Attachment, _)) => return attachment(outer.name, spec, problems),
         Some((EnvelopeKind::Form(form), span)) => Some((form, span)),
         Some((EnvelopeKind::Blueprint, _)) | None => None,
     };
     match Fields::open(spec, "`spec`", ROOT, problems) {
-        Some(root) => blueprint(form, name, &root, tree.span, problems),
-        None => unreadable("metadata.name", name, problems),
+        Some(root) => blueprint(form, outer, &root, tree.span, problems),
+        None => unreadable("metadata.name", outer.name, problems),
     }
 }
 
@@ -217,9 +217,20 @@ fn unreadable(field: &str, name: Option<&Node<'_>>, problems: &mut Problems<'_>)
     (None, About::Blueprint(id.map(|id| id.value)))
 }
 
-/// `metadata.name`.
-fn outer_name<'n>(fields: &Fields<'n>, problems: &mut Problems<'_>) -> Option<&'n Node<'n>> {
-    fields.within("metadata", METADATA, problems)?.get("name")
+/// What `metadata` says.
+#[derive(Clone, Copy, Default)]
+struct Outer<'n> {
+    name: Option<&'n Node<'n>>,
+    labels: Option<&'n Node<'n>>,
+}
+
+impl<'n> Outer<'n> {
+    fn of(fields: &Fields<'n>, problems: &mut Problems<'_>) -> Self {
+        fields.within("metadata", METADATA, problems).map_or_else(Self::default, |metadata| Self {
+            name: metadata.get("name"),
+            labels: metadata.get("labels"),
+        })
+    }
 }
 
 fn version(fields: &Fields<'_>, problems: &mut Problems<'_>) {
@@ -271,11 +282,12 @@ fn attachment(name: Option<&Node<'_>>, spec: &Node<'_>, problems: &mut Problems<
     let about = About::Attachment(environment.as_ref().map(|id| id.value.clone()));
     let Some(fields) = Fields::open(spec, "`spec`", ATTACHMENT, problems) else { return (None, about) };
     let items = listed(fields.get("services"), "services", SERVICES_HINT, problems);
-    let services = read_distinct(items, attached, |(name, _)| name, "keep one of them", problems);
+    let services = read_distinct(items, attached, |url| &url.service, "keep one of them", problems);
+    let expires_at = expires_at(&fields, problems);
     let items = listed(fields.get("shares"), "shares", SHARES_HINT, problems);
     let shares = items.iter().filter_map(|node| share(node, problems)).collect();
     let source = problems.source.clone();
-    let attachment = |environment| Attachment { source, environment, services, shares };
+    let attachment = |environment| Attachment { source, environment, expires_at, services, shares };
     (environment.map(attachment).map(Arc::new).map(Document::Attachment), about)
 }
 
@@ -290,9 +302,14 @@ fn share(node: &Node<'_>, problems: &mut Problems<'_>) -> Option<Share> {
         false => Err("not a label".to_owned()),
     });
     let hash = problems.value_with(hash, "sha256", SHARES_HINT, sha256);
-    let expires_at =
-        fields.get("expiresAt").and_then(|node| problems.value_with(node, "expiresAt", TIME_HINT, timestamp));
-    Some(Share { id: id?, hash: hash?.value, expires_at: expires_at.map(|at| at.value) })
+    let expires_at = expires_at(&fields, problems);
+    Some(Share { id: id?, hash: hash?.value, expires_at })
+}
+
+/// The `expiresAt` of an attachment, or of something in it.
+fn expires_at(fields: &Fields<'_>, problems: &mut Problems<'_>) -> Option<UnixMillis> {
+    let node = fields.get("expiresAt")?;
+    problems.value_with(node, "expiresAt", TIME_HINT, timestamp).map(|at| at.value)
 }
 
 /// 32 bytes as hexadecimal digits.
@@ -309,16 +326,17 @@ fn sha256(text: &str) -> Result<[u8; 32], String> {
     Ok(hash)
 }
 
-fn attached(node: &Node<'_>, problems: &mut Problems<'_>) -> Option<(Spanned<ServiceName>, Spanned<Url>)> {
+fn attached(node: &Node<'_>, problems: &mut Problems<'_>) -> Option<AttachedUrl> {
     let fields = Fields::open(node, "the attached service", ATTACHED, problems)?;
     let (Some(name), Some(url)) = (fields.get("name"), fields.get("url")) else {
         let hint = "such as `{name: payments-api, url: \"http://127.0.0.1:4001\"}`";
         problems.error(fields.start, "an attached service needs `name` and `url`", hint);
         return None;
     };
-    let name = problems.value(name, "name", ID_HINT);
+    let service = problems.value(name, "name", ID_HINT);
     let url = problems.value(url, "url", URL_HINT);
-    name.zip(url)
+    let expires_at = expires_at(&fields, problems);
+    Some(AttachedUrl { service: service?, url: url?, expires_at })
 }
 
 /// The two forms of environment.
@@ -350,6 +368,7 @@ impl Form {
             Self::Baseline => &[
                 ("overlayId", "the id of a baseline is its `baselineId`"),
                 ("ttl", "a baseline does not expire"),
+                ("ttlFrom", "a baseline does not expire"),
                 ("expiresAt", "a baseline does not expire"),
             ],
             Self::Overlay => &[
@@ -361,10 +380,10 @@ impl Form {
     }
 }
 
-/// Reads a blueprint whose envelope, if it has one, says `kind` and `outer_name`.
+/// Reads a blueprint whose envelope, if it has one, says `kind` and `outer`.
 fn blueprint(
     kind: Option<(Form, Span)>,
-    outer_name: Option<&Node<'_>>,
+    outer: Outer<'_>,
     root: &Fields<'_>,
     span: Span,
     problems: &mut Problems<'_>,
@@ -374,7 +393,7 @@ fn blueprint(
         return unreadable("name", root.get("name"), problems);
     };
     let form = form(kind, &routing, problems);
-    let id = identity(form, root, &routing, outer_name, problems);
+    let id = identity(form, root, &routing, outer.name, problems);
     let mode = mode(form, id.as_ref(), &routing, problems);
     exposed_once(form, &services, problems);
     let header = routing
@@ -388,9 +407,13 @@ fn blueprint(
     let preview_url =
         routing.get("previewUrl").and_then(|node| problems.value(node, "previewUrl", PREVIEW_HINT));
     let ttl = routing.get("ttl").and_then(|node| problems.value_with(node, "ttl", DURATION_HINT, ttl));
+    let ttl_from = ttl_from(&routing, problems);
     let expires_at = routing
         .get("expiresAt")
         .and_then(|node| problems.value_with(node, "expiresAt", TIME_HINT, timestamp));
+    let labels = labels([outer.labels, root.get("labels")], problems);
+    // Others may say more of an owner than a name: that is kept like all that is not acted on.
+    let owner = root.get("owner").and_then(Node::text).map(Into::into);
     let on_unavailable =
         routing.get("onUnavailable").and_then(|node| problems.word(node, "onUnavailable", ON_UNAVAILABLE));
     let on_unknown = routing.get("onUnknown").and_then(|node| {
@@ -414,7 +437,10 @@ fn blueprint(
         overlay_url,
         preview_url,
         ttl,
+        ttl_from,
         expires_at,
+        labels,
+        owner,
         on_unavailable,
         on_unknown,
         hold_for: hold_for.map(|hold| hold.value),
@@ -553,6 +579,42 @@ const ON_UNKNOWN: &[(&str, OnUnknown)] = &[("baseline", OnUnknown::Baseline), ("
 
 fn duration(text: &str) -> Result<Duration, String> {
     parse_duration(text).map_err(|why| format!("`{}` is {why}", printable(text, 40)))
+}
+
+/// From when on the ttl counts.
+fn ttl_from(routing: &Fields<'_>, problems: &mut Problems<'_>) -> TtlFrom {
+    const WORDS: &[(&str, TtlFrom)] = &[("creation", TtlFrom::Creation), ("use", TtlFrom::Use)];
+    let Some(node) = routing.get("ttlFrom") else { return TtlFrom::Creation };
+    let from = problems.word(node, "ttlFrom", WORDS);
+    if from.is_some() && routing.get("ttl").is_none() {
+        problems.error(node.span, "`ttlFrom` without a `ttl`", "add `ttl: 4h`");
+    }
+    from.unwrap_or(TtlFrom::Creation)
+}
+
+/// Labels, of which later ones win. What is no label is kept like all that is not acted on.
+fn labels(nodes: [Option<&Node<'_>>; 2], problems: &mut Problems<'_>) -> Box<[(Box<str>, Box<str>)]> {
+    let mut all = BTreeMap::new();
+    for node in nodes.into_iter().flatten() {
+        let Kind::Mapping(entries) = &node.kind else {
+            let message = format!("`labels` is {}: nothing is found by it", node.what());
+            problems.warning(node.span, message, "write `labels: {team: payments}`");
+            continue;
+        };
+        for (key, value) in entries {
+            match value.text() {
+                Some(text) => {
+                    all.insert(Box::from(&*key.text), Box::from(text));
+                }
+                None => {
+                    let key = printable(&key.text, 60);
+                    let message = format!("the label `{key}` is {}: nothing is found by it", value.what());
+                    problems.warning(value.span, message, format!("write `{key}: value`"));
+                }
+            }
+        }
+    }
+    all.into_iter().collect()
 }
 
 fn ttl(text: &str) -> Result<Duration, String> {

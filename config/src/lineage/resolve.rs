@@ -5,9 +5,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use super::{DEFAULT_HOLD, Entry, Lineages, MAX_DEPTH, Policy, Resolved, Standing};
-use crate::blueprint::{Blueprint, OnUnavailable, OnUnknown, Service};
+use crate::blueprint::{AttachedUrl, Blueprint, OnUnavailable, OnUnknown, Service};
 use crate::diagnostic::{Diagnostic, Spanned, did_you_mean};
 use crate::name::{EnvironmentId, HeaderName};
+use crate::time::UnixMillis;
 use crate::url::{Scheme, Url, UrlTemplate};
 
 /// The search for names that were probably meant, over one [`Lineages::apply`]: where everything is wrong
@@ -77,7 +78,7 @@ impl Lineages {
         }
         let mut by_name: Box<[u32]> = (0..).take(blueprint.services.len()).collect();
         by_name.sort_unstable_by_key(|at| &blueprint.services[*at as usize].name.value);
-        let own_expiry = parent.and_then(|_| blueprint.expiry());
+        let own_expiry = parent.and_then(|_| self.expiry(blueprint));
         Some(Resolved {
             blueprint: blueprint.clone(),
             parent: blueprint.parent().map(|parent| parent.value.clone()),
@@ -111,6 +112,17 @@ impl Lineages {
             urls,
             by_name,
         })
+    }
+
+    /// When an overlay expires by itself: when its blueprint says, or later where that was extended. What never expires
+    /// cannot be extended.
+    #[must_use]
+    pub fn expiry(&self, blueprint: &Blueprint) -> Option<UnixMillis> {
+        let written = blueprint.expiry();
+        // Of an entry that does not say when it was written, a ttl counts from when it is first extended.
+        let expires = written.is_some() || blueprint.ttl.is_some();
+        let extended = self.attachments(&blueprint.id.value).iter().filter_map(|record| record.expires_at);
+        written.into_iter().chain(extended.filter(|_| expires)).max()
     }
 
     fn parent(
@@ -268,11 +280,11 @@ impl Lineages {
         let id = &blueprint.id.value;
         let mut attached = Attached::new();
         for attachment in self.attachments(id) {
-            for (name, url) in &attachment.services {
-                match self.forbidden(&url.value) {
-                    None => attached.entry(name.value.as_str()).or_default().push(&url.value),
+            for one in attachment.services.iter().filter(|one| !self.has_lapsed(id, one)) {
+                match self.forbidden(&one.url.value) {
+                    None => attached.entry(one.service.value.as_str()).or_default().push(&one.url.value),
                     Some((message, hint)) => {
-                        let problem = Diagnostic::error(&attachment.source, url.span, message);
+                        let problem = Diagnostic::error(&attachment.source, one.url.span, message);
                         problems.push(problem.of(id).warning().hint(hint));
                     }
                 }
@@ -311,7 +323,7 @@ impl Lineages {
         }
         let owned: HashSet<_> = blueprint.services.iter().map(|service| &service.name.value).collect();
         for attachment in attachments {
-            for (name, _) in &attachment.services {
+            for AttachedUrl { service: name, .. } in &attachment.services {
                 if !owned.contains(&name.value) {
                     let message = format!("`{id}` does not own `{}`: the address is not used", name.value);
                     problems.push(

@@ -17,7 +17,8 @@ pub(crate) fn refused(error: WriteError) -> Response {
         WriteError::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
         WriteError::NoName(_) | WriteError::OtherParent { .. } => StatusCode::BAD_REQUEST,
         WriteError::Changed(..) => StatusCode::PRECONDITION_FAILED,
-        WriteError::Exists(_)
+        WriteError::NeverExpires(_)
+        | WriteError::Exists(_)
         | WriteError::HasChildren(..)
         | WriteError::Shared(..)
         | WriteError::Conflict => StatusCode::CONFLICT,

@@ -7,8 +7,8 @@ use std::time::Duration;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use overlane_config::blueprint::{Blueprint, Document, Share, parse};
-use overlane_config::diagnostic::{Diagnostic, Source, Spanned};
+use overlane_config::blueprint::{AttachedUrl, Blueprint, Document, Share, parse};
+use overlane_config::diagnostic::{Diagnostic, Source};
 use overlane_config::lineage::{Lineages, Standing};
 use overlane_config::name::{EnvironmentId, ServiceName};
 use overlane_config::url::Url;
@@ -141,7 +141,7 @@ fn lineage_of(api: &Api, name: &str) -> Answer {
 pub(super) async fn attachments(State(api): State<Api>, Path(name): Path<String>) -> Response {
     answer(attached(&api, &name, |lineages, id| {
         let services = lineages.attachments(id).iter().flat_map(|record| &record.services);
-        let value = |(name, url): &(Spanned<ServiceName>, Spanned<Url>)| json!({ "service": name.value.as_str(), "url": url.value.to_string() });
+        let value = |one: &AttachedUrl| json!({ "service": one.service.value.as_str(), "url": one.url.value.to_string(), "expiresAt": one.expires_at.map(|at| at.to_string()) });
         services.map(value).collect()
     }))
 }
@@ -393,7 +393,7 @@ async fn attach_at(api: &Api, name: &str, to: &str, url: Option<Url>, how: &How)
     if !dry_run {
         in_force(api, |lineages| {
             let known = lineages.attachments(&id).iter().flat_map(|record| &record.services);
-            let at = known.filter(|(name, _)| name.value == to).map(|(_, url)| &url.value).next();
+            let at = known.filter(|one| one.service.value == to).map(|one| &one.url.value).next();
             at == url.as_ref()
         })
         .await;

@@ -15,14 +15,15 @@ use serde_json::json;
 
 use super::follow::follow;
 use super::output::{CliError, Format, Output};
-use super::preview;
-use super::show::{Kind, describe, get, list, not_found};
+use super::select::Selection;
+use super::show::{Kind, Shown, describe, get, list, not_found, selected};
 use super::validate::collect;
 use super::wait::{WaitArgs, Wanted, wait};
+use super::{lease, local, preview};
 use crate::clock;
 use crate::store::StoreAddress;
 use crate::store::directory::read::{read, read_text};
-use crate::store::open::{OpenStore, Outcome, Put};
+use crate::store::open::{OpenStore, Outcome, Put, WriteError};
 
 /// What to do with overlays.
 #[derive(Debug, Subcommand)]
@@ -30,6 +31,10 @@ pub enum OverlayVerb {
     /// What there is for every kind
     #[command(flatten)]
     Any(Verb),
+    /// Run a changed service as a process of this machine, in its overlay while it lives
+    Run(Box<local::RunLocal>),
+    /// Let one live longer
+    Extend(lease::Extend),
     /// Make a link that lets in whoever has it
     Share(preview::ShareArgs),
     /// Take a link back
@@ -48,7 +53,14 @@ pub enum Verb {
     /// Show one or all, as they are written
     Get {
         /// The id; all where it is left out
+        #[arg(conflicts_with_all = ["selector", "owner"])]
         id: Option<EnvironmentId>,
+        /// Which
+        #[command(flatten)]
+        selection: Selection,
+        /// What is shown of them
+        #[command(flatten)]
+        columns: Columns,
         /// How
         #[command(flatten)]
         format: FormatArg,
@@ -60,8 +72,14 @@ pub enum Verb {
         #[arg(long, value_name = "ID")]
         baseline: Option<EnvironmentId>,
         /// Go on with what changes
-        #[arg(short, long)]
+        #[arg(short, long, conflicts_with_all = ["selector", "owner", "labels"])]
         watch: bool,
+        /// Which
+        #[command(flatten)]
+        selection: Selection,
+        /// What is shown of them
+        #[command(flatten)]
+        columns: Columns,
         /// How
         #[command(flatten)]
         format: FormatArg,
@@ -75,8 +93,11 @@ pub enum Verb {
     #[command(visible_alias = "rm")]
     Delete {
         /// The ids
-        #[arg(required = true)]
+        #[arg(required_unless_present_any = ["selector", "owner"], conflicts_with_all = ["selector", "owner"])]
         ids: Vec<EnvironmentId>,
+        /// Which
+        #[command(flatten)]
+        selection: Selection,
         /// Do not fail where one does not exist
         #[arg(long)]
         ignore_not_found: bool,
@@ -84,6 +105,14 @@ pub enum Verb {
         #[arg(long)]
         dry_run: bool,
     },
+}
+
+/// `-L`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Columns {
+    /// Show the values of these labels in columns of their own; repeatable, or separated by commas
+    #[arg(short = 'L', long = "label-columns", value_name = "KEY", value_delimiter = ',')]
+    pub(super) labels: Vec<String>,
 }
 
 /// `-o`.
@@ -164,6 +193,9 @@ pub struct Attach {
     /// Where it is
     #[arg(long, value_name = "URL")]
     url: Url,
+    /// How long it is used, where this is not said again before; for ever where it is left out
+    #[arg(long, value_name = "DURATION", value_parser = ttl)]
+    ttl: Option<Duration>,
     /// Say what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
@@ -196,6 +228,8 @@ pub fn baseline(verb: Verb, store: &StoreAddress, out: &mut Output<'_>) -> Resul
 pub fn overlay(verb: OverlayVerb, store: &StoreAddress, out: &mut Output<'_>) -> Result<(), CliError> {
     match verb {
         OverlayVerb::Any(verb) => run(verb, Kind::Overlay, store, out),
+        OverlayVerb::Run(args) => local::run(&args, store, out),
+        OverlayVerb::Extend(args) => lease::extend(&args, store, out),
         OverlayVerb::Share(args) => preview::share(&args, store, out),
         OverlayVerb::Unshare(args) => preview::unshare(&args, store, out),
         OverlayVerb::Shares(args) => preview::shares(&args, store, out),
@@ -206,20 +240,34 @@ fn run(verb: Verb, kind: Kind, store: &StoreAddress, out: &mut Output<'_>) -> Re
     match verb {
         Verb::Create(from) => write_files(&from.files, &from.how, true, Some(kind), store, out),
         Verb::Apply(apply) => apply_as(&apply, Some(kind), store, out),
-        Verb::Get { id, format } => get(id.as_ref(), kind, format.output, &OpenStore::read(store)?, out),
-        Verb::List { baseline, watch: true, format } => match format.output {
+        Verb::Get { id, selection, columns, format } => {
+            let shown = Shown { kind, selection, labels: columns.labels, format: format.output };
+            get(id.as_ref(), &shown, &OpenStore::read(store)?, out)
+        }
+        Verb::List { baseline, watch: true, format, .. } => match format.output {
             Format::Json | Format::Yaml => Err(CliError::usage("`--watch` shows rows")
                 .hint("leave `-o` out; `GET /api/v1/overlays` of an admin listener or a hub has JSON")),
             format => follow(baseline.as_ref(), kind, format, store, out),
         },
-        Verb::List { baseline, watch: false, format } => {
-            list(baseline.as_ref(), kind, format.output, &OpenStore::read(store)?, out)
+        Verb::List { baseline, watch: false, selection, columns, format } => {
+            let shown = Shown { kind, selection, labels: columns.labels, format: format.output };
+            list(baseline.as_ref(), &shown, &OpenStore::read(store)?, out)
         }
         Verb::Describe { id } => describe(&id, kind, &OpenStore::read(store)?, out),
-        Verb::Delete { ids, ignore_not_found, dry_run } => {
+        Verb::Delete { mut ids, selection, ignore_not_found, dry_run } => {
             let mut open = OpenStore::write(store)?;
+            if selection.is_given() {
+                ids = selected(kind, &selection, open.lineages());
+                if ids.is_empty() {
+                    out.note(format_args!("no {} is selected", kind.as_str()));
+                }
+            } else if ids.is_empty() {
+                return Err(CliError::usage("an empty selector selects everything")
+                    .hint("name the ids, or what they have in common: `-l team=payments`"));
+            }
             for id in &ids {
-                delete(id, kind, ignore_not_found, dry_run, &mut open, out)?;
+                let how = Deletion { kind, ignore_not_found, dry_run, with: &ids };
+                delete(id, &how, &mut open, out)?;
             }
             Ok(())
         }
@@ -318,7 +366,7 @@ fn ids(source: &Arc<Source>) -> (Vec<EnvironmentId>, Vec<EnvironmentId>) {
     )
 }
 
-fn source(file: &Path) -> Result<Arc<Source>, CliError> {
+pub(super) fn source(file: &Path) -> Result<Arc<Source>, CliError> {
     if file == Path::new("-") {
         let text = read_text(std::io::stdin())
             .map_err(|error| CliError::failure(format!("standard input {error}")))?;
@@ -441,17 +489,25 @@ fn curl_headers(id: &EnvironmentId, lineages: &Lineages) -> String {
     }
 }
 
+/// How environments are deleted.
+struct Deletion<'d> {
+    kind: Kind,
+    ignore_not_found: bool,
+    dry_run: bool,
+    /// All that are: their parents may go after them.
+    with: &'d [EnvironmentId],
+}
+
 fn delete(
     id: &EnvironmentId,
-    kind: Kind,
-    ignore: bool,
-    dry_run: bool,
+    how: &Deletion<'_>,
     open: &mut OpenStore,
     out: &mut Output<'_>,
 ) -> Result<(), CliError> {
+    let Deletion { kind, dry_run, .. } = *how;
     let is_kind = open.lineages().claims(id).next().map(|known| Kind::of(known));
     match is_kind {
-        None if ignore => return Ok(()),
+        None if how.ignore_not_found => return Ok(()),
         None => return Err(not_found(id, kind, open.lineages())),
         Some(is) if is != kind => {
             return Err(CliError::failure(format!("`{id}` is {}", is.with_article()))
@@ -459,7 +515,14 @@ fn delete(
         }
         Some(_) => {}
     }
-    let outcome = open.delete(id, None, dry_run)?;
+    let outcome = match open.delete(id, None, dry_run) {
+        Err(WriteError::HasChildren(_, children))
+            if dry_run && children.iter().all(|child| how.with.contains(child)) =>
+        {
+            Outcome::Deleted
+        }
+        done => done?,
+    };
     let dry = dry(dry_run);
     out.line(format_args!("{} {id} {}{dry}", kind.as_str(), outcome.as_str()))
 }
@@ -473,8 +536,12 @@ pub(super) fn dry(run: bool) -> &'static str {
 /// # Errors
 /// See [`CliError`].
 pub fn attach(attach: &Attach, store: &StoreAddress, out: &mut Output<'_>) -> Result<(), CliError> {
-    let outcome =
-        OpenStore::write(store)?.attach(&attach.id, &attach.service, Some(&attach.url), attach.dry_run)?;
+    let Attach { id, service, url, ttl, dry_run } = attach;
+    let mut open = OpenStore::write(store)?;
+    let outcome = match ttl {
+        Some(ttl) => open.lease(id, service, url, clock::now().after(*ttl), *dry_run),
+        None => open.attach(id, service, Some(url), *dry_run),
+    }?;
     out.line(format_args!(
         "attachment {}/{} {}{}",
         attach.id,

@@ -203,6 +203,9 @@ impl From<WriteError> for CliError {
                 Self::failure("others write to the store all the time; nothing was written".to_owned()).hint("try again")
             }
             WriteError::NoName(name) => Self::failure(format!("{name:?} is no name of an entry")),
+            WriteError::NeverExpires(id) => {
+                Self::failure(format!("`{id}` never expires")).hint("`overlane overlay apply --ttl 4h` gives it an end")
+            }
             WriteError::Store(fault) => Self::failure(fault.to_string()),
             WriteError::Io(path, error) => Self::failure(format!("{}: {error}", path.display())),
         }

@@ -24,12 +24,12 @@ use crate::store::StoreAddress;
 use crate::store::hub::Access;
 use crate::systemd;
 
-/// Logs go to standard error: as text on a terminal, else as JSON lines.
-fn start_logs() {
+/// Logs go to standard error, from this level on where nobody says another: as text on a terminal, else as JSON lines.
+pub(super) fn start_logs(level: &str) {
     let filter = std::env::var("OVERLANE_LOG")
         .or_else(|_| std::env::var("RUST_LOG"))
-        .unwrap_or_else(|_| "info".to_owned());
-    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+        .unwrap_or_else(|_| level.to_owned());
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new(level));
     let logs =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     // Somebody embedding us may have a subscriber already; then theirs stays.
@@ -42,7 +42,7 @@ fn start_logs() {
 
 /// Takes as many file descriptors as the process may have: the limit that shells and service managers set is
 /// meant for programs that cannot have many (setrlimit(2), `man 5 systemd.exec`).
-fn raise_descriptors() {
+pub(super) fn raise_descriptors() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, ..limit };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
@@ -56,7 +56,7 @@ fn raise_descriptors() {
 /// Settings that cannot be, or an address that is taken.
 pub fn run(args: RunArgs, store: Option<StoreAddress>, access: &Access) -> Result<(), CliError> {
     let settings = Settings::merge(args, store)?.with_access(access);
-    start_logs();
+    start_logs("info");
     raise_descriptors();
     let store = settings.store.clone();
     let prepared = Prepared::bind(settings)?;
@@ -184,7 +184,7 @@ fn overlay_service_at(text: &str) -> Result<(EnvironmentId, ServiceName, Url), S
 /// # Errors
 /// An address is taken, or services and overlays do not fit together.
 pub fn try_it(args: &Try, out: &mut Output<'_>) -> Result<(), CliError> {
-    start_logs();
+    start_logs("info");
     let baseline: EnvironmentId = "baseline"
         .parse()
         .map_err(|error: overlane_config::name::InvalidLabel| CliError::failure(error.to_string()))?;
@@ -282,7 +282,7 @@ pub struct DemoArgs {
 /// It cannot start, or with `--once` an answer was wrong.
 pub fn demo(args: &DemoArgs, out: &mut Output<'_>) -> Result<(), CliError> {
     if !args.once {
-        start_logs();
+        start_logs("info");
     }
     let demo = Demo::start(args.forward)?;
     if !args.once {

@@ -6,11 +6,12 @@ use overlane_config::blueprint::{Blueprint, Mode, OnUnavailable, OnUnknown};
 use overlane_config::diagnostic::Diagnostic;
 use overlane_config::lineage::{Lineages, Resolved, Standing};
 use overlane_config::name::{EnvironmentId, ServiceName};
-use overlane_config::time::UnixMillis;
+use overlane_config::time::{UnixMillis, written};
 use serde_json::{Value, json};
 
 use super::output::{CliError, Format, Output};
 use super::preview::{links, print_links};
+use super::select::Selection;
 use crate::clock;
 use crate::store::open::OpenStore;
 
@@ -62,22 +63,53 @@ fn of_kind(kind: Kind, lineages: &Lineages) -> impl Iterator<Item = (&Environmen
     })
 }
 
+/// What of the environments is shown, and how.
+pub(super) struct Shown {
+    pub(super) kind: Kind,
+    pub(super) selection: Selection,
+    /// Labels that have columns of their own.
+    pub(super) labels: Vec<String>,
+    pub(super) format: Format,
+}
+
+/// The environments of a kind that are selected. Only those whose blueprint can be read are, where anything is asked of it.
+fn selection<'l>(
+    kind: Kind,
+    selection: &Selection,
+    lineages: &'l Lineages,
+) -> impl Iterator<Item = (&'l EnvironmentId, &'l Standing)> {
+    let blueprint = |id, standing: &'l Standing| {
+        standing.resolved().map(|resolved| &resolved.blueprint).or_else(|| lineages.claims(id).next())
+    };
+    of_kind(kind, lineages).filter(move |(id, standing)| {
+        !selection.is_given() || blueprint(id, standing).is_some_and(|blueprint| selection.selects(blueprint))
+    })
+}
+
+/// The ids of those, children before their parents.
+pub(super) fn selected(kind: Kind, of: &Selection, lineages: &Lineages) -> Vec<EnvironmentId> {
+    let mut found: Vec<_> = selection(kind, of, lineages).collect();
+    found.sort_by_key(|(_, standing)| std::cmp::Reverse(standing.depth()));
+    found.into_iter().map(|(id, _)| id.clone()).collect()
+}
+
 pub(super) fn get(
     id: Option<&EnvironmentId>,
-    kind: Kind,
-    format: Format,
+    shown: &Shown,
     open: &OpenStore,
     out: &mut Output<'_>,
 ) -> Result<(), CliError> {
     let lineages = open.lineages();
-    let found: Vec<_> =
-        of_kind(kind, lineages).filter(|(known, _)| id.is_none_or(|id| id == *known)).collect();
+    let Shown { kind, format, .. } = *shown;
+    let found: Vec<_> = selection(kind, &shown.selection, lineages)
+        .filter(|(known, _)| id.is_none_or(|id| id == *known))
+        .collect();
     if let (Some(id), true) = (id, found.is_empty()) {
         return Err(not_found(id, kind, lineages));
     }
     match format {
         Format::Table | Format::Wide | Format::Name => {
-            rows(&found, format, lineages, out)?;
+            rows(&found, shown, lineages, out)?;
             if let (Some(id), Kind::Overlay, true) = (id, kind, format != Format::Name) {
                 print_links(id, lineages, out);
             }
@@ -121,59 +153,77 @@ pub(crate) fn as_json(blueprint: &Blueprint) -> Result<Value, CliError> {
 
 pub(super) fn list(
     baseline: Option<&EnvironmentId>,
-    kind: Kind,
-    format: Format,
+    shown: &Shown,
     open: &OpenStore,
     out: &mut Output<'_>,
 ) -> Result<(), CliError> {
     let lineages = open.lineages();
-    let found: Vec<_> = of_kind(kind, lineages).filter(|(_, standing)| is_of(baseline, standing)).collect();
+    let Shown { kind, format, .. } = *shown;
+    let selected = selection(kind, &shown.selection, lineages);
+    let found: Vec<_> = selected.filter(|(_, standing)| is_of(baseline, standing)).collect();
     match format {
         Format::Json | Format::Yaml => {
             let values = found.iter().map(|(id, standing)| summary(id, standing, lineages)).collect();
             out.value(&Value::Array(values), format)
         }
         _ => {
-            if found.is_empty() && format != Format::Name {
+            if found.is_empty() && shown.selection.is_given() {
+                out.note(format_args!("no {} is selected", kind.as_str()));
+            } else if found.is_empty() && format != Format::Name {
                 out.note(format_args!(
                     "no {}s; `overlane {} create --file FILE` makes one",
                     kind.as_str(),
                     kind.as_str()
                 ));
             }
-            rows(&found, format, lineages, out)
+            rows(&found, shown, lineages, out)
         }
     }
 }
 
 fn rows(
     found: &[(&EnvironmentId, &Standing)],
-    format: Format,
+    shown: &Shown,
     lineages: &Lineages,
     out: &mut Output<'_>,
 ) -> Result<(), CliError> {
-    if format == Format::Name {
+    let wide = shown.format == Format::Wide;
+    if shown.format == Format::Name {
         return found.iter().try_for_each(|(id, _)| out.line(id));
     }
     let now = clock::now();
     let row = |(id, standing): &(&EnvironmentId, &Standing)| {
         let mut row = columns(id, standing, lineages, now).to_vec();
-        if format == Format::Wide {
-            row.push(
-                lineages
-                    .claims(id)
-                    .next()
-                    .map_or_else(|| "-".to_owned(), |claim| claim.source.path.to_string()),
-            );
+        let claim = lineages.claims(id).next();
+        let blueprint = standing.resolved().map(|resolved| &resolved.blueprint).or(claim);
+        if wide {
+            row.push(or_dash(blueprint.and_then(|blueprint| blueprint.owner.as_deref())));
+            row.push(or_dash(blueprint.map(|blueprint| labels(blueprint)).as_deref()));
+            row.push(or_dash(claim.map(|claim| &*claim.source.path)));
         }
+        let label = |key: &String| or_dash(blueprint.and_then(|blueprint| blueprint.label(key)));
+        row.extend(shown.labels.iter().map(label));
         row
     };
     let rows: Vec<_> = found.iter().map(row).collect();
     if rows.is_empty() {
         return Ok(());
     }
-    let header = ["ID", "BASELINE", "PARENT", "SERVICES", "EXPIRES", "STATUS", "FILE"];
-    out.table(&header[..if format == Format::Wide { 7 } else { 6 }], &rows)
+    let header = ["ID", "BASELINE", "PARENT", "SERVICES", "EXPIRES", "STATUS", "OWNER", "LABELS", "FILE"];
+    let mut header = header[..if wide { 9 } else { 6 }].to_vec();
+    let keys: Vec<_> = shown.labels.iter().map(|key| key.to_uppercase()).collect();
+    header.extend(keys.iter().map(String::as_str));
+    out.table(&header, &rows)
+}
+
+fn or_dash(text: Option<&str>) -> String {
+    text.filter(|text| !text.is_empty()).unwrap_or("-").to_owned()
+}
+
+/// The labels as `key=value`, joined by commas.
+fn labels(blueprint: &Blueprint) -> String {
+    let labels: Vec<_> = blueprint.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    labels.join(",")
 }
 
 /// What a row says of an environment.
@@ -232,20 +282,31 @@ fn status(id: &EnvironmentId, standing: &Standing, lineages: &Lineages, now: Uni
     if pending.is_empty() { "READY".to_owned() } else { format!("PENDING({})", pending.join(",")) }
 }
 
+/// The addresses that are attached to a service, and until when, where that has an end.
+fn attached(id: &EnvironmentId, service: &ServiceName, lineages: &Lineages) -> Vec<Value> {
+    let records = lineages.attachments(id).iter().flat_map(|record| &record.services);
+    let own = records.filter(|one| one.service.value == *service);
+    own.map(|one| json!({ "url": one.url.value.to_string(), "expiresAt": one.expires_at.map(|at| at.to_string()) }))
+        .collect()
+}
+
 pub(crate) fn summary(id: &EnvironmentId, standing: &Standing, lineages: &Lineages) -> Value {
     let resolved = standing.resolved();
     let services = resolved.map(|resolved| {
         let services = resolved.blueprint.services.iter().zip(&resolved.urls);
         let service = services.map(|(service, urls)| {
-            json!({ "name": service.name.value.as_str(), "urls": urls.iter().map(ToString::to_string).collect::<Vec<_>>(), "image": service.image })
+            json!({ "name": service.name.value.as_str(), "attached": attached(id, &service.name.value, lineages), "urls": urls.iter().map(ToString::to_string).collect::<Vec<_>>(), "image": service.image })
         });
         service.collect::<Vec<_>>()
     });
+    let blueprint = resolved.map(|resolved| &resolved.blueprint).or_else(|| lineages.claims(id).next());
     json!({
         "id": id.as_str(),
         "baseline": resolved.map(|resolved| resolved.baseline.as_str()),
         "parent": resolved.and_then(|resolved| resolved.parent.as_ref()).map(EnvironmentId::as_str),
         "services": services,
+        "owner": blueprint.and_then(|blueprint| blueprint.owner.as_deref()),
+        "labels": blueprint.map(|blueprint| blueprint.labels.iter().map(|(key, value)| (key.to_string(), Value::from(&**value))).collect::<serde_json::Map<_, _>>()),
         "expiresAt": resolved.and_then(|resolved| resolved.expires_at).map(|at| at.to_string()),
         "status": status(id, standing, lineages, clock::now()),
         "file": lineages.claims(id).next().map(|claim| claim.source.path.to_string()),
@@ -304,6 +365,16 @@ fn describe_resolved(
         "Expires:   {}",
         resolved.expires_at.map_or_else(|| "never".to_owned(), |at| at.to_string())
     ))?;
+    if let Some(ttl) = resolved.blueprint.renewed_for() {
+        let ttl = written(ttl);
+        out.line(format_args!("           each use lets it live for {ttl} from then on"))?;
+    }
+    if let Some(owner) = &resolved.blueprint.owner {
+        out.line(format_args!("Owner:     {owner}"))?;
+    }
+    if !resolved.blueprint.labels.is_empty() {
+        out.line(format_args!("Labels:    {}", labels(&resolved.blueprint)))?;
+    }
     let unavailable = match resolved.policy.on_unavailable {
         OnUnavailable::Fail => "fail (503)",
         OnUnavailable::Fallback => "fall back to the next owner",
@@ -318,6 +389,13 @@ fn describe_resolved(
     for (at, (service, link)) in links(id, lineages).iter().enumerate() {
         let label = if at == 0 { "Previews:" } else { "" };
         out.line(format_args!("{label:10} {link} ({service})"))?;
+    }
+    for one in lineages.attachments(id).iter().flat_map(|record| &record.services) {
+        if let Some(at) = one.expires_at {
+            let over = if at <= clock::now() { "was attached until" } else { "is attached until" };
+            let (url, service) = (&one.url.value, &one.service.value);
+            out.line(format_args!("Leases:    {url} {over} {at} ({service})"))?;
+        }
     }
     out.line("Services:")?;
     let mut seen: Vec<&ServiceName> = Vec::new();

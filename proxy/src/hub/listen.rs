@@ -25,7 +25,10 @@ use crate::tls::credentials::Credentials;
 /// The most connections at a time; more wait in the kernel's queue. Each proxy has one.
 const CONNECTIONS: usize = 4096;
 /// The most requests at a time on each.
-const STREAMS: u32 = 256;
+pub(crate) const STREAMS: u32 = 256;
+/// How much of each may be under way that nobody has read: with it, a tunnel's connection is fast over a long way. All of
+/// them together may have as much, so that one that is not read holds up no other.
+pub(crate) const STREAM_WINDOW: u32 = 512 * 1024;
 /// For a handshake, and for the head of a request.
 const HEAD: Duration = Duration::from_secs(10);
 /// For the rest of a request, until its answer begins.
@@ -91,6 +94,8 @@ async fn connection(stream: TcpStream, tls: Option<Arc<Credentials>>, router: Ro
     http.http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(STREAM_WINDOW * STREAMS)
         .max_header_list_size(HEAD_BYTES as u32)
         .keep_alive_interval(PING)
         .keep_alive_timeout(PING);

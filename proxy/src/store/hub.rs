@@ -29,6 +29,7 @@ use super::shared::{
     Change, Changes, Commit, CommitError, Committed, Fault, Listing, Revision, Shared, WatchError, Watching,
 };
 use crate::hub::wire::{COMMIT, ENTRIES, Line};
+use crate::hub::{STREAM_WINDOW, STREAMS};
 use crate::settings::SettingsError;
 use crate::tls::certificates::Pair;
 use crate::tls::upstreams::UpstreamTls;
@@ -186,6 +187,8 @@ struct Link {
 /// A hub, or several of the same store.
 pub struct HubStore {
     address: HubAddress,
+    /// Whether it is for tunnels: many streams, of which some are not read for long.
+    tunnelling: bool,
     link: Mutex<Link>,
 }
 
@@ -211,7 +214,13 @@ impl HubStore {
     /// Nothing is asked yet.
     #[must_use]
     pub fn new(address: HubAddress) -> Self {
-        Self { address, link: Mutex::default() }
+        Self { address, tunnelling: false, link: Mutex::default() }
+    }
+
+    /// The same, for tunnels.
+    #[must_use]
+    pub(crate) fn for_tunnels(address: HubAddress) -> Self {
+        Self { tunnelling: true, ..Self::new(address) }
     }
 
     /// The connection; made where there is none.
@@ -248,15 +257,18 @@ impl HubStore {
             true => self.address.access.encrypted(place, socket).await?,
             false => Box::new(socket),
         };
-        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
+        let mut http = http2::Builder::new(TokioExecutor::new());
+        http.timer(TokioTimer::new())
             .keep_alive_interval(PING)
             .keep_alive_timeout(PING)
-            .keep_alive_while_idle(true)
-            .adaptive_window(true)
-            .handshake(TokioIo::new(io))
-            .await
-            .map_err(|why| failed(&why))?;
+            .keep_alive_while_idle(true);
+        match self.tunnelling {
+            false => http.adaptive_window(true),
+            true => http
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(STREAM_WINDOW * STREAMS),
+        };
+        let (sender, connection) = http.handshake(TokioIo::new(io)).await.map_err(|why| failed(&why))?;
         // What goes wrong on it is seen by those who wait for answers.
         tokio::spawn(async move { drop(connection.await) });
         Ok(sender)

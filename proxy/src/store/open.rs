@@ -26,7 +26,7 @@ use super::shared::follow::name_of;
 use super::shared::write::Listed;
 use super::shared::{Commit, CommitError, Committed, Fault, Revision, Write};
 use super::{Reached, StoreAddress};
-use crate::cores;
+use crate::{clock, cores};
 
 /// How often a write is tried where others write at the same time.
 const ATTEMPTS: u32 = 20;
@@ -96,6 +96,8 @@ pub enum WriteError {
     Busy,
     /// What the system says, about a path.
     Io(PathBuf, io::Error),
+    /// It cannot be extended, since it lives for ever.
+    NeverExpires(EnvironmentId),
     /// The store cannot be asked, or refuses it.
     Store(Fault),
     /// Somebody else came before. Tried again, so that nobody sees this.
@@ -262,7 +264,7 @@ impl OpenStore {
         };
         // A command cannot know what a running proxy allows: whatever is below `/` may be a socket.
         self.lineages = Lineages::new(Rules { unix_under: vec!["/".to_owned()] });
-        self.lineages.apply(cores::map(&changes, FileChange::parsed));
+        self.lineages.apply_at(cores::map(&changes, FileChange::parsed), clock::now());
         Ok(())
     }
 
@@ -478,7 +480,11 @@ impl OpenStore {
         let alone = writes.iter().any(depended_on);
         let warnings = self.check(&writes)?;
         let changed = writes.iter().filter(|write| write.outcome != Outcome::Unchanged && !put.dry_run);
-        let edits = changed.map(|write| (write.name.clone(), Some(write.text.clone()))).collect();
+        let mut edits: Vec<_> = changed.map(|write| (write.name.clone(), Some(write.text.clone()))).collect();
+        if put.ttl.is_some() && !put.dry_run {
+            // Who says how long it lives from now on does not mean at least so long.
+            edits.extend(writes.iter().filter_map(|write| self.without_extension(&write.blueprint.id.value)));
+        }
         let revision = self.commit(&Edits { edits, unchanged, alone })?;
         let environments = writes.into_iter().map(|write| (write.blueprint, write.outcome)).collect();
         Ok(Written { environments, warnings, revision })
@@ -510,6 +516,14 @@ impl OpenStore {
                 flag: flag.clone(),
                 file: parent.cloned(),
             });
+        }
+        if let (Some(renewed), Some(told)) = (blueprint.renewed_for(), put.ttl)
+            && renewed != told
+        {
+            let span = blueprint.ttl.as_ref().map_or(blueprint.id.span, |ttl| ttl.span);
+            let error =
+                Diagnostic::error(source, span, "another `ttl` than `--ttl`, and it counts from each use");
+            return Err(WriteError::Invalid(vec![error.hint("make them agree, or leave `--ttl` out")]));
         }
         let ttl = put.ttl.or(blueprint.ttl.as_ref().map(|ttl| ttl.value)).filter(|_| parent.is_some());
         let text = match ttl {
@@ -638,7 +652,105 @@ impl OpenStore {
         url: Option<&Url>,
         dry_run: bool,
     ) -> Result<Outcome, WriteError> {
-        self.undisturbed(|open| open.attach_once(id, service, url, dry_run))
+        self.undisturbed(|open| open.attach_once(id, service, url, None, dry_run))
+    }
+
+    /// Attaches an address that is used until then, where nobody renews that.
+    ///
+    /// # Errors
+    /// The environment does not own the service.
+    pub fn lease(
+        &mut self,
+        id: &EnvironmentId,
+        service: &ServiceName,
+        url: &Url,
+        until: UnixMillis,
+        dry_run: bool,
+    ) -> Result<Outcome, WriteError> {
+        self.undisturbed(|open| open.attach_once(id, service, Some(url), Some(until), dry_run))
+    }
+
+    /// Has an attached address used until then, at `to` from now on; false where another one is attached by now, or none.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn renew(
+        &mut self,
+        id: &EnvironmentId,
+        service: &ServiceName,
+        url: &Url,
+        to: &Url,
+        until: UnixMillis,
+    ) -> Result<bool, WriteError> {
+        self.undisturbed(|open| {
+            let mut attached = open.attached(id);
+            match attached.services.get_mut(service.as_str()) {
+                Some(own) if own.0 == url.to_string() => *own = (to.to_string(), Some(until.to_string())),
+                _ => return Ok(false),
+            }
+            open.write_attached(id, &attached)?;
+            Ok(true)
+        })
+    }
+
+    /// Takes an attached address away, if it is this one; whether it was.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn release(
+        &mut self,
+        id: &EnvironmentId,
+        service: &ServiceName,
+        url: &Url,
+    ) -> Result<bool, WriteError> {
+        self.undisturbed(|open| {
+            let mut attached = open.attached(id);
+            if attached.services.get(service.as_str()).is_none_or(|(own, _)| *own != url.to_string()) {
+                return Ok(false);
+            }
+            attached.services.remove(service.as_str());
+            open.write_attached(id, &attached)?;
+            Ok(true)
+        })
+    }
+
+    /// Lets an overlay live until then at least; where it is used only if it did so `at` that time. Returns what became
+    /// of it, and until when it lives by itself.
+    ///
+    /// # Errors
+    /// It is not there, or never expires.
+    pub fn extend(
+        &mut self,
+        id: &EnvironmentId,
+        until: UnixMillis,
+        used: Option<UnixMillis>,
+        dry_run: bool,
+    ) -> Result<(Outcome, UnixMillis), WriteError> {
+        self.undisturbed(|open| {
+            let Some(blueprint) = open.lineages.claims(id).next() else {
+                return Err(WriteError::NotFound(format!("overlay `{id}`")));
+            };
+            let written = open.lineages.expiry(blueprint);
+            if blueprint.ttl.is_none() && written.is_none() {
+                return Err(WriteError::NeverExpires(id.clone()));
+            }
+            if let Some(lives) = written.filter(|at| *at >= until || used.is_some_and(|used| *at <= used)) {
+                return Ok((Outcome::Unchanged, lives));
+            }
+            let mut attached = open.attached(id);
+            attached.expires_at = Some(until.to_string());
+            if !dry_run {
+                open.write_attached(id, &attached)?;
+            }
+            Ok((Outcome::Configured, until))
+        })
+    }
+
+    /// The edit that takes back by how much an overlay was extended.
+    fn without_extension(&self, id: &EnvironmentId) -> Option<(String, Option<String>)> {
+        let mut attached = self.attached(id);
+        attached.expires_at.take()?;
+        Some((attachment_entry(id), attachment_text(id, &attached)))
     }
 
     fn attach_once(
@@ -646,6 +758,7 @@ impl OpenStore {
         id: &EnvironmentId,
         service: &ServiceName,
         url: Option<&Url>,
+        until: Option<UnixMillis>,
         dry_run: bool,
     ) -> Result<Outcome, WriteError> {
         let Some(blueprint) = self.lineages.claims(id).next() else {
@@ -659,7 +772,7 @@ impl OpenStore {
         let before = all.clone();
         match url {
             Some(url) => {
-                all.insert(service.to_string(), url.to_string());
+                all.insert(service.to_string(), (url.to_string(), until.map(|at| at.to_string())));
             }
             None if all.remove(service.as_str()).is_none() => {
                 return Err(WriteError::NotFound(format!("address attached to `{service}` of `{id}`")));
@@ -745,10 +858,12 @@ impl OpenStore {
     fn attached(&self, id: &EnvironmentId) -> Attached {
         let mut attached = Attached::default();
         for record in self.own_attachments(id) {
-            let services = record.services.iter();
-            attached
-                .services
-                .extend(services.map(|(name, url)| (name.value.to_string(), url.value.to_string())));
+            let services = record.services.iter().map(|one| {
+                let until = one.expires_at.map(|at| at.to_string());
+                (one.service.value.to_string(), (one.url.value.to_string(), until))
+            });
+            attached.services.extend(services);
+            attached.expires_at = record.expires_at.map(|at| at.to_string());
             let shares = record.shares.iter().map(|share| {
                 let expires_at = share.expires_at.map(|at| at.to_string());
                 (share.id.value.to_string(), (hex(&share.hash), expires_at))
@@ -759,12 +874,47 @@ impl OpenStore {
     }
 
     fn write_attached(&mut self, id: &EnvironmentId, attached: &Attached) -> Result<(), WriteError> {
-        let any = !(attached.services.is_empty() && attached.shares.is_empty());
-        let edits = vec![(attachment_entry(id), any.then(|| attachment_text(id, attached)))];
+        let edits = vec![(attachment_entry(id), attachment_text(id, attached))];
         let environment = self.lineages.claims(id).map(|known| name_of(&known.source.path).to_owned());
         let unchanged = environment.collect();
         self.commit(&Edits { edits, unchanged, alone: false })?;
         Ok(())
+    }
+}
+
+/// A store that one process writes to again and again. Nobody waits for it in between: a directory is read anew each
+/// time, and what several machines share is only read anew where somebody else came before.
+pub struct Reopened {
+    address: StoreAddress,
+    open: Option<OpenStore>,
+}
+
+impl Reopened {
+    /// It is not opened yet.
+    #[must_use]
+    pub fn new(address: StoreAddress) -> Self {
+        Self { address, open: None }
+    }
+
+    /// Does something in the store.
+    ///
+    /// # Errors
+    /// It cannot be opened, or what `with` says.
+    pub fn with<T>(
+        &mut self,
+        mut with: impl FnMut(&mut OpenStore) -> Result<T, WriteError>,
+    ) -> Result<T, WriteError> {
+        if let Some(mut open) = self.open.take()
+            && let Ok(done) = with(&mut open)
+        {
+            self.open = Some(open);
+            return Ok(done);
+        }
+        // Of what was kept open, the connection may be gone by now.
+        let mut open = OpenStore::write(&self.address)?;
+        let done = with(&mut open)?;
+        self.open = Some(open).filter(|open| matches!(open.kept, Kept::Shared(_)));
+        Ok(done)
     }
 }
 
@@ -805,30 +955,42 @@ struct Prepared {
     outcome: Outcome,
 }
 
-/// What is attached to an environment: addresses by service, and by id the hash and the end of what was shared.
+/// What is attached to an environment: addresses and the ends of their leases by service, by id the hash and the end of
+/// what was shared, and until when it was extended.
 #[derive(Debug, Default)]
 struct Attached {
-    services: BTreeMap<String, String>,
+    expires_at: Option<String>,
+    services: BTreeMap<String, (String, Option<String>)>,
     shares: BTreeMap<String, (String, Option<String>)>,
 }
 
-fn attachment_text(id: &EnvironmentId, attached: &Attached) -> String {
-    let services =
-        attached.services.iter().map(|(name, url)| serde_json::json!({ "name": name, "url": url }));
-    let share = |(id, (hash, expires_at)): (&String, &(String, Option<String>))| {
-        let mut share = serde_json::json!({ "id": id, "sha256": hash });
+/// The text of the record; none where nothing is attached.
+fn attachment_text(id: &EnvironmentId, attached: &Attached) -> Option<String> {
+    if attached.services.is_empty() && attached.shares.is_empty() && attached.expires_at.is_none() {
+        return None;
+    }
+    let until = |mut value: serde_json::Value, expires_at: &Option<String>| {
         if let Some(at) = expires_at {
-            share["expiresAt"] = at.as_str().into();
+            value["expiresAt"] = at.as_str().into();
         }
-        share
+        value
+    };
+    let service = |(name, (url, expires_at)): (&String, &(String, Option<String>))| {
+        until(serde_json::json!({ "name": name, "url": url }), expires_at)
+    };
+    let share = |(id, (hash, expires_at)): (&String, &(String, Option<String>))| {
+        until(serde_json::json!({ "id": id, "sha256": hash }), expires_at)
     };
     let mut spec = serde_json::Map::new();
+    if let Some(at) = &attached.expires_at {
+        spec.insert("expiresAt".to_owned(), at.as_str().into());
+    }
     let mut add = |name: &str, list: Vec<serde_json::Value>| {
         if !list.is_empty() {
             spec.insert(name.to_owned(), list.into());
         }
     };
-    add("services", services.collect());
+    add("services", attached.services.iter().map(service).collect());
     add("shares", attached.shares.iter().map(share).collect());
     let document = serde_json::json!({
         "apiVersion": API_VERSION,
@@ -837,7 +999,7 @@ fn attachment_text(id: &EnvironmentId, attached: &Attached) -> String {
         "spec": spec,
     });
     // Strings, lists and mappings of strings can always be written.
-    serde_yaml::to_string(&document).unwrap_or_default()
+    Some(serde_yaml::to_string(&document).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -1123,5 +1285,66 @@ mod tests {
         memory.away(true);
         let refused = open.put(&source(BASELINE), &Put::default(), NOW);
         assert!(matches!(refused, Err(WriteError::Store(fault)) if fault.0.contains("away")));
+    }
+
+    #[test]
+    fn an_attached_address_is_renewed_and_released_by_who_attached_it_and_by_nobody_else() {
+        let (service, url): (ServiceName, Url) =
+            ("web".parse().expect("name"), "http://h:1".parse().expect("url"));
+        let other: Url = "http://h:2".parse().expect("url");
+        let until = UnixMillis(clock::now().0 / 1000 * 1000).after(Duration::from_secs(3600));
+        for tried in Tried::each() {
+            tried.put(&overlay("alice", "staging"), &Put::default()).expect("overlay");
+            let mut own = Reopened::new(StoreAddress::directory("unused"));
+            let lease = || {
+                let open = tried.open();
+                let records = open.lineages().attachments(&id("alice"));
+                records.iter().flat_map(|record| record.services.clone()).next().map(|one| one.expires_at)
+            };
+            let mut with = |write: &dyn Fn(&mut OpenStore) -> Result<bool, WriteError>| {
+                let mut open = own.open.take().unwrap_or_else(|| tried.open());
+                let done = write(&mut open);
+                // A view that is kept, while others write.
+                own.open = Some(open).filter(|open| matches!(open.kept, Kept::Shared(_)));
+                done.expect("written")
+            };
+            assert!(!with(&|open| open.renew(&id("alice"), &service, &url, &url, until)));
+            with(&|open| open.lease(&id("alice"), &service, &url, until, false).map(|_| true));
+            assert_eq!(lease(), Some(Some(until)));
+            let later = until.after(Duration::from_secs(60));
+            assert!(with(&|open| open.renew(&id("alice"), &service, &url, &url, later)));
+            assert_eq!(lease(), Some(Some(later)));
+            // Somebody else attaches another one meanwhile.
+            tried.open().attach(&id("alice"), &service, Some(&other), false).expect("attached");
+            assert!(!with(&|open| open.renew(&id("alice"), &service, &url, &url, later)));
+            assert!(!with(&|open| open.release(&id("alice"), &service, &url)));
+            assert_eq!(lease(), Some(None));
+            assert!(with(&|open| open.release(&id("alice"), &service, &other)));
+            assert_eq!(lease(), None);
+        }
+    }
+
+    #[test]
+    fn an_overlay_is_extended_but_never_shortened_and_where_it_is_used_only_while_it_lives() {
+        let over = UnixMillis(NOW.0).after(Duration::from_secs(3600));
+        let (later, latest) = (over.after(Duration::from_secs(60)), over.after(Duration::from_secs(120)));
+        for tried in Tried::each() {
+            let put = Put { ttl: Some(Duration::from_secs(3600)), ..Put::default() };
+            tried.put(&overlay("alice", "staging"), &put).expect("overlay");
+            let extend = |until, used| tried.open().extend(&id("alice"), until, used, false).expect("there");
+            assert_eq!(extend(NOW, None), (Outcome::Unchanged, over));
+            assert_eq!(extend(later, Some(over)), (Outcome::Unchanged, over), "it has expired");
+            assert_eq!(extend(later, Some(NOW)), (Outcome::Configured, later));
+            assert_eq!(extend(over, None), (Outcome::Unchanged, later));
+            assert_eq!(extend(latest, Some(over)), (Outcome::Configured, latest));
+            tried
+                .put(&overlay("alice", "staging").replace("sparse", "the same"), &Put::default())
+                .expect("put");
+            tried.put(&overlay("alice", "staging"), &put).expect("put");
+            assert_eq!(extend(NOW, None), (Outcome::Unchanged, over), "`--ttl` says how long from now on");
+            tried.put(&overlay("bob", "staging"), &Put::default()).expect("overlay");
+            let refused = tried.open().extend(&id("bob"), later, None, false);
+            assert!(matches!(refused, Err(WriteError::NeverExpires(_))), "{refused:?}");
+        }
     }
 }
