@@ -4,6 +4,7 @@
 pub mod behind;
 pub mod cache;
 pub mod directory;
+pub mod etcd;
 pub mod hub;
 pub mod mirror;
 pub mod open;
@@ -14,14 +15,17 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use etcd::{Etcd, EtcdAddress};
 use hub::{Access, HubAddress, HubStore};
 use shared::{Fault, Shared};
 
-/// Where a store is: `dir:PATH` or a bare path, or `hub:URL`.
+/// Where a store is: `dir:PATH` or a bare path, `etcd:ENDPOINTS[/prefix]`, or `hub:URL`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoreAddress {
     /// A directory.
     Directory(PathBuf),
+    /// Keys of an etcd.
+    Etcd(EtcdAddress),
     /// Another Overlane that serves its store.
     Hub(HubAddress),
 }
@@ -48,6 +52,9 @@ impl StoreAddress {
     pub fn reach(&self) -> Result<Reached<'_>, Fault> {
         match self {
             Self::Directory(path) => Ok(Reached::Directory(path)),
+            Self::Etcd(address) => {
+                Ok(Reached::Shared(Arc::new(Etcd::new(address, etcd::Access::from_environment()?)?)))
+            }
             Self::Hub(address) => Ok(Reached::Shared(Arc::new(HubStore::new(address.clone())))),
         }
     }
@@ -81,6 +88,7 @@ impl StoreAddress {
                 let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
                 format!("dir:{}", path.display())
             }
+            Self::Etcd(address) => address.to_string(),
             Self::Hub(_) => self.to_string(),
         }
     }
@@ -92,9 +100,12 @@ impl FromStr for StoreAddress {
     fn from_str(text: &str) -> Result<Self, String> {
         let path = match text.split_once(':') {
             Some(("dir", path)) => path,
+            Some(("etcd", address)) => return Ok(Self::Etcd(address.parse()?)),
             Some(("hub", address)) => return address.parse().map(Self::Hub),
             Some((scheme, _)) if !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_alphanumeric()) => {
-                return Err(format!("`{scheme}:` stores are not in this build; write `dir:PATH` or a path"));
+                return Err(format!(
+                    "`{scheme}:` stores are not in this build; write `dir:PATH`, a path, `etcd:ENDPOINTS` or `hub:URL`"
+                ));
             }
             _ => text,
         };
@@ -106,6 +117,7 @@ impl fmt::Display for StoreAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Directory(path) => path.display().fmt(f),
+            Self::Etcd(address) => address.fmt(f),
             Self::Hub(address) => write!(f, "hub:{address}"),
         }
     }
@@ -120,7 +132,7 @@ mod tests {
         for text in ["./environments", "dir:./environments"] {
             assert_eq!(text.parse::<StoreAddress>().expect(text).to_string(), "./environments");
         }
-        assert!("etcd:127.0.0.1".parse::<StoreAddress>().expect_err("scheme").contains("etcd"));
+        assert!("redis:127.0.0.1".parse::<StoreAddress>().expect_err("scheme").contains("redis"));
         assert!("dir:".parse::<StoreAddress>().is_err());
     }
 }

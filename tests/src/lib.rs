@@ -2,8 +2,10 @@
 //! ends of a proxy, and the proxies themselves, one for each engine. The tests are in `tests/`.
 #![allow(clippy::unwrap_used)]
 
+pub mod cable;
 pub mod case;
 pub mod corpus;
+pub mod etcd;
 pub mod exchange;
 pub mod fuzz;
 pub mod message;

@@ -43,6 +43,8 @@ mod protocols;
 mod proxy_protocol;
 /// Reloads under load.
 mod reloads;
+/// Stores that several machines share.
+mod stores;
 /// Upstreams that speak TLS.
 mod tls;
 /// Listeners that speak TLS.

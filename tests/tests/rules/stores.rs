@@ -1,0 +1,2 @@
+/// What only an etcd can do.
+mod etcd;
