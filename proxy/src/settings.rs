@@ -1344,7 +1344,7 @@ mod tests {
             ("maxBodyBytes: -1", "maxBodyBytes"),
             ("timeouts: {request: 0s}", "`timeouts.request` is zero"),
             ("baseline: A", "baseline"),
-            ("store: etcd:x", "store"),
+            ("store: redis:x", "store"),
             ("carriers: {read: [header, sigandot]}", "`carriers.read[1]`: `sigandot` is no carrier"),
             (
                 "carriers: {write: [\"header:x-overlay-hop\"]}",

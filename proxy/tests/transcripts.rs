@@ -4,6 +4,9 @@
 //! block ```` ```console ```` holds commands (`$ overlane …`, or `$ cat FILE`) and what follows them:
 //! `? 1` where the exit code is not 0, then standard output, then standard error. `[..]` in an
 //! expected line matches anything. `UPDATE_TRANSCRIPTS=1` rewrites the expectations that differ.
+//!
+//! Those that are about a store are played over every store that there is, with the same expectations: the entries of
+//! another store stand for the files in `./environments`.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::fmt::Write as _;
@@ -12,6 +15,46 @@ use std::path::Path;
 use std::process::Command;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_overlane");
+/// The store, as transcripts have it.
+const SHOWN: &str = "./environments";
+
+#[path = "../../tests/src/etcd.rs"]
+#[allow(dead_code, unreachable_pub, reason = "it is a module of the harness, of which this takes a part")]
+mod etcd;
+
+/// What keeps the environments.
+trait Kept {
+    /// What `--store` says.
+    fn address(&self) -> String;
+    /// Writes an entry, as somebody else would.
+    fn put(&self, name: &str, text: &str);
+    /// What an entry holds.
+    fn text(&self, name: &str) -> Option<String>;
+}
+
+/// An etcd, asked by its JSON gateway: what is tested is not asked about itself.
+struct InEtcd(etcd::Etcd, tokio::runtime::Runtime);
+
+impl InEtcd {
+    fn start() -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        Self(etcd::Etcd::start(), runtime)
+    }
+}
+
+impl Kept for InEtcd {
+    fn address(&self) -> String {
+        format!("etcd:{}/overlane", self.0.at())
+    }
+
+    fn put(&self, name: &str, text: &str) {
+        self.1.block_on(self.0.put(&format!("/overlane/{name}"), text.as_bytes()));
+    }
+
+    fn text(&self, name: &str) -> Option<String> {
+        self.1.block_on(self.0.get(&format!("/overlane/{name}")))
+    }
+}
 
 /// Whether `line` is what `pattern` says; `[..]` stands for anything.
 fn matches(pattern: &str, line: &str) -> bool {
@@ -41,11 +84,14 @@ fn words(line: &str) -> Vec<String> {
 }
 
 /// Runs a command in `folder`: its exit code where it is not 0, its output, its errors.
-fn run(line: &str, folder: &Path) -> String {
+fn run(line: &str, folder: &Path, kept: Option<&dyn Kept>) -> String {
     let words = words(line);
     let (program, arguments) = words.split_first().unwrap();
     if program == "cat" {
         let text = |file: &String| {
+            if let Some((kept, name)) = kept.zip(file.strip_prefix("environments/")) {
+                return kept.text(name).unwrap_or_else(|| panic!("{file} is not there"));
+            }
             fs::read_to_string(folder.join(file)).unwrap_or_else(|e| format!("{file}: {e}\n"))
         };
         return arguments.iter().map(text).collect();
@@ -55,6 +101,9 @@ fn run(line: &str, folder: &Path) -> String {
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("OVERLANE_") || name == "RUST_LOG")
     {
         command.env_remove(name);
+    }
+    if let Some(kept) = kept {
+        command.env("OVERLANE_STORE", kept.address());
     }
     let done = command.args(arguments).current_dir(folder).env("NO_COLOR", "1").output().unwrap();
     let mut shown = String::new();
@@ -69,11 +118,14 @@ fn run(line: &str, folder: &Path) -> String {
             shown.push('\n');
         }
     }
-    shown
+    match kept {
+        Some(kept) => shown.replace(&kept.address(), SHOWN),
+        None => shown,
+    }
 }
 
 /// Plays a transcript and returns it as it should read.
-fn play(text: &str, folder: &Path) -> String {
+fn play(text: &str, folder: &Path, kept: Option<&dyn Kept>) -> String {
     let mut out = String::new();
     let mut lines = text.lines().peekable();
     while let Some(line) = lines.next() {
@@ -88,12 +140,15 @@ fn play(text: &str, folder: &Path) -> String {
         }
         match block.split_once(' ') {
             Some((_, file)) => {
+                if let Some((kept, name)) = kept.zip(file.strip_prefix("environments/")) {
+                    kept.put(name, &(body.join("\n") + "\n"));
+                }
                 let path = folder.join(file);
                 fs::create_dir_all(path.parent().unwrap()).unwrap();
                 fs::write(path, body.join("\n") + "\n").unwrap();
                 body.iter().for_each(|line| writeln!(out, "{line}").unwrap());
             }
-            None if block == "console" => out.push_str(&replay(&body, folder)),
+            None if block == "console" => out.push_str(&replay(&body, folder, kept)),
             None => body.iter().for_each(|line| writeln!(out, "{line}").unwrap()),
         }
     }
@@ -101,7 +156,7 @@ fn play(text: &str, folder: &Path) -> String {
 }
 
 /// The commands of a block and their output; an expectation that matches stays as it is written.
-fn replay(body: &[&str], folder: &Path) -> String {
+fn replay(body: &[&str], folder: &Path, kept: Option<&dyn Kept>) -> String {
     let mut out = String::new();
     let mut at = 0;
     while at < body.len() {
@@ -109,7 +164,7 @@ fn replay(body: &[&str], folder: &Path) -> String {
         let end =
             body[at + 1..].iter().position(|line| line.starts_with("$ ")).map_or(body.len(), |n| at + 1 + n);
         let expected = &body[at + 1..end];
-        let actual = run(command, folder);
+        let actual = run(command, folder, kept);
         let actual: Vec<_> = actual.lines().collect();
         let same = expected.len() == actual.len()
             && expected.iter().zip(&actual).all(|(e, a)| matches(e, a.trim_end()));
@@ -122,13 +177,13 @@ fn replay(body: &[&str], folder: &Path) -> String {
     out
 }
 
-fn transcript(name: &str) {
+fn transcript(name: &str, kept: Option<&dyn Kept>) {
     let path =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts").join(name).with_extension("md");
     let text = fs::read_to_string(&path).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let played = play(&text, folder.path());
-    if std::env::var_os("UPDATE_TRANSCRIPTS").is_some() {
+    let played = play(&text, folder.path(), kept);
+    if kept.is_none() && std::env::var_os("UPDATE_TRANSCRIPTS").is_some() {
         fs::write(&path, played).unwrap();
         return;
     }
@@ -146,7 +201,7 @@ macro_rules! transcripts {
     ($($(#[$doc:meta])* $name:ident)*) => {
         $($(#[$doc])* #[test]
         fn $name() {
-            transcript(stringify!($name));
+            transcript(stringify!($name), None);
         })*
 
         #[test]
@@ -173,6 +228,17 @@ transcripts! {
     mistakes
     quick_apply
     starting
+}
+
+/// The transcripts that are about what a store holds.
+const ABOUT_STORES: [&str; 6] =
+    ["baselines_and_overlays", "attachments", "deleting", "explaining", "quick_apply", "starting"];
+
+#[test]
+fn commands_and_their_errors_are_the_same_over_etcd() {
+    for name in ABOUT_STORES {
+        transcript(name, Some(&InEtcd::start()));
+    }
 }
 
 #[test]

@@ -108,6 +108,13 @@ impl Etcd {
         }
     }
 
+    /// Ends it, and starts it with nothing, as who has to restore it.
+    pub fn anew(&mut self) {
+        self.kill();
+        std::fs::remove_dir_all(self.folder.path().join("member")).unwrap();
+        self.again();
+    }
+
     /// Asks it by its JSON gateway, which knows all its calls.
     ///
     /// # Panics
@@ -127,6 +134,15 @@ impl Etcd {
     /// Writes a key as somebody else would, with `etcdctl put`.
     pub async fn put(&self, key: &str, value: &[u8]) -> u64 {
         revision(&self.call("/v3/kv/put", None, json!({"key": base64(key), "value": base64(value)})).await)
+    }
+
+    /// What a key holds.
+    pub async fn get(&self, key: &str) -> Option<String> {
+        use base64::Engine as _;
+        let found = self.call("/v3/kv/range", None, json!({"key": base64(key)})).await;
+        let value = found["kvs"][0]["value"].as_str()?;
+        let value = base64::engine::general_purpose::STANDARD.decode(value).unwrap();
+        Some(String::from_utf8(value).unwrap())
     }
 
     /// Makes it forget all states but the present one.

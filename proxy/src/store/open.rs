@@ -1,6 +1,6 @@
 //! A store that is open for one command: what is written is checked against the whole store first, whatever keeps it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::io;
 use std::path::PathBuf;
@@ -471,7 +471,7 @@ impl OpenStore {
     ) -> Result<Written, WriteError> {
         let prepare = |blueprint: &&Arc<Blueprint>| self.prepare(source, blueprint, put, now);
         let writes = blueprints.iter().map(prepare).collect::<Result<Vec<_>, _>>()?;
-        let unchanged = self.parents(&writes);
+        let unchanged = self.ancestors(&writes);
         // What depends on one that becomes another one was checked with it: no other may come meanwhile.
         let depended_on = |write: &Prepared| {
             write.outcome == Outcome::Configured
@@ -490,15 +490,22 @@ impl OpenStore {
         Ok(Written { environments, warnings, revision })
     }
 
-    /// The entries of the parents of what is about to be written, where these are not written as well.
-    fn parents(&self, writes: &[Prepared]) -> Vec<String> {
-        let parent = |write: &Prepared| Some(write.blueprint.parent()?.value.clone());
-        let claims = writes.iter().filter_map(parent).filter_map(|id| self.lineages.claims(&id).next());
-        let names = claims.map(|parent| name_of(&parent.source.path).to_owned());
+    /// The entries of the ancestors of what is about to be written, where these are not written as well: with the parent
+    /// alone, two who move environments below each other could make a cycle.
+    fn ancestors(&self, writes: &[Prepared]) -> Vec<String> {
+        let mut names = BTreeSet::new();
+        for write in writes {
+            let mut parent = write.blueprint.parent();
+            while let Some(ancestor) = parent.and_then(|id| self.lineages.claims(&id.value).next())
+                && names.insert(name_of(&ancestor.source.path).to_owned())
+            {
+                parent = ancestor.parent();
+            }
+        }
         let is_written = |name: &String| {
             writes.iter().any(|write| write.name == *name && write.outcome != Outcome::Unchanged)
         };
-        names.filter(|name| !is_written(name)).collect()
+        names.into_iter().filter(|name| !is_written(name)).collect()
     }
 
     fn prepare(
@@ -1276,6 +1283,20 @@ mod tests {
         let both = format!("{BASELINE}---\n{}", overlay("a", "staging"));
         open.put(&source(&both), &Put::default(), NOW).expect("both");
         assert!(store.text("staging").is_some(), "it is written anew, and not taken for what it was");
+    }
+
+    #[test]
+    fn two_who_move_environments_below_each_other_make_no_cycle() {
+        let store = Tried::Memory(Memory::new());
+        store.put(BASELINE, &Put::default()).expect("baseline");
+        for (name, parent) in [("a", "staging"), ("top", "staging"), ("b", "top")] {
+            store.put(&overlay(name, parent), &Put::default()).expect(name);
+        }
+        // It sees `b` below `top` below `staging`, and writes after `top` came below `a`.
+        let mut open = store.open();
+        store.put(&overlay("top", "a"), &Put::default()).expect("top");
+        let refused = open.put(&source(&overlay("a", "b")), &Put::default(), NOW);
+        assert!(matches!(refused, Err(WriteError::Invalid(_))), "{refused:?}");
     }
 
     #[test]

@@ -77,6 +77,10 @@ async fn begin(connection: &Arc<Connection>, keys: &Keys, after: i64) -> Result<
     };
     reader.id = created.watch_id;
     reader.not_canceled(&created)?;
+    // It was put back to a backup: what comes next has numbers that were told already.
+    if created.header.is_some_and(|header| header.revision < after) {
+        return Err(reader.forgotten());
+    }
     Ok(reader)
 }
 
@@ -151,8 +155,7 @@ impl Reader {
 
     fn not_canceled(&self, answer: &WatchResponse) -> Result<(), Failure> {
         if answer.compact_revision != 0 {
-            let message = "required revision has been compacted".to_owned();
-            return Err(Failure::Refused { code: 11, message, by: self.by.clone() });
+            return Err(self.forgotten());
         }
         if !answer.canceled {
             return Ok(());
@@ -164,6 +167,12 @@ impl Reader {
         };
         // Of gRPC: permission denied, unavailable.
         Err(Failure::Refused { code: if denied { 7 } else { 14 }, message, by: self.by.clone() })
+    }
+
+    fn forgotten(&self) -> Failure {
+        let message = "required revision has been compacted".to_owned();
+        // Of gRPC: out of range.
+        Failure::Refused { code: 11, message, by: self.by.clone() }
     }
 
     fn silent(&self) -> Failure {
