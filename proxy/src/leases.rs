@@ -50,7 +50,6 @@ impl Uses {
     /// Takes in how many requests there were so far; `counts` holds the descendants' as well.
     fn note(&mut self, counts: Map<u64>, now: UnixMillis) {
         for (id, count) in &counts {
-            // Counts that are lower are those of a worker that did not answer.
             if self.counts.get(id).copied().unwrap_or_default() < *count {
                 self.last.insert(id.clone(), now);
             }
@@ -69,8 +68,11 @@ impl Uses {
         let planned = &mut self.planned;
         self.last.retain(|id, last| {
             // What has expired is not used: its key is that of nobody.
-            let lease = lease(id).filter(|lease| lease.until > now && last.after(lease.ttl) > lease.until);
-            let Some(Lease { until, ttl }) = lease else {
+            let lease = lease(id).filter(|lease| lease.until > now);
+            // Ends are written in whole seconds: what is less than one later is the same.
+            let extended = lease.map(|lease| UnixMillis(last.after(lease.ttl).0 / 1000 * 1000));
+            let later = lease.zip(extended).filter(|(lease, extended)| *extended > lease.until);
+            let Some((Lease { until, ttl }, extended)) = later else {
                 planned.remove(id);
                 return false;
             };
@@ -81,7 +83,7 @@ impl Uses {
             });
             planned.insert(id.clone(), (until, at));
             if at <= now {
-                due.push((id.clone(), last.after(ttl)));
+                due.push((id.clone(), extended));
             }
             true
         });
@@ -125,6 +127,10 @@ pub(crate) async fn extend_used(control: Arc<Control>, doors: Vec<MeterDoor>, st
         let shortest = leases.values().map(|lease| lease.ttl).min().unwrap_or(Duration::MAX);
         tokio::time::sleep((shortest / 8).clamp(LOOK.0, LOOK.1)).await;
         let meter = gather(&doors).await;
+        if !meter.is_whole() {
+            // What a worker counted that did not answer in time would look like uses when it does.
+            continue;
+        }
         let now = clock::now();
         uses.note(control.lineages(|lineages| counts(&meter, &leases, lineages)), now);
         let due = uses.due(now, |id| leases.get(id).copied(), fastrand::f64);

@@ -148,6 +148,12 @@ impl Observed {
 }
 
 impl Meter {
+    /// Whether all workers answered.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.missing == 0
+    }
+
     /// How many requests there were, by the overlay that their key named; one may come several times.
     pub(crate) fn by_overlay(&self) -> impl Iterator<Item = (&EnvironmentId, u64)> {
         self.requests.iter().filter_map(|(labels, observed)| Some((labels.overlay.as_ref()?, observed.count)))
@@ -168,6 +174,8 @@ pub struct Meter {
     /// Requests in flight, and those of them that wait for an upstream.
     levels: [u64; 2],
     events: [u64; EVENTS],
+    /// How many workers did not answer.
+    missing: u32,
 }
 
 impl Meter {
@@ -332,6 +340,7 @@ pub async fn gather(doors: &[MeterDoor]) -> Meter {
             answer.await.ok()
         };
         let Ok(Some(meter)) = tokio::time::timeout(Duration::from_millis(200), asked).await else {
+            sum.missing += 1;
             continue;
         };
         for (total, own) in sum.events.iter_mut().zip(meter.events) {

@@ -131,7 +131,7 @@ def main(binary):
         hub = ["run", "--store", store, "--gateway", at("gateway"), "--trust", "any", "--admin", f"127.0.0.1:{PORTS['admin']}"]
         hub += ["--hub", at("hub"), "--hub-tokens", folder / "tokens", "--hub-tunnels", f"{AT_HUB}:20000-20009"]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("OVERLANE_")}
-        environment |= {"OVERLANE_CACHE": "none", "OVERLANE_LOG": "warn"}
+        environment |= {"OVERLANE_LOG": "warn"}
         stack.enter_context(process(*inside(HUB, binary, *hub), env=environment))
         until("the gateway serves", lambda: ask("/", "") == "web none")
 

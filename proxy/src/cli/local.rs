@@ -1,7 +1,7 @@
 //! `overlane overlay run`: a changed service as a process of this machine, in its overlay for as long as it lives.
 
 use std::ffi::OsString;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -20,6 +20,7 @@ use super::run::{raise_descriptors, start_logs};
 use crate::clock;
 use crate::local::child::{Local, NotListening, Program, Signals, container_runtime, environment};
 use crate::local::{Changed, Heartbeat, Leased, Sidecar, free_port, without_proxy};
+use crate::plane::drain::{Drain, Stage};
 use crate::store::StoreAddress;
 use crate::store::hub::{HubAddress, HubStore};
 use crate::store::open::{OpenStore, Put, WriteError};
@@ -45,7 +46,7 @@ pub struct RunLocal {
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     admin: SocketAddr,
     /// For how long it is still attached where this command dies without a word
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = lease)]
+    #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = lease)]
     lease: Duration,
     /// How long the command may take until it listens
     #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = ttl)]
@@ -219,6 +220,11 @@ fn prepare(
         None => free_port()?,
     };
     let app = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    // Who listens there already would be taken for the command: requests would test something else.
+    if let Err(error) = TcpListener::bind(app) {
+        return Err(CliError::failure(format!("port {port} cannot be the command's: {error}"))
+            .hint("end what listens there, or give another `--port`"));
+    }
     let said = ["NO_PROXY", "no_proxy"].iter().find_map(|name| std::env::var(name).ok());
     let without = without_proxy(id, lineages, said.as_deref());
     // A directory is locked while it is open.
@@ -283,7 +289,7 @@ impl Ready {
                     Ok((leased, place)) => {
                         welcome(&leased, app, outbound, store, out);
                         let heartbeat = Heartbeat::start(leased, place, store.clone());
-                        let ended = runtime.block_on(local.ended());
+                        let ended = runtime.block_on(ended_with(&mut local, running.drain()));
                         detach(heartbeat);
                         ended.map(exit_code).map_err(CliError::from)
                     }
@@ -296,9 +302,20 @@ impl Ready {
             }
             Err(why) => Err(not_listening(why, &name, app, args.wait)),
         };
-        running.stop();
-        exit
+        match running.stop() {
+            true => exit,
+            false => Err(CliError::failure("the sidecar failed; the log says where")),
+        }
     }
+}
+
+/// The end of the command; where its sidecar fails, requests do not come through any more, and it is ended.
+async fn ended_with(local: &mut Local, drain: &Drain) -> std::io::Result<ExitStatus> {
+    tokio::select! {
+        ended = local.ended() => return ended,
+        () = drain.reached(Stage::Leaving) => local.end(),
+    }
+    local.ended().await
 }
 
 fn attach(leased: &Leased, store: &StoreAddress) -> Result<(), WriteError> {

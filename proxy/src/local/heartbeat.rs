@@ -95,7 +95,7 @@ fn renew_until(
     let mut due = Instant::now() + interval(leased.lease);
     while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
         let Some(at) = moves.borrow().clone() else { continue };
-        if at == leased.url && Instant::now() < due {
+        if (at == leased.url || failing) && Instant::now() < due {
             continue;
         }
         let pause = match store.with(|open| leased.renew(&at, open)) {

@@ -692,7 +692,10 @@ impl OpenStore {
         self.undisturbed(|open| {
             let mut attached = open.attached(id);
             match attached.services.get_mut(service.as_str()) {
-                Some(own) if own.0 == url.to_string() => *own = (to.to_string(), Some(until.to_string())),
+                // It may have been renewed already, by a write whose answer was lost.
+                Some(own) if own.0 == url.to_string() || own.0 == to.to_string() => {
+                    *own = (to.to_string(), Some(until.to_string()));
+                }
                 _ => return Ok(false),
             }
             open.write_attached(id, &attached)?;
@@ -881,6 +884,13 @@ impl OpenStore {
     }
 
     fn write_attached(&mut self, id: &EnvironmentId, attached: &Attached) -> Result<(), WriteError> {
+        let entry = attachment_entry(id);
+        // What cannot be read, or is something else, is not what `attached` was made from: it would be lost.
+        if self.kept.revision(&entry).is_some() && self.own_attachments(id).next().is_none() {
+            let path: Arc<str> = self.shown(&entry).into();
+            let error = Diagnostic::file(&path, "cannot be read, and is not overwritten");
+            return Err(WriteError::Invalid(vec![error.hint("mend it, or delete it")]));
+        }
         let edits = vec![(attachment_entry(id), attachment_text(id, attached))];
         let environment = self.lineages.claims(id).map(|known| name_of(&known.source.path).to_owned());
         let unchanged = environment.collect();
