@@ -113,12 +113,8 @@ impl World {
         );
         fs::write(folder.path().join("alice.yaml"), alice).unwrap();
         let ports = ["run", "--gateway", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--workers", "1"];
-        let mut running = overlane(&ports, folder.path())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .env("OVERLANE_CACHE", "none")
-            .spawn()
-            .unwrap();
+        let mut running =
+            overlane(&ports, folder.path()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let lines = lines(&mut running);
         let listening = |role: &str, line: &str| {
             let value: Value = serde_json::from_str(line).unwrap_or_default();

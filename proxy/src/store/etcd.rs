@@ -1,6 +1,6 @@
 //! Keys of an etcd as store: `/overlane/alice.yaml` holds what the file `alice.yaml` would.
 //!
-//! It is asked by its own API, gRPC (docs/decisions/0036-etcd-by-its-own-api.md), of version 3.4 and later. A write is one
+//! It is asked by its own API, gRPC (docs/decisions/0038-etcd-by-its-own-api.md), of version 3.4 and later. A write is one
 //! transaction. That nothing else was written is told by the keys that are there: what was only removed by others does
 //! not count.
 

@@ -148,7 +148,9 @@ fn what_is_written_at_a_hub_is_in_force_in_all_who_follow_it() {
 fn a_hub_that_dies_is_replaced_by_the_next_and_what_was_last_good_stays_meanwhile() {
     let store = tempfile::tempdir().unwrap();
     std::fs::write(store.path().join("staging.yaml"), BASELINE).unwrap();
-    let (first, second) = (hub_of(store.path(), open()), hub_of(store.path(), open()));
+    // An address of its own: whoever connects takes ports of 127.0.0.1, and this one is wanted again.
+    let own = HubSettings { address: "127.0.0.78:0".parse().unwrap(), ..open() };
+    let (first, second) = (hub_of(store.path(), open()), hub_of(store.path(), own));
     let both = format!("{},{}", url(&first), url(&second));
     let proxy = follower(&both);
     assert!(knows(&proxy, "staging"));
