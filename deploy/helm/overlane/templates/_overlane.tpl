@@ -35,9 +35,6 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 
 {{- define "overlane.store" -}}{{ .Values.store | default "/etc/overlane/environments" }}{{- end -}}
 
-{{/* Whether a pod talks to the Kubernetes API. */}}
-{{- define "overlane.asksKubernetes" -}}{{ if hasPrefix "kubernetes:" .Values.store }}true{{ end }}{{- end -}}
-
 {{- define "overlane.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: 65532
