@@ -162,6 +162,8 @@ fn a_hub_that_dies_is_replaced_by_the_next_and_what_was_last_good_stays_meanwhil
     until("stale", || proxy.control().store_unreadable());
     assert!(knows(&proxy, "alice") && knows(&proxy, "staging"), "what was last good stays");
     std::fs::remove_file(store.path().join("alice.yaml")).unwrap();
+    // Its socket goes with its runtime, for which nobody waits.
+    until("it is closed", || std::net::TcpListener::bind(address).is_ok());
     // The same address again: its states are others, and everything is listed anew.
     let _again = hub_of(store.path(), HubSettings { address, ..open() });
     until("good again", || !proxy.control().store_unreadable() && !knows(&proxy, "alice"));

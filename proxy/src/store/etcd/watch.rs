@@ -49,7 +49,9 @@ async fn begin(connection: &Arc<Connection>, keys: &Keys, after: i64) -> Result<
     let create = WatchCreate {
         key: keys.prefix.clone(),
         range_end: keys.end.clone(),
-        start_revision: after + 1,
+        // The state that is known, whose events are left out: a watch on what is yet to come is not told of progress by
+        // etcd from 3.4.38, 3.5.22 and 3.6.2 on (etcd#20229), and on a store that nobody writes to nothing else comes.
+        start_revision: after,
         progress_notify: true,
         fragment: true,
     };
@@ -62,6 +64,7 @@ async fn begin(connection: &Arc<Connection>, keys: &Keys, after: i64) -> Result<
         requests,
         answers,
         by,
+        after,
         revision: after,
         id: 0,
         events: Vec::new(),
@@ -91,6 +94,8 @@ struct Reader {
     requests: mpsc::Sender<Bytes>,
     answers: Answers,
     by: String,
+    /// The state from which it follows.
+    after: i64,
     /// All changes up to this state were told.
     revision: i64,
     /// Of the watch on its stream.
@@ -120,7 +125,8 @@ impl Reader {
             if answer.fragment {
                 continue;
             }
-            let events = std::mem::take(&mut self.events);
+            let mut events = std::mem::take(&mut self.events);
+            events.retain(|event| event.kv.as_ref().is_some_and(|kv| kv.mod_revision > self.after));
             let latest = events.iter().filter_map(|event| Some(event.kv.as_ref()?.mod_revision)).max();
             // Progress that was asked for has another id: etcd before 3.4.25 and 3.5.8 says it too early (etcd#15220).
             let progress = answer.header.filter(|_| answer.watch_id == self.id && !answer.created);
