@@ -1,4 +1,4 @@
-//! The hub's end of tunnels ([`crate::tunnel`]): ports whose connections go to machines that nothing can reach, and
+//! The hub's end of tunnels (`tunnel`): ports whose connections go to machines that nothing can reach, and
 //! connections that are made for these.
 
 use std::collections::{HashMap, HashSet};
