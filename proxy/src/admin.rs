@@ -8,7 +8,7 @@ mod listen;
 mod refused;
 mod watch;
 
-pub(crate) use listen::{accept, serve};
+pub(crate) use listen::{accept_each, in_time, serve};
 pub(crate) use refused::{invalid, refused};
 
 use std::net::IpAddr;
@@ -202,14 +202,16 @@ async fn require_token(
     let Some(token) = &admin.token else {
         return next.run(request).await;
     };
-    let sent = headers
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "))
-        .unwrap_or_default();
-    if same(sent, token.as_bytes()) {
+    if same(bearer(&headers), token.as_bytes()) {
         return next.run(request).await;
     }
     problem(StatusCode::UNAUTHORIZED, "send Authorization: Bearer with the admin token")
+}
+
+/// The token that a request shows.
+pub(crate) fn bearer(headers: &HeaderMap) -> &[u8] {
+    let shown = headers.get(header::AUTHORIZATION);
+    shown.and_then(|shown| shown.as_bytes().strip_prefix(b"Bearer ")).unwrap_or_default()
 }
 
 /// Compares without telling by its time how much was right.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{get, post};
@@ -23,7 +23,7 @@ pub(crate) use listen::{STREAM_WINDOW, STREAMS, serve};
 use tokens::{HubTokens, Right};
 use tunnels::Tunnels;
 
-use crate::admin::{self, Admin, foreign, problem, require_json};
+use crate::admin::{self, Admin, bearer, foreign, problem, require_json};
 use crate::api::Api;
 use crate::plane::drain::Drain;
 use crate::status::INSTANCES;
@@ -119,10 +119,4 @@ async fn with_right(hub: &Hub, wanted: Right, request: Request, next: Next) -> R
         }
         _ => problem(StatusCode::FORBIDDEN, "this token may read, and not write"),
     }
-}
-
-/// The token that a request shows.
-pub(crate) fn bearer(headers: &HeaderMap) -> &[u8] {
-    let shown = headers.get(header::AUTHORIZATION).map(http::HeaderValue::as_bytes);
-    shown.and_then(|shown| shown.strip_prefix(b"Bearer ")).unwrap_or_default()
 }

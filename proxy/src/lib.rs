@@ -27,6 +27,7 @@ pub mod messages;
 pub mod metrics;
 pub mod names;
 pub mod panics;
+mod pauses;
 pub mod plane;
 pub mod process;
 pub mod settings;

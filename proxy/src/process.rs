@@ -156,15 +156,7 @@ impl Prepared {
         let of_services = reach.map_or_else(|| names.clone(), |reach| names.by_way_of(reach));
         let rules = Rules { unix_under: settings.allow_unix.clone() };
         let control = Arc::new(Control::new(rules, published.clone(), of_services));
-        let above = settings.store.as_ref().and_then(StoreAddress::hub);
-        let above = above.map(|hub| Arc::new(HubStore::new(hub.clone())));
-        let source = |store| match &above {
-            // One connection, for all that is asked of a hub.
-            Some(hub) => Ok(Source::shared(hub.clone())),
-            None => Source::of(store, settings.resync, hub.is_some()),
-        };
-        let follower = settings.store.as_ref().map(source).transpose();
-        let mut follower = follower.map_err(io::Error::other)?;
+        let (above, mut follower) = followed(&settings, hub.is_some()).map_err(io::Error::other)?;
         let cache = settings.cache.as_ref().zip(settings.store.as_ref());
         let cache = cache.map(|(directory, store)| Arc::new(Cache::new(directory, store)));
         take_in(given, follower.as_mut(), cache.as_deref(), &control, runtime.handle());
@@ -242,10 +234,8 @@ impl Prepared {
         if let Some((_, socket, tokens)) = hub {
             let behind = behind.ok_or_else(|| io::Error::other("a hub needs a store to serve"))?;
             let speaks = settings.tls.as_ref().is_some_and(|tls| tls.roles.contains(&"hub"));
-            spawn(
-                "following the hub's tokens",
-                Box::pin(tls::follow::follow(tokens.clone(), settings.resync)),
-            );
+            let followed = tls::follow::follow(tokens.clone(), settings.resync);
+            spawn("following the hub's tokens", Box::pin(followed));
             let (admin, fleet) = (state.clone(), Fleet::default());
             let router = Hub { behind, tokens, tunnels, drain: drain.clone(), admin, fleet }.router();
             let serving = hub::serve(socket, tls.clone().filter(|_| speaks), router, over.clone());
@@ -303,6 +293,19 @@ fn spawn(runtime: &Handle, drain: &Drain, what: &'static str, task: Task) {
     });
 }
 
+/// The store as it is followed, and the hub that it is, if it is one.
+fn followed(settings: &Settings, for_others: bool) -> Result<(Option<Arc<HubStore>>, Option<Source>), Fault> {
+    let hub = settings.store.as_ref().and_then(StoreAddress::hub);
+    let hub = hub.map(|hub| Arc::new(HubStore::new(hub.clone())));
+    let source = |store| match &hub {
+        // One connection, for all that is asked of a hub.
+        Some(hub) => Ok(Source::shared(hub.clone())),
+        None => Source::of(store, settings.resync, for_others),
+    };
+    let source = settings.store.as_ref().map(source).transpose()?;
+    Ok((hub, source))
+}
+
 /// A store that is followed.
 enum Source {
     /// And where it is, and what others may know of it.
@@ -314,15 +317,12 @@ enum Source {
 impl Source {
     fn of(store: &StoreAddress, resync: Duration, for_others: bool) -> Result<Self, Fault> {
         Ok(match store.reach()? {
-            Reached::Directory(path) if for_others => {
-                let mirror = Arc::new(Mirror::counting(path.display().to_string()));
-                let follower = Follower::new(path, resync).mirrored(mirror.clone());
-                Self::Directory(Box::new(follower), (path.to_owned(), mirror))
-            }
             Reached::Directory(path) => {
-                // Nobody follows it through us: nothing is kept twice.
                 let mirror = Arc::new(Mirror::counting(path.display().to_string()));
-                Self::Directory(Box::new(Follower::new(path, resync)), (path.to_owned(), mirror))
+                let follower = Follower::new(path, resync);
+                // Where nobody follows it through us, nothing is kept twice.
+                let follower = if for_others { follower.mirrored(mirror.clone()) } else { follower };
+                Self::Directory(Box::new(follower), (path.to_owned(), mirror))
             }
             Reached::Shared(store) => Self::shared(store),
         })

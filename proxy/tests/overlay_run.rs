@@ -1,19 +1,23 @@
 //! `overlane overlay run`: a changed service as a local process, in its overlay for as long as it lives.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod child;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
+
+use child::{lines, overlane};
 
 /// The longest that anything here may take.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -33,32 +37,6 @@ impl Drop for World {
         let _ = self.running.kill();
         let _ = self.running.wait();
     }
-}
-
-fn overlane(arguments: &[&str], folder: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_overlane"));
-    let ours = |name: &String| {
-        name.starts_with("OVERLANE_") || name.to_lowercase().ends_with("_proxy") || name == "RUST_LOG"
-    };
-    for (name, _) in std::env::vars().filter(|(name, _)| ours(name)) {
-        command.env_remove(name);
-    }
-    command.args(arguments).current_dir(folder).env("NO_COLOR", "1").stdin(Stdio::null());
-    command
-}
-
-/// What a process prints on its standard error, line by line.
-fn lines(child: &mut Child) -> Receiver<String> {
-    let stderr = child.stderr.take().unwrap();
-    let (sender, lines) = channel();
-    thread::spawn(move || {
-        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-            if sender.send(line).is_err() {
-                return;
-            }
-        }
-    });
-    lines
 }
 
 /// Reads lines until one is as wanted; all that were read.

@@ -1,6 +1,8 @@
 //! The binary as a process: signals, ports, settings, exit codes.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod child;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -15,18 +17,10 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use child::{lines, overlane};
+
 /// The longest that anything here may take.
 const LIMIT: Duration = Duration::from_secs(30);
-
-fn overlane(arguments: &[&str], folder: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_overlane"));
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("OVERLANE_") || name == "RUST_LOG")
-    {
-        command.env_remove(name);
-    }
-    command.args(arguments).current_dir(folder).env("NO_COLOR", "1").stdin(Stdio::null());
-    command
-}
 
 /// A running proxy and the lines that it logs; it is killed when the test is over.
 struct Proxy {
@@ -44,15 +38,7 @@ impl Proxy {
     /// The same, with the access log to `log`.
     fn start_logging(command: &mut Command, log: Stdio) -> Self {
         let mut child = command.stdout(log).stderr(Stdio::piped()).spawn().unwrap();
-        let stderr = child.stderr.take().unwrap();
-        let (sender, lines) = channel();
-        thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    return;
-                }
-            }
-        });
+        let lines = lines(&mut child);
         Self { child, lines, listening: Vec::new() }
     }
 

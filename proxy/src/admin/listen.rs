@@ -23,7 +23,7 @@ use super::problem;
 const CONNECTIONS: usize = 128;
 /// For the head of a request, and for the next one on a connection.
 const HEAD: Duration = Duration::from_secs(10);
-/// For the rest of a request, and all that is done for it.
+/// For the rest of a request, and all that is done until its answer begins.
 const REQUEST: Duration = Duration::from_secs(30);
 /// How long what was sent may stay unread.
 const UNREAD: Duration = Duration::from_secs(30);
@@ -33,32 +33,46 @@ const HEAD_BYTES: usize = 16 * 1024;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves a router on a socket until `stopped` turns true.
-pub(crate) async fn serve(socket: std::net::TcpListener, router: Router, mut stopped: watch::Receiver<bool>) {
-    let address = socket.local_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
-    let socket = match TcpListener::from_std(socket) {
-        Ok(socket) => socket,
-        Err(error) => return tracing::error!(%address, %error, "the admin listener cannot accept"),
-    };
+pub(crate) async fn serve(socket: std::net::TcpListener, router: Router, stopped: watch::Receiver<bool>) {
     let mut http = Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(HEAD_BYTES);
     let service = TowerToHyperService::new(router.layer(from_fn(in_time)));
+    let connection = |stream| {
+        let connection = http.serve_connection(TokioIo::new(stream), service.clone());
+        // What goes wrong on one is its client's to know.
+        async move { drop(connection.await) }
+    };
+    accept_each(socket, "the admin listener", CONNECTIONS, stopped, connection).await;
+}
+
+/// Accepts connections, `most` at a time, until `stopped` turns true; then those that are open end as well.
+pub(crate) async fn accept_each<F: Future<Output = ()> + Send + 'static>(
+    socket: std::net::TcpListener,
+    what: &str,
+    most: usize,
+    mut stopped: watch::Receiver<bool>,
+    connection: impl Fn(TcpStream) -> F,
+) {
+    let address = socket.local_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
+    let socket = match TcpListener::from_std(socket) {
+        Ok(socket) => socket,
+        Err(error) => return tracing::error!(%address, %error, "{what} cannot accept"),
+    };
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             // The sender is gone: stopped as well.
             _ = stopped.wait_for(|stopped| *stopped) => return,
             Some(_) = connections.join_next() => {}
-            stream = accept(&socket), if connections.len() < CONNECTIONS => {
-                let connection = http.serve_connection(TokioIo::new(stream), service.clone());
-                // What goes wrong on one is its client's to know.
-                connections.spawn(async move { drop(connection.await) });
+            stream = accept(&socket), if connections.len() < most => {
+                connections.spawn(connection(stream));
             }
         }
     }
 }
 
 /// The next connection. Where there is no descriptor for it, it waits until there is.
-pub(crate) async fn accept(socket: &TcpListener) -> TcpStream {
+async fn accept(socket: &TcpListener) -> TcpStream {
     loop {
         match socket.accept().await {
             Ok((stream, _)) => {
@@ -72,7 +86,8 @@ pub(crate) async fn accept(socket: &TcpListener) -> TcpStream {
     }
 }
 
-async fn in_time(request: Request, next: Next) -> Response {
+/// Answers a request, or says that it took too long.
+pub(crate) async fn in_time(request: Request, next: Next) -> Response {
     match timeout(REQUEST, next.run(request)).await {
         Ok(response) => response,
         Err(_) => {

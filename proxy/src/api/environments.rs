@@ -1,6 +1,7 @@
 //! Environments, and what is attached to them. What is read is what is in force here; what is written goes to the store,
 //! and is in force here when it is answered.
 
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use overlane_config::blueprint::{AttachedUrl, Blueprint, Document, Share, parse};
 use overlane_config::diagnostic::{Diagnostic, Source};
 use overlane_config::lineage::{Lineages, Standing};
-use overlane_config::name::{EnvironmentId, ServiceName};
+use overlane_config::name::{EnvironmentId, InvalidLabel, ServiceName};
 use overlane_config::url::Url;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -38,14 +39,16 @@ fn no(status: StatusCode, detail: &str) -> Box<Response> {
     Box::new(problem(status, detail))
 }
 
+fn label<T: FromStr<Err = InvalidLabel>>(text: &str) -> Result<T, Box<Response>> {
+    text.parse().map_err(|error: InvalidLabel| no(StatusCode::BAD_REQUEST, &error.to_string()))
+}
+
 fn id(text: &str) -> Result<EnvironmentId, Box<Response>> {
-    text.parse()
-        .map_err(|error: overlane_config::name::InvalidLabel| no(StatusCode::BAD_REQUEST, &error.to_string()))
+    label(text)
 }
 
 fn service(text: &str) -> Result<ServiceName, Box<Response>> {
-    text.parse()
-        .map_err(|error: overlane_config::name::InvalidLabel| no(StatusCode::BAD_REQUEST, &error.to_string()))
+    label(text)
 }
 
 /// Which environments are listed.

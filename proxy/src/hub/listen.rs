@@ -1,25 +1,21 @@
 //! The hub's connections: HTTP/2 and HTTP/1.1, in the clear or in TLS as the process' certificates have it. They are
 //! bounded in number, and a peer that is gone is noticed.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::Request;
-use axum::http::StatusCode;
-use axum::middleware::{Next, from_fn};
-use axum::response::Response;
+use axum::middleware::from_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
-use crate::admin::{accept, problem};
+use crate::admin::{accept_each, in_time};
+use crate::plane::h2::PREFACE;
 use crate::tls::credentials::Credentials;
 
 /// The most connections at a time; more wait in the kernel's queue. Each proxy has one.
@@ -31,8 +27,6 @@ pub(crate) const STREAMS: u32 = 256;
 pub(crate) const STREAM_WINDOW: u32 = 512 * 1024;
 /// For a handshake, and for the head of a request.
 const HEAD: Duration = Duration::from_secs(10);
-/// For the rest of a request, until its answer begins.
-const REQUEST: Duration = Duration::from_secs(30);
 /// A connection on which nothing is heard is asked whether it is there, and closed where nothing comes back.
 const PING: Duration = Duration::from_secs(15);
 /// The largest head of a request, in bytes.
@@ -43,29 +37,13 @@ pub(crate) async fn serve(
     socket: std::net::TcpListener,
     tls: Option<Arc<Credentials>>,
     router: Router,
-    mut stopped: watch::Receiver<bool>,
+    stopped: watch::Receiver<bool>,
 ) {
-    let address = socket.local_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
-    let socket = match TcpListener::from_std(socket) {
-        Ok(socket) => socket,
-        Err(error) => return tracing::error!(%address, %error, "the hub cannot accept"),
-    };
     let router = router.layer(from_fn(in_time));
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            // The sender is gone: stopped as well.
-            _ = stopped.wait_for(|stopped| *stopped) => return,
-            Some(_) = connections.join_next() => {}
-            stream = accept(&socket), if connections.len() < CONNECTIONS => {
-                connections.spawn(connection(stream, tls.clone(), router.clone()));
-            }
-        }
-    }
+    let connection = |stream| connection(stream, tls.clone(), router.clone());
+    accept_each(socket, "the hub", CONNECTIONS, stopped, connection).await;
 }
 
-/// With what a connection of HTTP/2 begins (RFC 9113, section 3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Between two looks at whether the rest of it is there.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -112,15 +90,6 @@ async fn connection(stream: TcpStream, tls: Option<Arc<Credentials>>, router: Ro
                 let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
                 drop(of(http2).serve_connection(TokioIo::new(stream), service).await);
             }
-        }
-    }
-}
-
-async fn in_time(request: Request, next: Next) -> Response {
-    match timeout(REQUEST, next.run(request)).await {
-        Ok(response) => response,
-        Err(_) => {
-            problem(StatusCode::REQUEST_TIMEOUT, "the request did not arrive, or was not done, in time")
         }
     }
 }

@@ -20,6 +20,8 @@ use h2::Reason;
 pub use server::{is_spoken, serve};
 pub use upstream::{Agreed, Call, Called, Unready, call, sweep};
 
+/// With what a connection of HTTP/2 begins (RFC 9113, section 3.4).
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How much of a request's or response's body a peer may send ahead, per stream, in bytes: so much is held
 /// for each that does not read.
 const STREAM_WINDOW: u32 = 32 * 1024;

@@ -1,6 +1,9 @@
 //! A store that is open for one command: what is written is checked against the whole store first, whatever keeps it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod attached;
+mod reopened;
+
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::io;
 use std::path::PathBuf;
@@ -9,15 +12,12 @@ use std::thread;
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
-use overlane_config::blueprint::{
-    API_VERSION, Attachment, Blueprint, Document, Share, hex, parse, with_expiry,
-};
+use overlane_config::blueprint::{Blueprint, Document, parse, with_expiry};
 use overlane_config::diagnostic::{Diagnostic, Source};
 use overlane_config::lineage::{Content, FileChange, Lineages, Rules};
-use overlane_config::name::{EnvironmentId, ServiceName};
+use overlane_config::name::EnvironmentId;
 use overlane_config::preview::label;
 use overlane_config::time::UnixMillis;
-use overlane_config::url::Url;
 
 use super::directory::read::is_blueprint;
 use super::directory::write::{At, Directory};
@@ -26,19 +26,21 @@ use super::shared::follow::name_of;
 use super::shared::write::Listed;
 use super::shared::{Commit, CommitError, Committed, Fault, Revision, Write};
 use super::{Reached, StoreAddress};
+use crate::pauses::Pauses;
 use crate::{clock, cores};
+
+pub use attached::NewShare;
+use attached::{ATTACHED, attachment_entry};
+pub use reopened::Reopened;
 
 /// How often a write is tried where others write at the same time.
 const ATTEMPTS: u32 = 20;
-/// The longest pause before the second one; later ones may be longer. Each is a random part of that.
+/// How long it waits before the second attempt, at most.
 const PAUSE: Duration = Duration::from_millis(20);
+/// And before any.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest name of an entry, in bytes: that of a file.
 const MAX_NAME: usize = 255;
-/// The longest pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-
-/// How the entry of what is attached to an environment ends.
-const ATTACHED: &str = ".attached.yaml";
 
 /// What became of an environment or attachment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -381,13 +383,11 @@ impl OpenStore {
     /// What another process asks for, and what it may have left out: that what ours was checked against is still so.
     fn on_our_conditions(&self, commit: &Commit, written: &[Arc<Blueprint>], listed: &Listed) -> Commit {
         let mut commit = commit.clone();
-        let parents = written.iter().filter_map(|blueprint| Some(&blueprint.parent()?.value));
-        for parent in parents.filter_map(|id| self.lineages.claims(id).next()) {
-            let name = name_of(&parent.source.path);
+        for name in self.ancestors(written.iter().map(|blueprint| &**blueprint)) {
             let told = commit.writes.iter().any(|write| write.name == name)
-                || commit.unchanged.iter().any(|(known, _)| known == name);
-            let revision = listed.revision(name).filter(|_| !told);
-            commit.unchanged.extend(revision.map(|revision| (name.to_owned(), revision.clone())));
+                || commit.unchanged.iter().any(|(known, _)| *known == name);
+            let revision = listed.revision(&name).filter(|_| !told);
+            commit.unchanged.extend(revision.map(|revision| (name, revision.clone())));
         }
         let goes = |write: &Write| write.text.is_none() && !write.name.ends_with(ATTACHED);
         if commit.alone_since.is_none() && commit.writes.iter().any(goes) {
@@ -411,12 +411,11 @@ impl OpenStore {
         &mut self,
         mut once: impl FnMut(&mut Self) -> Result<T, WriteError>,
     ) -> Result<T, WriteError> {
-        let mut pause = PAUSE;
+        let mut pauses = Pauses::new(PAUSE, LONGEST_PAUSE);
         for _ in 0..ATTEMPTS {
             match once(self) {
                 Err(WriteError::Conflict) => {
-                    thread::sleep(pause.mul_f64(fastrand::f64()));
-                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    thread::sleep(pauses.next());
                     self.reload()?;
                 }
                 done => return done,
@@ -471,7 +470,11 @@ impl OpenStore {
     ) -> Result<Written, WriteError> {
         let prepare = |blueprint: &&Arc<Blueprint>| self.prepare(source, blueprint, put, now);
         let writes = blueprints.iter().map(prepare).collect::<Result<Vec<_>, _>>()?;
-        let unchanged = self.ancestors(&writes);
+        let is_written = |name: &String| {
+            writes.iter().any(|write| write.name == *name && write.outcome != Outcome::Unchanged)
+        };
+        let ancestors = self.ancestors(writes.iter().map(|write| &*write.blueprint)).into_iter();
+        let unchanged = ancestors.filter(|name| !is_written(name)).collect();
         // What depends on one that becomes another one was checked with it: no other may come meanwhile.
         let depended_on = |write: &Prepared| {
             write.outcome == Outcome::Configured
@@ -490,22 +493,19 @@ impl OpenStore {
         Ok(Written { environments, warnings, revision })
     }
 
-    /// The entries of the ancestors of what is about to be written, where these are not written as well: with the parent
-    /// alone, two who move environments below each other could make a cycle.
-    fn ancestors(&self, writes: &[Prepared]) -> Vec<String> {
+    /// The entries of the ancestors of what is about to be written, on which it depends: with the parent alone, two who
+    /// move environments below each other could make a cycle.
+    fn ancestors<'b>(&self, written: impl IntoIterator<Item = &'b Blueprint>) -> BTreeSet<String> {
         let mut names = BTreeSet::new();
-        for write in writes {
-            let mut parent = write.blueprint.parent();
+        for blueprint in written {
+            let mut parent = blueprint.parent();
             while let Some(ancestor) = parent.and_then(|id| self.lineages.claims(&id.value).next())
                 && names.insert(name_of(&ancestor.source.path).to_owned())
             {
                 parent = ancestor.parent();
             }
         }
-        let is_written = |name: &String| {
-            writes.iter().any(|write| write.name == *name && write.outcome != Outcome::Unchanged)
-        };
-        names.into_iter().filter(|name| !is_written(name)).collect()
+        names
     }
 
     fn prepare(
@@ -640,304 +640,13 @@ impl OpenStore {
         let name = own_entry(id, known)?;
         let attached = self.own_attachments(id).next().map(|_| attachment_entry(id));
         if !dry_run {
-            // Nobody may have become its child meanwhile.
             // In a directory the one goes after the other: what is attached must not be left to the next of that id.
             let edits = attached.into_iter().chain([name]).map(|name| (name, None)).collect();
+            // Nobody may have become its child meanwhile.
             self.commit(&Edits { edits, unchanged: Vec::new(), alone: true })?;
         }
         Ok(Outcome::Deleted)
     }
-
-    /// Attaches an address to a service of an environment, or takes it away where `url` is `None`.
-    ///
-    /// # Errors
-    /// The environment does not own the service, or has no such address to take away.
-    pub fn attach(
-        &mut self,
-        id: &EnvironmentId,
-        service: &ServiceName,
-        url: Option<&Url>,
-        dry_run: bool,
-    ) -> Result<Outcome, WriteError> {
-        self.undisturbed(|open| open.attach_once(id, service, url, None, dry_run))
-    }
-
-    /// Attaches an address that is used until then, where nobody renews that.
-    ///
-    /// # Errors
-    /// The environment does not own the service.
-    pub fn lease(
-        &mut self,
-        id: &EnvironmentId,
-        service: &ServiceName,
-        url: &Url,
-        until: UnixMillis,
-        dry_run: bool,
-    ) -> Result<Outcome, WriteError> {
-        self.undisturbed(|open| open.attach_once(id, service, Some(url), Some(until), dry_run))
-    }
-
-    /// Has an attached address used until then, at `to` from now on; false where another one is attached by now, or none.
-    ///
-    /// # Errors
-    /// It cannot be written.
-    pub fn renew(
-        &mut self,
-        id: &EnvironmentId,
-        service: &ServiceName,
-        url: &Url,
-        to: &Url,
-        until: UnixMillis,
-    ) -> Result<bool, WriteError> {
-        self.undisturbed(|open| {
-            let mut attached = open.attached(id);
-            match attached.services.get_mut(service.as_str()) {
-                // It may have been renewed already, by a write whose answer was lost.
-                Some(own) if own.0 == url.to_string() || own.0 == to.to_string() => {
-                    *own = (to.to_string(), Some(until.to_string()));
-                }
-                _ => return Ok(false),
-            }
-            open.write_attached(id, &attached)?;
-            Ok(true)
-        })
-    }
-
-    /// Takes an attached address away, if it is this one; whether it was.
-    ///
-    /// # Errors
-    /// It cannot be written.
-    pub fn release(
-        &mut self,
-        id: &EnvironmentId,
-        service: &ServiceName,
-        url: &Url,
-    ) -> Result<bool, WriteError> {
-        self.undisturbed(|open| {
-            let mut attached = open.attached(id);
-            if attached.services.get(service.as_str()).is_none_or(|(own, _)| *own != url.to_string()) {
-                return Ok(false);
-            }
-            attached.services.remove(service.as_str());
-            open.write_attached(id, &attached)?;
-            Ok(true)
-        })
-    }
-
-    /// Lets an overlay live until then at least; where it is used only if it did so `at` that time. Returns what became
-    /// of it, and until when it lives by itself.
-    ///
-    /// # Errors
-    /// It is not there, or never expires.
-    pub fn extend(
-        &mut self,
-        id: &EnvironmentId,
-        until: UnixMillis,
-        used: Option<UnixMillis>,
-        dry_run: bool,
-    ) -> Result<(Outcome, UnixMillis), WriteError> {
-        self.undisturbed(|open| {
-            let Some(blueprint) = open.lineages.claims(id).next() else {
-                return Err(WriteError::NotFound(format!("overlay `{id}`")));
-            };
-            let written = open.lineages.expiry(blueprint);
-            if blueprint.ttl.is_none() && written.is_none() {
-                return Err(WriteError::NeverExpires(id.clone()));
-            }
-            if let Some(lives) = written.filter(|at| *at >= until || used.is_some_and(|used| *at <= used)) {
-                return Ok((Outcome::Unchanged, lives));
-            }
-            let mut attached = open.attached(id);
-            attached.expires_at = Some(until.to_string());
-            if !dry_run {
-                open.write_attached(id, &attached)?;
-            }
-            Ok((Outcome::Configured, until))
-        })
-    }
-
-    /// The edit that takes back by how much an overlay was extended.
-    fn without_extension(&self, id: &EnvironmentId) -> Option<(String, Option<String>)> {
-        let mut attached = self.attached(id);
-        attached.expires_at.take()?;
-        Some((attachment_entry(id), attachment_text(id, &attached)))
-    }
-
-    fn attach_once(
-        &mut self,
-        id: &EnvironmentId,
-        service: &ServiceName,
-        url: Option<&Url>,
-        until: Option<UnixMillis>,
-        dry_run: bool,
-    ) -> Result<Outcome, WriteError> {
-        let Some(blueprint) = self.lineages.claims(id).next() else {
-            return Err(WriteError::NotFound(format!("`{id}`")));
-        };
-        if !blueprint.services.iter().any(|known| known.name.value == *service) && url.is_some() {
-            return Err(WriteError::NotFound(format!("service `{service}` of `{id}`")));
-        }
-        let mut attached = self.attached(id);
-        let all = &mut attached.services;
-        let before = all.clone();
-        match url {
-            Some(url) => {
-                all.insert(service.to_string(), (url.to_string(), until.map(|at| at.to_string())));
-            }
-            None if all.remove(service.as_str()).is_none() => {
-                return Err(WriteError::NotFound(format!("address attached to `{service}` of `{id}`")));
-            }
-            None => {}
-        }
-        let outcome = match (before == *all, url.is_some(), before.contains_key(service.as_str())) {
-            (true, ..) => Outcome::Unchanged,
-            (false, false, _) => Outcome::Deleted,
-            (false, true, true) => Outcome::Configured,
-            (false, true, false) => Outcome::Created,
-        };
-        if !dry_run && outcome != Outcome::Unchanged {
-            self.write_attached(id, &attached)?;
-        }
-        Ok(outcome)
-    }
-
-    /// Notes a link to an overlay that is given away.
-    ///
-    /// # Errors
-    /// The overlay is not there, or cannot be written.
-    pub fn share(&mut self, id: &EnvironmentId, share: &NewShare, dry_run: bool) -> Result<(), WriteError> {
-        self.undisturbed(|open| open.share_once(id, share, dry_run))
-    }
-
-    fn share_once(&mut self, id: &EnvironmentId, share: &NewShare, dry_run: bool) -> Result<(), WriteError> {
-        if self.lineages.claims(id).next().is_none() {
-            return Err(WriteError::NotFound(format!("`{id}`")));
-        }
-        let mut attached = self.attached(id);
-        let expires_at = share.expires_at.map(|at| at.to_string());
-        attached.shares.insert(share.id.clone(), (hex(&share.hash), expires_at));
-        if dry_run { Ok(()) } else { self.write_attached(id, &attached) }
-    }
-
-    /// Takes a link back, or all links where `share` is `None`; which ones these were.
-    ///
-    /// # Errors
-    /// There is none, it is in a file that this one did not write, or it cannot be written.
-    pub fn unshare(
-        &mut self,
-        id: &EnvironmentId,
-        share: Option<&str>,
-        dry_run: bool,
-    ) -> Result<Vec<String>, WriteError> {
-        self.undisturbed(|open| open.unshare_once(id, share, dry_run))
-    }
-
-    fn unshare_once(
-        &mut self,
-        id: &EnvironmentId,
-        share: Option<&str>,
-        dry_run: bool,
-    ) -> Result<Vec<String>, WriteError> {
-        let own = self.shown(&attachment_entry(id));
-        let wanted = |known: &Share| share.is_none_or(|share| share == &*known.id.value);
-        let others = self.lineages.attachments(id).iter().filter(|record| *record.source.path != *own);
-        if let Some(record) = others.into_iter().find(|record| record.shares.iter().any(wanted)) {
-            return Err(WriteError::Shared(id.clone(), record.source.path.clone()));
-        }
-        let mut attached = self.attached(id);
-        let taken: Vec<_> =
-            attached.shares.keys().filter(|own| share.is_none_or(|share| share == *own)).cloned().collect();
-        if taken.is_empty() {
-            let what =
-                share.map_or_else(|| "link that was shared".to_owned(), |share| format!("share `{share}`"));
-            return Err(WriteError::NotFound(format!("{what} of `{id}`")));
-        }
-        attached.shares.retain(|own, _| !taken.contains(own));
-        if !dry_run {
-            self.write_attached(id, &attached)?;
-        }
-        Ok(taken)
-    }
-
-    /// What the command line attached to an environment.
-    fn own_attachments(&self, id: &EnvironmentId) -> impl Iterator<Item = &Arc<Attachment>> {
-        let own = self.shown(&attachment_entry(id));
-        self.lineages.attachments(id).iter().filter(move |attached| *attached.source.path == *own)
-    }
-
-    fn attached(&self, id: &EnvironmentId) -> Attached {
-        let mut attached = Attached::default();
-        for record in self.own_attachments(id) {
-            let services = record.services.iter().map(|one| {
-                let until = one.expires_at.map(|at| at.to_string());
-                (one.service.value.to_string(), (one.url.value.to_string(), until))
-            });
-            attached.services.extend(services);
-            attached.expires_at = record.expires_at.map(|at| at.to_string());
-            let shares = record.shares.iter().map(|share| {
-                let expires_at = share.expires_at.map(|at| at.to_string());
-                (share.id.value.to_string(), (hex(&share.hash), expires_at))
-            });
-            attached.shares.extend(shares);
-        }
-        attached
-    }
-
-    fn write_attached(&mut self, id: &EnvironmentId, attached: &Attached) -> Result<(), WriteError> {
-        let entry = attachment_entry(id);
-        // What cannot be read, or is something else, is not what `attached` was made from: it would be lost.
-        if self.kept.revision(&entry).is_some() && self.own_attachments(id).next().is_none() {
-            let path: Arc<str> = self.shown(&entry).into();
-            let error = Diagnostic::file(&path, "cannot be read, and is not overwritten");
-            return Err(WriteError::Invalid(vec![error.hint("mend it, or delete it")]));
-        }
-        let edits = vec![(attachment_entry(id), attachment_text(id, attached))];
-        let environment = self.lineages.claims(id).map(|known| name_of(&known.source.path).to_owned());
-        let unchanged = environment.collect();
-        self.commit(&Edits { edits, unchanged, alone: false })?;
-        Ok(())
-    }
-}
-
-/// A store that one process writes to again and again. Nobody waits for it in between: a directory is read anew each
-/// time, and what several machines share is only read anew where somebody else came before.
-pub struct Reopened {
-    address: StoreAddress,
-    open: Option<OpenStore>,
-}
-
-impl Reopened {
-    /// It is not opened yet.
-    #[must_use]
-    pub fn new(address: StoreAddress) -> Self {
-        Self { address, open: None }
-    }
-
-    /// Does something in the store.
-    ///
-    /// # Errors
-    /// It cannot be opened, or what `with` says.
-    pub fn with<T>(
-        &mut self,
-        mut with: impl FnMut(&mut OpenStore) -> Result<T, WriteError>,
-    ) -> Result<T, WriteError> {
-        if let Some(mut open) = self.open.take()
-            && let Ok(done) = with(&mut open)
-        {
-            self.open = Some(open);
-            return Ok(done);
-        }
-        // Of what was kept open, the connection may be gone by now.
-        let mut open = OpenStore::write(&self.address)?;
-        let done = with(&mut open)?;
-        self.open = Some(open).filter(|open| matches!(open.kept, Kept::Shared(_)));
-        Ok(done)
-    }
-}
-
-/// The entry of what is attached to an environment.
-fn attachment_entry(id: &EnvironmentId) -> String {
-    format!("{id}{ATTACHED}")
 }
 
 /// The entry of an environment, if it has one of its own.
@@ -953,17 +662,6 @@ fn listed(store: Arc<dyn super::shared::Shared>) -> Result<Listed, WriteError> {
     Listed::new(store).map_err(|error| WriteError::Store(Fault(error.to_string())))
 }
 
-/// A link that is given away.
-#[derive(Debug)]
-pub struct NewShare {
-    /// By which it is called.
-    pub id: String,
-    /// The SHA-256 of its secret.
-    pub hash: [u8; 32],
-    /// Until when it lets anybody in.
-    pub expires_at: Option<UnixMillis>,
-}
-
 /// An environment that is about to be written.
 struct Prepared {
     blueprint: Arc<Blueprint>,
@@ -972,410 +670,5 @@ struct Prepared {
     outcome: Outcome,
 }
 
-/// What is attached to an environment: addresses and the ends of their leases by service, by id the hash and the end of
-/// what was shared, and until when it was extended.
-#[derive(Debug, Default)]
-struct Attached {
-    expires_at: Option<String>,
-    services: BTreeMap<String, (String, Option<String>)>,
-    shares: BTreeMap<String, (String, Option<String>)>,
-}
-
-/// The text of the record; none where nothing is attached.
-fn attachment_text(id: &EnvironmentId, attached: &Attached) -> Option<String> {
-    if attached.services.is_empty() && attached.shares.is_empty() && attached.expires_at.is_none() {
-        return None;
-    }
-    let until = |mut value: serde_json::Value, expires_at: &Option<String>| {
-        if let Some(at) = expires_at {
-            value["expiresAt"] = at.as_str().into();
-        }
-        value
-    };
-    let service = |(name, (url, expires_at)): (&String, &(String, Option<String>))| {
-        until(serde_json::json!({ "name": name, "url": url }), expires_at)
-    };
-    let share = |(id, (hash, expires_at)): (&String, &(String, Option<String>))| {
-        until(serde_json::json!({ "id": id, "sha256": hash }), expires_at)
-    };
-    let mut spec = serde_json::Map::new();
-    if let Some(at) = &attached.expires_at {
-        spec.insert("expiresAt".to_owned(), at.as_str().into());
-    }
-    let mut add = |name: &str, list: Vec<serde_json::Value>| {
-        if !list.is_empty() {
-            spec.insert(name.to_owned(), list.into());
-        }
-    };
-    add("services", attached.services.iter().map(service).collect());
-    add("shares", attached.shares.iter().map(share).collect());
-    let document = serde_json::json!({
-        "apiVersion": API_VERSION,
-        "kind": "Attachment",
-        "metadata": { "name": id.as_str() },
-        "spec": spec,
-    });
-    // Strings, lists and mappings of strings can always be written.
-    Some(serde_yaml::to_string(&document).unwrap_or_default())
-}
-
 #[cfg(test)]
-mod tests {
-    use std::fs;
-    use std::path::Path;
-
-    use super::*;
-    use crate::store::shared::memory::Memory;
-
-    const BASELINE: &str =
-        "name: staging\nrouting: {mode: baseline}\nservices:\n  - name: web\n    url: http://127.0.0.1:1\n";
-    const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
-
-    fn source(text: &str) -> Arc<Source> {
-        Arc::new(Source::new("input.yaml".into(), text.to_owned(), None))
-    }
-
-    fn overlay(id: &str, parent: &str) -> String {
-        format!(
-            "# of {id}\nname: {id}\nrouting:\n  mode: overlay # sparse\n  baselineId: {parent}\nservices:\n  - name: web\n"
-        )
-    }
-
-    /// A store for tests; each command opens it anew.
-    enum Tried {
-        Directory(tempfile::TempDir),
-        Memory(Memory),
-    }
-
-    impl Tried {
-        fn directory() -> Self {
-            let tried = Self::Directory(tempfile::tempdir().expect("folder"));
-            tried.put(BASELINE, &Put::default()).expect("baseline");
-            tried
-        }
-
-        /// One of each kind, with a baseline in it.
-        fn each() -> [Self; 2] {
-            let memory = Self::Memory(Memory::new());
-            memory.put(BASELINE, &Put::default()).expect("baseline");
-            [Self::directory(), memory]
-        }
-
-        fn path(&self) -> &Path {
-            match self {
-                Self::Directory(folder) => folder.path(),
-                Self::Memory(_) => unreachable!("it is in memory"),
-            }
-        }
-
-        /// Opened to be written to: nobody else can meanwhile, where it is a directory.
-        fn open(&self) -> OpenStore {
-            match self {
-                Self::Directory(folder) => OpenStore::write(&StoreAddress::directory(folder.path())),
-                Self::Memory(memory) => {
-                    OpenStore::shared(Listed::new(Arc::new(memory.clone())).expect("runtime"))
-                }
-            }
-            .expect("open")
-        }
-
-        fn put(&self, text: &str, put: &Put) -> Result<Outcome, WriteError> {
-            let written = self.open().put(&source(text), put, NOW)?;
-            Ok(written.environments[0].1)
-        }
-
-        /// Calls an entry otherwise, as another one would.
-        fn rename(&self, from: &str, to: &str) {
-            match self {
-                Self::Directory(folder) => {
-                    fs::rename(folder.path().join(from), folder.path().join(to)).expect("rename");
-                }
-                Self::Memory(memory) => {
-                    let text = memory.text(from);
-                    memory.put(to, text.as_deref());
-                    memory.put(from, None);
-                }
-            }
-        }
-
-        /// What is written of an environment.
-        fn text(&self, of: &str) -> Option<String> {
-            Some(self.open().lineages().claims(&id(of)).next()?.source.text.to_string())
-        }
-    }
-
-    fn id(text: &str) -> EnvironmentId {
-        text.parse().expect("id")
-    }
-
-    #[test]
-    fn apply_creates_configures_and_leaves_alone() {
-        for store in Tried::each() {
-            let put = |text: &str, put: &Put| store.put(text, put);
-            assert_eq!(put(&overlay("a", "staging"), &Put::default()).expect("new"), Outcome::Created);
-            assert_eq!(put(&overlay("a", "staging"), &Put::default()).expect("same"), Outcome::Unchanged);
-            let more = overlay("a", "staging") + "    expose: true\n";
-            assert_eq!(put(&more, &Put::default()).expect("other"), Outcome::Configured);
-            assert_eq!(store.text("a").expect("there"), more);
-            let create = Put { create: true, ..Put::default() };
-            assert!(matches!(put(&more, &create), Err(WriteError::Exists(_))));
-        }
-    }
-
-    #[test]
-    fn what_would_be_wrong_is_not_written() {
-        for store in Tried::each() {
-            let invalid = |text: &str| {
-                assert!(matches!(store.put(text, &Put::default()), Err(WriteError::Invalid(_))));
-            };
-            invalid(&overlay("a", "stagin"));
-            invalid("name: [");
-            let other = Put { parent: Some(id("production")), ..Put::default() };
-            let refused = store.put(&overlay("a", "staging"), &other);
-            assert!(matches!(refused, Err(WriteError::OtherParent { .. })));
-            let dry = Put { dry_run: true, ..Put::default() };
-            assert_eq!(store.put(&overlay("a", "staging"), &dry).expect("dry"), Outcome::Created);
-            assert_eq!(store.text("a"), None);
-        }
-    }
-
-    #[test]
-    fn what_is_written_carries_an_absolute_expiry_and_keeps_its_comments() {
-        for store in Tried::each() {
-            let ttl = |seconds| Put { ttl: Some(Duration::from_secs(seconds)), ..Put::default() };
-            store.put(&overlay("a", "staging"), &ttl(3600)).expect("written");
-            let expected =
-                overlay("a", "staging").replace("  mode:", "  expiresAt: \"2027-01-15T09:00:00Z\"\n  mode:");
-            let text = store.text("a").expect("there");
-            assert_eq!(text, expected);
-            store.put(&text, &ttl(7200)).expect("again");
-            assert_eq!(store.text("a").expect("there"), expected.replace("09:00", "10:00"));
-        }
-    }
-
-    #[test]
-    fn deleting_a_baseline_with_overlays_names_them() {
-        for store in Tried::each() {
-            store.put(&overlay("a", "staging"), &Put::default()).expect("a");
-            store.put(&overlay("b", "a"), &Put::default()).expect("b");
-            let mut open = store.open();
-            assert!(
-                matches!(open.delete(&id("staging"), None, false), Err(WriteError::HasChildren(_, names)) if names == [id("a")])
-            );
-            assert!(matches!(open.delete(&id("a"), None, false), Err(WriteError::HasChildren(..))));
-            for name in ["b", "a", "staging"] {
-                open.delete(&id(name), None, false).expect(name);
-            }
-            assert!(matches!(open.delete(&id("a"), None, false), Err(WriteError::NotFound(_))));
-            drop(open);
-            assert!(store.open().lineages().is_empty());
-        }
-    }
-
-    #[test]
-    fn what_is_written_only_in_one_state_is_not_in_another() {
-        for store in Tried::each() {
-            store.put(&overlay("a", "staging"), &Put::default()).expect("a");
-            let first = store.open().revision(&id("a"));
-            let only = Put { only: first.clone(), ..Put::default() };
-            let more = overlay("a", "staging") + "    expose: true\n";
-            assert_eq!(store.put(&more, &only).expect("as it was"), Outcome::Configured);
-            let second = store.open().revision(&id("a"));
-            let refused = store.put(&overlay("a", "staging"), &only);
-            assert!(matches!(refused, Err(WriteError::Changed(_, now)) if now == second));
-            let mut open = store.open();
-            assert!(matches!(open.delete(&id("a"), first.as_ref(), false), Err(WriteError::Changed(..))));
-            open.delete(&id("a"), second.as_ref(), false).expect("as it is");
-            drop(open);
-            assert!(matches!(store.put(&more, &only), Err(WriteError::Changed(_, None))));
-        }
-    }
-
-    #[test]
-    fn attachments_are_records_of_their_own_and_survive_apply() {
-        for store in Tried::each() {
-            store.put(&overlay("a", "staging"), &Put::default()).expect("a");
-            let web: ServiceName = "web".parse().expect("name");
-            let url: Url = "http://127.0.0.1:9".parse().expect("url");
-            let attach = |service: &ServiceName, url| store.open().attach(&id("a"), service, url, false);
-            assert_eq!(attach(&web, Some(&url)).expect("attach"), Outcome::Created);
-            assert_eq!(attach(&web, Some(&url)).expect("again"), Outcome::Unchanged);
-            store.put(&(overlay("a", "staging") + "    expose: true\n"), &Put::default()).expect("apply");
-            let open = store.open();
-            let resolved = open.lineages().standing(&id("a")).and_then(|standing| standing.resolved());
-            assert_eq!(resolved.expect("a").urls[0][0], url);
-            drop(open);
-            let other = "ledger".parse().expect("name");
-            assert!(matches!(attach(&other, Some(&url)), Err(WriteError::NotFound(_))));
-            assert_eq!(attach(&web, None).expect("detach"), Outcome::Deleted);
-            assert!(matches!(attach(&web, None), Err(WriteError::NotFound(_))));
-            attach(&web, Some(&url)).expect("attach");
-            store.open().delete(&id("a"), None, false).expect("delete");
-            store.put(&overlay("a", "staging"), &Put::default()).expect("a");
-            assert!(store.open().lineages().attachments(&id("a")).is_empty());
-        }
-    }
-
-    #[test]
-    fn a_file_with_several_documents_is_read_and_never_edited() {
-        let store = Tried::directory();
-        let many = format!("{}---\n{}", overlay("a", "staging"), overlay("b", "staging"));
-        fs::write(store.path().join("many.yaml"), many).expect("file");
-        let more = overlay("a", "staging") + "    expose: true\n";
-        assert!(matches!(store.put(&more, &Put::default()), Err(WriteError::Shared(..))));
-        assert!(matches!(store.open().delete(&id("a"), None, false), Err(WriteError::Shared(..))));
-    }
-
-    #[test]
-    fn two_writers_at_once_lose_nothing() {
-        for store in Tried::each() {
-            let services: String = (0..16).map(|n| format!("  - name: s{n}\n")).collect();
-            let many = overlay("a", "staging").replace("  - name: web\n", &services);
-            store.put(&many, &Put::default()).expect("a");
-            thread::scope(|scope| {
-                for n in 0..16 {
-                    let store = &store;
-                    scope.spawn(move || {
-                        let service: ServiceName = format!("s{n}").parse().expect("name");
-                        let url: Url = format!("http://127.0.0.1:{}", 1000 + n).parse().expect("url");
-                        store.open().attach(&id("a"), &service, Some(&url), false).expect("attach");
-                    });
-                }
-            });
-            assert_eq!(store.open().lineages().attachments(&id("a"))[0].services.len(), 16);
-        }
-    }
-
-    #[test]
-    fn whoever_becomes_a_child_while_its_parent_is_deleted_is_no_orphan() {
-        let memory = Memory::new();
-        let store = Tried::Memory(memory.clone());
-        store.put(BASELINE, &Put::default()).expect("baseline");
-        store.put(&overlay("a", "staging"), &Put::default()).expect("a");
-        let mut open = store.open();
-        store.put(&overlay("b", "a"), &Put::default()).expect("b");
-        assert!(matches!(open.delete(&id("a"), None, false), Err(WriteError::HasChildren(..))));
-        let mut open = store.open();
-        store.open().delete(&id("b"), None, false).expect("b");
-        store.open().delete(&id("a"), None, false).expect("a");
-        let refused = open.put(&source(&overlay("c", "a")), &Put::default(), NOW);
-        assert!(matches!(refused, Err(WriteError::Invalid(_))));
-    }
-
-    #[test]
-    fn what_others_are_in_is_not_overwritten_and_nothing_is_written_twice() {
-        for store in Tried::each() {
-            // Whose id is not its name.
-            let text = BASELINE.replace("mode: baseline", "mode: baseline, baselineId: production");
-            store
-                .put(&text.replace("name: staging", "name: production"), &Put::default())
-                .expect("production");
-            store.rename("production.yaml", "other.yaml");
-            let refused = store.put(&overlay("other", "staging"), &Put::default());
-            assert!(
-                matches!(&refused, Err(WriteError::Invalid(why)) if why[0].message.contains("production")),
-                "{refused:?}"
-            );
-            assert!(store.text("production").is_some());
-            let twice = format!("{}---\n{}", overlay("a", "staging"), overlay("a", "staging"));
-            assert!(matches!(store.put(&twice, &Put::default()), Err(WriteError::Invalid(_))));
-            assert_eq!(store.text("a"), None);
-        }
-    }
-
-    #[test]
-    fn a_new_overlay_in_one_file_with_its_baseline_is_no_orphan_when_that_is_deleted_meanwhile() {
-        let memory = Memory::new();
-        let store = Tried::Memory(memory.clone());
-        store.put(BASELINE, &Put::default()).expect("baseline");
-        let mut open = store.open();
-        memory.put("staging.yaml", None);
-        let both = format!("{BASELINE}---\n{}", overlay("a", "staging"));
-        open.put(&source(&both), &Put::default(), NOW).expect("both");
-        assert!(store.text("staging").is_some(), "it is written anew, and not taken for what it was");
-    }
-
-    #[test]
-    fn two_who_move_environments_below_each_other_make_no_cycle() {
-        let store = Tried::Memory(Memory::new());
-        store.put(BASELINE, &Put::default()).expect("baseline");
-        for (name, parent) in [("a", "staging"), ("top", "staging"), ("b", "top")] {
-            store.put(&overlay(name, parent), &Put::default()).expect(name);
-        }
-        // It sees `b` below `top` below `staging`, and writes after `top` came below `a`.
-        let mut open = store.open();
-        store.put(&overlay("top", "a"), &Put::default()).expect("top");
-        let refused = open.put(&source(&overlay("a", "b")), &Put::default(), NOW);
-        assert!(matches!(refused, Err(WriteError::Invalid(_))), "{refused:?}");
-    }
-
-    #[test]
-    fn a_store_that_is_away_is_said_to_be() {
-        let memory = Memory::new();
-        let mut open = Tried::Memory(memory.clone()).open();
-        memory.away(true);
-        let refused = open.put(&source(BASELINE), &Put::default(), NOW);
-        assert!(matches!(refused, Err(WriteError::Store(fault)) if fault.0.contains("away")));
-    }
-
-    #[test]
-    fn an_attached_address_is_renewed_and_released_by_who_attached_it_and_by_nobody_else() {
-        let (service, url): (ServiceName, Url) =
-            ("web".parse().expect("name"), "http://h:1".parse().expect("url"));
-        let other: Url = "http://h:2".parse().expect("url");
-        let until = UnixMillis(clock::now().0 / 1000 * 1000).after(Duration::from_secs(3600));
-        for tried in Tried::each() {
-            tried.put(&overlay("alice", "staging"), &Put::default()).expect("overlay");
-            let mut own = Reopened::new(StoreAddress::directory("unused"));
-            let lease = || {
-                let open = tried.open();
-                let records = open.lineages().attachments(&id("alice"));
-                records.iter().flat_map(|record| record.services.clone()).next().map(|one| one.expires_at)
-            };
-            let mut with = |write: &dyn Fn(&mut OpenStore) -> Result<bool, WriteError>| {
-                let mut open = own.open.take().unwrap_or_else(|| tried.open());
-                let done = write(&mut open);
-                // A view that is kept, while others write.
-                own.open = Some(open).filter(|open| matches!(open.kept, Kept::Shared(_)));
-                done.expect("written")
-            };
-            assert!(!with(&|open| open.renew(&id("alice"), &service, &url, &url, until)));
-            with(&|open| open.lease(&id("alice"), &service, &url, until, false).map(|_| true));
-            assert_eq!(lease(), Some(Some(until)));
-            let later = until.after(Duration::from_secs(60));
-            assert!(with(&|open| open.renew(&id("alice"), &service, &url, &url, later)));
-            assert_eq!(lease(), Some(Some(later)));
-            // Somebody else attaches another one meanwhile.
-            tried.open().attach(&id("alice"), &service, Some(&other), false).expect("attached");
-            assert!(!with(&|open| open.renew(&id("alice"), &service, &url, &url, later)));
-            assert!(!with(&|open| open.release(&id("alice"), &service, &url)));
-            assert_eq!(lease(), Some(None));
-            assert!(with(&|open| open.release(&id("alice"), &service, &other)));
-            assert_eq!(lease(), None);
-        }
-    }
-
-    #[test]
-    fn an_overlay_is_extended_but_never_shortened_and_where_it_is_used_only_while_it_lives() {
-        let over = UnixMillis(NOW.0).after(Duration::from_secs(3600));
-        let (later, latest) = (over.after(Duration::from_secs(60)), over.after(Duration::from_secs(120)));
-        for tried in Tried::each() {
-            let put = Put { ttl: Some(Duration::from_secs(3600)), ..Put::default() };
-            tried.put(&overlay("alice", "staging"), &put).expect("overlay");
-            let extend = |until, used| tried.open().extend(&id("alice"), until, used, false).expect("there");
-            assert_eq!(extend(NOW, None), (Outcome::Unchanged, over));
-            assert_eq!(extend(later, Some(over)), (Outcome::Unchanged, over), "it has expired");
-            assert_eq!(extend(later, Some(NOW)), (Outcome::Configured, later));
-            assert_eq!(extend(over, None), (Outcome::Unchanged, later));
-            assert_eq!(extend(latest, Some(over)), (Outcome::Configured, latest));
-            tried
-                .put(&overlay("alice", "staging").replace("sparse", "the same"), &Put::default())
-                .expect("put");
-            tried.put(&overlay("alice", "staging"), &put).expect("put");
-            assert_eq!(extend(NOW, None), (Outcome::Unchanged, over), "`--ttl` says how long from now on");
-            tried.put(&overlay("bob", "staging"), &Put::default()).expect("overlay");
-            let refused = tried.open().extend(&id("bob"), later, None, false);
-            assert!(matches!(refused, Err(WriteError::NeverExpires(_))), "{refused:?}");
-        }
-    }
-}
+mod tests;

@@ -8,6 +8,8 @@
 use std::fmt;
 use std::time::Instant;
 
+use super::PREFACE;
+
 /// How many such frames a peer may send at once.
 const MOST: u32 = 2_000;
 /// How many it may send for each frame of a message (HEADERS, DATA) that it gets: a window update for the stream
@@ -33,8 +35,6 @@ const CALM: u32 = 11;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
-/// With what a client begins (RFC 9113, section 3.4), in bytes.
-const PREFACE: usize = 24;
 const FRAME_HEAD: usize = 9;
 
 /// Whose floods are counted.
@@ -211,7 +211,7 @@ pub(super) struct Frames {
 impl Frames {
     /// What `from` is to send.
     pub(super) fn new(from: Side) -> Self {
-        let left = if from == Side::Client { PREFACE } else { 0 };
+        let left = if from == Side::Client { PREFACE.len() } else { 0 };
         Self { head: [0; FRAME_HEAD], have: 0, left, kind: DATA, in_head: false, begun: 0, stream: 0 }
     }
 
@@ -331,7 +331,7 @@ mod tests {
         ) {
             let frames: Vec<_> = frames.into_iter().map(|(kind, flags, length)| frame(kind, flags, length)).collect();
             let side = if client { Side::Client } else { Side::Upstream };
-            let mut all = if client { vec![b'P'; PREFACE] } else { Vec::new() };
+            let mut all = if client { vec![b'P'; PREFACE.len()] } else { Vec::new() };
             all.extend(frames.iter().flat_map(|frame| bytes(*frame)));
             let (mut following, mut told, mut rest) = (Frames::new(side), Vec::new(), &all[..]);
             for cut in cuts.into_iter().cycle() {

@@ -23,7 +23,7 @@ use tokio::time::timeout;
 use super::body::{Incoming, Outgoing};
 use super::budget::Side;
 use super::cork::Cork;
-use super::{CLIENT_WINDOW, SEND_BUFFER, STREAM_WINDOW, broken, malformed, text};
+use super::{CLIENT_WINDOW, PREFACE, SEND_BUFFER, STREAM_WINDOW, broken, malformed, text};
 use crate::h1::has_end;
 use crate::metrics::{Event, count};
 use crate::plane::Gate;
@@ -34,8 +34,6 @@ use crate::plane::drain::is_draining;
 use crate::plane::serve::{Worker, serve_requests};
 use crate::plane::standing::Standing;
 
-/// With what a connection of HTTP/2 begins (RFC 9113, section 3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Streams of one connection at a time.
 const MAX_STREAMS: u32 = 100;
 /// Requests of one connection at a time, with those that the client gave up and that are not over yet: it

@@ -80,8 +80,13 @@ impl Follower {
         self.mirror.iter().for_each(|mirror| mirror.take_files(changes));
     }
 
-    fn note_current(&self, current: bool) {
-        self.mirror.iter().for_each(|mirror| mirror.note_current(current));
+    /// What a look found, for others who ask. Where the listing failed, what was read is true all the same, and is not
+    /// read again.
+    fn note_scan(&self, scan: &Scan) {
+        if scan.problem.is_none() || !scan.changes.is_empty() {
+            self.note(&scan.changes);
+        }
+        self.mirror.iter().for_each(|mirror| mirror.note_current(scan.problem.is_none()));
     }
 
     /// Takes in what another process last read of the store. Returns it as changes, to be applied one list
@@ -109,11 +114,7 @@ impl Follower {
                 tracing::warn!(%error, %store, "no file events: changes are seen every {resync:?} only");
             }
         }
-        // Where a listing failed, what was read is true all the same, and not read again.
-        if scan.problem.is_none() || !scan.changes.is_empty() {
-            self.note(&scan.changes);
-        }
-        self.note_current(scan.problem.is_none());
+        self.note_scan(&scan);
         (scan.changes, scan.problem)
     }
 
@@ -264,11 +265,7 @@ pub async fn follow(
             let midway = follower.survey.is_some();
             plan.looked(&look, &mut scan, midway, Instant::now());
             let trigger = request.as_ref().map_or(Trigger::Change, |(trigger, _)| *trigger);
-            // Where a listing failed, what was read is true all the same, and not read again.
-            if scan.problem.is_none() || !scan.changes.is_empty() {
-                follower.note(&scan.changes);
-            }
-            follower.note_current(scan.problem.is_none());
+            follower.note_scan(&scan);
             let report = take_in(scan, trigger, &control, request.is_some());
             if let Some(mirror) = &follower.mirror {
                 control.at_revision(mirror.revision());

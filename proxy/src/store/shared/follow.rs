@@ -14,6 +14,7 @@ use super::{Changes, Fault, Listing, Revision, Shared, WatchError, Watching};
 use crate::admin::ReloadRequest;
 use crate::control::{Control, Report, Trigger};
 use crate::panics;
+use crate::pauses::Pauses;
 use crate::store::cache::KeptText;
 use crate::store::mirror::Mirror;
 
@@ -125,19 +126,8 @@ impl SharedFollower {
     }
 }
 
-/// The pauses between attempts.
-struct Pauses(Duration);
-
-impl Pauses {
-    fn new() -> Self {
-        Self(RETRY_AT_FIRST)
-    }
-
-    fn next(&mut self) -> Duration {
-        let longest = self.0;
-        self.0 = (longest * 2).min(RETRY);
-        longest.mul_f64(fastrand::f64())
-    }
+fn first_pauses() -> Pauses {
+    Pauses::new(RETRY_AT_FIRST, RETRY)
 }
 
 /// Follows a store until nobody can ask for a reload any more.
@@ -146,7 +136,7 @@ pub async fn follow(
     mut requests: mpsc::Receiver<ReloadRequest>,
     control: Arc<Control>,
 ) {
-    let mut pauses = Pauses::new();
+    let mut pauses = first_pauses();
     loop {
         let ended = match follower.begin().await {
             Ok((watching, changes)) => {
@@ -214,7 +204,7 @@ async fn listen(
             match told {
                 Ok(told) => {
                     // It works: only now, since what is opened can be cut at once, again and again.
-                    *pauses = Pauses::new();
+                    *pauses = first_pauses();
                     changes.extend(follower.take_changes(told));
                 }
                 Err(WatchError::Fault(fault)) => ended = Some(fault),
