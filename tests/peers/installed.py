@@ -42,12 +42,17 @@ def python(cache, requirements):
     return folder / "bin"
 
 
-def node(cache, program):
-    """A copy of the program, with its modules: they are looked for beside the file that wants them."""
-    folder, pinned = cache / "node", [program.parent / name for name in ("package.json", "package-lock.json")]
+def modules(cache, pinned):
+    """The folder of an environment with the modules that the package.json and package-lock.json of a folder pin."""
+    folder, pinned = cache / "node", [pinned / name for name in ("package.json", "package-lock.json")]
     if fresh(folder, pinned):
         for file in pinned:
             shutil.copy(file, folder)
         run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], folder)
         (folder / "installed").write_text(fingerprint(*pinned))
-    return pathlib.Path(shutil.copy(program, folder))
+    return folder
+
+
+def node(cache, program):
+    """A copy of the program, with its modules: they are looked for beside the file that wants them."""
+    return pathlib.Path(shutil.copy(program, modules(cache, program.parent)))

@@ -24,7 +24,8 @@ import tempfile
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import installed
-from mesh import BASELINE, OVERLAYS, SERVICES, Failed, Mesh
+from mesh import BASELINE, OVERLAYS, SERVICES, Mesh
+from processes import Failed
 
 HERE = pathlib.Path(__file__).resolve().parent
 REQUESTS, AT_ONCE = 200, 16
