@@ -318,6 +318,9 @@ impl ProxyHttp for Engine {
         session.set_keepalive(None);
         if let Err(error) = Self::answer(session, &answer, carried).await {
             tracing::debug!(%error, "the client went away before its answer");
+        } else if let Err(error) = session.as_downstream_mut().drain_request_body().await {
+            // Closed with something unread, it would be reset, and the client could lose what was answered.
+            tracing::debug!(%error, "the client did not send all of what it announced");
         }
         FailToProxy { error_code: answer.status, can_reuse_downstream: false }
     }

@@ -517,6 +517,29 @@ fn an_answer_that_comes_before_the_upload_ends_reaches_the_client() {
 }
 
 #[test]
+fn who_still_sends_when_a_failure_is_answered_is_not_reset() {
+    // Nobody listens there.
+    let dead = file(
+        "name: base\nrouting: {mode: baseline, holdFor: 300ms}\nservices: [{name: web, expose: true, url: 'http://127.0.0.1:1'}]\n"
+            .to_owned(),
+    );
+    for engine in [EngineChoice::Auto, EngineChoice::Pingora] {
+        let listeners = vec![at(Role::Gateway, None, Trust::Any)];
+        let running = stage::start(engine, listeners, vec![dead.clone()]);
+        let mut client = Client::new(running.addresses()[0]);
+        client.send("POST / HTTP/1.1\r\nHost: web\r\nConnection: close\r\nContent-Length: 6\r\n\r\n");
+        let until = Instant::now() + PATIENCE;
+        while crate::lost::counted(&running, "overlane_held_requests_total") == 0 {
+            assert!(Instant::now() < until, "{engine:?}: nothing is held");
+        }
+        client.send("secret");
+        let (head, body) = client.answer();
+        assert!(head.starts_with("HTTP/1.1 503") && body.contains("(refused)"), "{engine:?}: {head}{body}");
+        assert_eq!(client.reader.read(&mut [0]).expect("no reset"), 0, "{engine:?}");
+    }
+}
+
+#[test]
 fn a_stalled_reader_holds_the_upstream_back_instead_of_memory() {
     const TOTAL: usize = 64 * 1024 * 1024;
     let (tell, told) = channel();
