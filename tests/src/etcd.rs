@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -185,7 +185,15 @@ fn base64(bytes: impl AsRef<[u8]>) -> String {
     base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
+/// The host of the engines of this test process: nobody's connections begin there, so that a port that was free, or was an engine's
+/// until it was killed, is not taken by them meanwhile.
+#[must_use]
+pub fn host() -> Ipv4Addr {
+    let [_, a, b, c] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, 64 + a % 64, b, c.max(1))
+}
+
 /// An address that nobody has. It is not held: etcd must bind it itself.
 fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    TcpListener::bind((host(), 0)).unwrap().local_addr().unwrap()
 }

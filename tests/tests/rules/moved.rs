@@ -18,7 +18,7 @@ use overlane_config::route::Role;
 use overlane_tests::message::{self, Kind, Read};
 use overlane_tests::stage::{self, Started};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
 use crate::lost::file;
@@ -39,6 +39,22 @@ fn overlay(number: usize, at: Option<SocketAddr>) -> FileChange {
     file(&format!("o{number}"), &format!("name: o{number}\nrouting: {routing}\n{services}"))
 }
 
+/// An address of this test alone: it is kept while nobody listens there, or a connection of anybody's could have its port.
+struct Place(TcpSocket);
+
+impl Place {
+    fn at(address: SocketAddr) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_reuseport(true).unwrap();
+        socket.bind(address).unwrap();
+        Self(socket)
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.0.local_addr().unwrap()
+    }
+}
+
 /// An upstream that says whose it is, until it is killed.
 struct Upstream {
     killed: Option<tokio::sync::oneshot::Sender<()>>,
@@ -46,16 +62,9 @@ struct Upstream {
 }
 
 impl Upstream {
-    /// One of `name` at an address, which may have been somebody else's until now.
-    fn of(name: String, address: SocketAddr) -> (Self, SocketAddr) {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.set_reuseaddr(true).unwrap();
-        socket.bind(address).unwrap();
-        Self::at(name, socket.listen(128).unwrap())
-    }
-
-    fn at(name: String, listener: TcpListener) -> (Self, SocketAddr) {
-        let address = listener.local_addr().unwrap();
+    /// One of `name` at a place, which may have been somebody else's until now.
+    fn at(name: String, place: &Place) -> Self {
+        let listener = Place::at(place.address()).0.listen(128).unwrap();
         let (killed, mut kill) = tokio::sync::oneshot::channel();
         let over = tokio::spawn(async move {
             let mut connections = JoinSet::new();
@@ -67,7 +76,7 @@ impl Upstream {
                 }
             }
         });
-        (Self { killed: Some(killed), over }, address)
+        Self { killed: Some(killed), over }
     }
 
     /// Ends it and all its connections.
@@ -211,7 +220,7 @@ impl Load {
 async fn swap(
     load: Arc<Load>,
     running: Arc<Started>,
-    mut at: Vec<(Upstream, SocketAddr)>,
+    mut at: Vec<Option<(Upstream, Place)>>,
     stop: Arc<AtomicBool>,
 ) -> usize {
     let mut swaps = 0;
@@ -222,12 +231,7 @@ async fn swap(
         for moved in [a, b] {
             load.moves[moved].fetch_add(1, SeqCst);
         }
-        let dead = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
-        let placeholder = |at: &mut Vec<(Upstream, SocketAddr)>, index: usize| {
-            let over = tokio::spawn(async {});
-            std::mem::replace(&mut at[index], (Upstream { killed: None, over }, dead))
-        };
-        let ((up_a, at_a), (up_b, at_b)) = (placeholder(&mut at, a), placeholder(&mut at, b));
+        let ((up_a, at_a), (up_b, at_b)) = (at[a].take().unwrap(), at[b].take().unwrap());
         // Either goes first: killed under its requests, or taken from the table while it serves.
         if swaps % 2 == 0 {
             up_a.kill().await;
@@ -238,9 +242,9 @@ async fn swap(
             up_a.kill().await;
             up_b.kill().await;
         }
-        at[a] = Upstream::of(format!("o{a}"), at_b);
-        at[b] = Upstream::of(format!("o{b}"), at_a);
-        apply(&[overlay(a, Some(at_b)), overlay(b, Some(at_a))]);
+        let (up_a, up_b) = (Upstream::at(format!("o{a}"), &at_b), Upstream::at(format!("o{b}"), &at_a));
+        apply(&[overlay(a, Some(at_b.address())), overlay(b, Some(at_a.address()))]);
+        (at[a], at[b]) = (Some((up_a, at_b)), Some((up_b, at_a)));
         for moved in [a, b] {
             load.moves[moved].fetch_add(1, SeqCst);
         }
@@ -254,14 +258,16 @@ async fn swap(
 fn nobody_gets_anothers(engine: EngineChoice, count: usize) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
-        let local = || async { TcpListener::bind("127.0.0.1:0").await.unwrap() };
-        let (_base, address) = Upstream::at("base".to_owned(), local().await);
-        let web = format!("services: [{{name: web, expose: true, url: 'http://{address}'}}]\n");
+        let place = || Place::at(SocketAddr::from(([127, 0, 0, 1], 0)));
+        let base = place();
+        let _upstream = Upstream::at("base".to_owned(), &base);
+        let web = format!("services: [{{name: web, expose: true, url: 'http://{}'}}]\n", base.address());
         let mut files = vec![file("base", &format!("name: base\nrouting: {{mode: baseline}}\n{web}"))];
         let mut at = Vec::new();
         for number in 0..OVERLAYS {
-            at.push(Upstream::at(format!("o{number}"), local().await));
-            files.push(overlay(number, Some(at[number].1)));
+            let place = place();
+            files.push(overlay(number, Some(place.address())));
+            at.push(Some((Upstream::at(format!("o{number}"), &place), place)));
         }
         let listeners = vec![stage::listener(Role::Gateway, "", None, Trust::Any)];
         let settings = Settings { engine, workers: 2, ..Settings::in_process(listeners) };

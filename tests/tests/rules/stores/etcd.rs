@@ -13,7 +13,7 @@ use overlane::store::shared::{
 };
 use overlane::tls::certificates::Pair;
 use overlane_tests::cable::{Cable, Plugged};
-use overlane_tests::etcd::{Etcd, Tls};
+use overlane_tests::etcd::{self, Etcd, Tls};
 use tokio::time::timeout;
 
 /// Whatever is waited for comes long before.
@@ -313,7 +313,8 @@ impl Authority {
         for name in ["server", "client"] {
             let key = rcgen::KeyPair::generate().unwrap();
             let settings =
-                rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
+                rcgen::CertificateParams::new(vec![etcd::host().to_string(), "localhost".to_owned()])
+                    .unwrap();
             let certificate = settings.signed_by(&key, &authority).unwrap();
             std::fs::write(made.path(&format!("{name}.crt")), certificate.pem()).unwrap();
             std::fs::write(made.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
