@@ -190,6 +190,18 @@ impl Meter {
         all
     }
 
+    /// Those of them that the overlay itself answered.
+    #[must_use]
+    pub fn served_by_overlay(&self) -> BTreeMap<String, u64> {
+        let mut all = BTreeMap::new();
+        for (labels, observed) in &self.requests {
+            if let (Some(overlay), Some(Via::Overlay)) = (&labels.overlay, labels.via) {
+                *all.entry(overlay.to_string()).or_default() += observed.count;
+            }
+        }
+        all
+    }
+
     /// Calls of the application, and how many there were of each kind.
     pub fn calls(&self) -> impl Iterator<Item = (&Call, u64)> {
         self.calls.iter().map(|(call, count)| (call, *count))

@@ -50,6 +50,8 @@ pub struct Instance {
     pub unavailable: Vec<Unavailable>,
     /// Requests by overlay since it started; those without under an empty name. Only the most asked for.
     pub requests: BTreeMap<String, u64>,
+    /// Those of them that the overlay itself answered.
+    pub served: BTreeMap<String, u64>,
     /// What became of keys in the calls of its application since it started.
     pub calls: Vec<Calls>,
 }
@@ -192,6 +194,7 @@ impl Admin {
             problems,
             unavailable,
             requests: most(meter.requests_by_overlay()),
+            served: most(meter.served_by_overlay()),
             calls: calls.collect(),
         }
     }

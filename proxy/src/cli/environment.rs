@@ -162,7 +162,7 @@ pub(super) fn ttl(text: &str) -> Result<Duration, String> {
 #[derive(Debug, Args)]
 pub struct QuickApply {
     /// A blueprint file or a directory of them, `-` for standard input; repeatable
-    #[arg(short, long = "file", value_name = "FILE", conflicts_with_all = ["id", "url"])]
+    #[arg(short, long = "file", value_name = "FILE", conflicts_with_all = ["id", "url", "image"])]
     files: Vec<PathBuf>,
     /// The id of an overlay to make without a file
     #[arg(long, value_name = "ID", requires = "baseline")]
@@ -170,8 +170,27 @@ pub struct QuickApply {
     /// A service that it owns and where it is; repeatable, or separated by commas
     #[arg(long, value_name = "SERVICE=URL", value_delimiter = ',', value_parser = service_url)]
     url: Vec<(ServiceName, Url)>,
+    /// A service that it owns and its image; where it is, `--url` says, else the baseline's overlayUrl; repeatable
+    #[arg(long, value_name = "SERVICE=IMAGE", value_delimiter = ',', value_parser = service_image)]
+    image: Vec<(ServiceName, String)>,
     #[command(flatten)]
     how: How,
+}
+
+fn service_image(text: &str) -> Result<(ServiceName, String), String> {
+    let (service, image) =
+        text.split_once('=').ok_or("write SERVICE=IMAGE, such as payments-api=my-org/payments-api:pr-12")?;
+    let of_images = |c: char| c.is_ascii_alphanumeric() || "./:@_-".contains(c);
+    if image.is_empty()
+        || !image.chars().all(of_images)
+        || !image.starts_with(|c: char| c.is_ascii_alphanumeric())
+    {
+        return Err(format!("`{image}` is no image: write NAME[:TAG] or NAME@DIGEST"));
+    }
+    Ok((
+        service.parse().map_err(|error: overlane_config::name::InvalidLabel| error.to_string())?,
+        image.to_owned(),
+    ))
 }
 
 fn service_url(text: &str) -> Result<(ServiceName, Url), String> {
@@ -295,18 +314,31 @@ fn apply_as(
         }
         return write_files(&apply.files, &apply.how, false, kind, store, out);
     };
-    let mut text = format!(
-        "name: {id}\nrouting:\n  mode: overlay\n  baselineId: {parent}\n  overlayId: {id}\nservices:\n"
-    );
-    for (service, url) in &apply.url {
-        text.push_str(&format!("  - name: {service}\n    url: {url}\n"));
-    }
-    if apply.url.is_empty() {
-        return Err(CliError::usage("an overlay without `--url` would own nothing")
+    if apply.url.is_empty() && apply.image.is_empty() {
+        return Err(CliError::usage("an overlay without `--url` and `--image` would own nothing")
             .hint("add `--url payments-api=http://127.0.0.1:4001`"));
     }
+    let text = format!(
+        "name: {id}\nrouting:\n  mode: overlay\n  baselineId: {parent}\n  overlayId: {id}\nservices:\n{}",
+        services(&apply.url, &apply.image)
+    );
     let source = Arc::new(Source::new("(flags)".into(), text, None));
     write_sources(&[source], &apply.how, false, kind, store, out)
+}
+
+/// The services of a blueprint, each with the image and the address that it was given.
+fn services(urls: &[(ServiceName, Url)], images: &[(ServiceName, String)]) -> String {
+    let mut all: Vec<(&ServiceName, String)> = Vec::new();
+    let images = images.iter().map(|(service, image)| (service, format!("    image: {image}\n")));
+    let urls = urls.iter().map(|(service, url)| (service, format!("    url: {url}\n")));
+    for (service, line) in images.chain(urls) {
+        match all.iter_mut().find(|(known, _)| *known == service) {
+            // Two images, or two addresses: the blueprint's reader says so, with the place.
+            Some((_, lines)) => lines.push_str(&line),
+            None => all.push((service, line)),
+        }
+    }
+    all.iter().map(|(service, lines)| format!("  - name: {service}\n{lines}")).collect()
 }
 
 fn write_files(
