@@ -38,7 +38,7 @@ use crate::snapshot::Snapshot;
 use crate::store::behind::Behind;
 use crate::store::cache::Cache;
 use crate::tls::credentials::Credentials;
-use crate::tls::follow::Followed;
+use crate::tls::follow::Files;
 use crate::tls::upstreams::Upstreams;
 use crate::tokens::keys::Tokens;
 
@@ -71,6 +71,8 @@ pub struct Admin {
     pub upstreams: Arc<Upstreams>,
     /// By which tokens are verified.
     pub tokens: Option<Arc<Tokens>>,
+    /// All that is read from files that may change: certificates, authorities, keys, tokens.
+    pub files: Files,
     /// Where what is in force is kept for a start without the store.
     pub cache: Option<Arc<Cache>>,
     /// The store, where there is one.
@@ -129,10 +131,7 @@ impl Admin {
 
     /// What is wrong now.
     pub(crate) fn problems(&self) -> Vec<String> {
-        let tls = self.tls.iter().flat_map(|tls| tls.problems());
-        let tokens = self.tokens.iter().flat_map(|tokens| tokens.problems());
-        let files = tls.chain(self.upstreams.problems()).chain(tokens);
-        self.control.problems().into_iter().chain(files).collect()
+        self.control.problems().into_iter().chain(self.files.problems()).collect()
     }
 
     /// The control side's part of a scrape.
@@ -250,23 +249,16 @@ async fn metrics_text(State(admin): State<Admin>) -> Response {
 }
 
 async fn reload(State(admin): State<Admin>) -> Response {
-    let (tls, upstreams, tokens) = (admin.tls.clone(), admin.upstreams.clone(), admin.tokens.clone());
+    let files = admin.files.clone();
     // It ends before the report, which names what is wrong with certificates as well.
-    let look = move || {
-        tls.iter().for_each(|tls| tls.look());
-        upstreams.look();
-        tokens.iter().for_each(|tokens| tokens.look());
-    };
-    let _ = tokio::task::spawn_blocking(look).await;
+    let _ = tokio::task::spawn_blocking(move || files.look()).await;
     let (reply, report) = oneshot::channel();
     if admin.reload.send((Trigger::Request, reply)).await.is_err() {
         return problem(StatusCode::CONFLICT, "this process has no store to read");
     }
     match report.await {
         Ok(mut report) => {
-            report.problems.extend(admin.tls.iter().flat_map(|tls| tls.problems()));
-            report.problems.extend(admin.upstreams.problems());
-            report.problems.extend(admin.tokens.iter().flat_map(|tokens| tokens.problems()));
+            report.problems.extend(admin.files.problems());
             axum::Json(report).into_response()
         }
         Err(_) => problem(StatusCode::SERVICE_UNAVAILABLE, "the process is stopping"),

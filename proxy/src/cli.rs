@@ -21,9 +21,11 @@ pub mod trace;
 pub mod validate;
 mod wait;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::settings::{DEFAULT_STORE, RunArgs};
 use crate::store::StoreAddress;
@@ -45,6 +47,27 @@ struct Cli {
     server: server::ServerArgs,
     #[command(subcommand)]
     command: Command,
+}
+
+impl Cli {
+    /// Reads a command line. Of two settings that say the same, one that is written there goes before one of the
+    /// environment.
+    fn read<A: Into<OsString> + Clone>(arguments: impl IntoIterator<Item = A>) -> Result<Self, clap::Error> {
+        let matches = Self::command().try_get_matches_from(arguments)?;
+        let mut cli = Self::from_arg_matches(&matches)?;
+        let is_written = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+        match (is_written("store"), is_written("server")) {
+            (true, false) => cli.server.server = None,
+            (false, true) => cli.store = None,
+            _ => {}
+        }
+        match (is_written("server_token"), is_written("server_token_file")) {
+            (true, false) => cli.server.server_token_file = None,
+            (false, true) => cli.server.server_token = None,
+            _ => {}
+        }
+        Ok(cli)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -117,7 +140,7 @@ enum EnvCommand {
 #[must_use]
 pub fn main() -> ExitCode {
     let mut out = Output::standard();
-    match Cli::try_parse() {
+    match Cli::read(std::env::args_os()) {
         Ok(cli) => finish(dispatch(cli, &mut out), &mut out),
         Err(error) => {
             // clap knows where its help and its errors go, and in which colours.
@@ -129,7 +152,7 @@ pub fn main() -> ExitCode {
 
 /// Runs a command line and returns its exit code; for tests and documentation.
 pub fn run_from<I: IntoIterator<Item = String>>(arguments: I, out: &mut Output<'_>) -> u8 {
-    match Cli::try_parse_from(arguments) {
+    match Cli::read(arguments) {
         Ok(cli) => match dispatch(cli, out) {
             Ok(()) => 0,
             Err(error) => {

@@ -12,6 +12,7 @@ pub mod wire;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
@@ -19,6 +20,7 @@ use axum::response::Response;
 use axum::routing::{get, post};
 
 use fleet::Fleet;
+use futures_util::StreamExt;
 pub(crate) use listen::{STREAM_WINDOW, STREAMS, serve};
 use tokens::{HubTokens, Right};
 use tunnels::Tunnels;
@@ -113,7 +115,13 @@ async fn may_write(State(hub): State<Hub>, request: Request, next: Next) -> Resp
 async fn with_right(hub: &Hub, wanted: Right, request: Request, next: Next) -> Response {
     let right = hub.tokens.right(bearer(request.headers()));
     match right {
-        right if right >= wanted => next.run(request).await,
+        right if right >= wanted => {
+            let (tokens, shown) = (hub.tokens.clone(), bearer(request.headers()).to_vec());
+            let withdrawn = async move { tokens.withdrawn(&shown, wanted).await };
+            // Whoever follows, or tunnels, does so no longer than their token is good.
+            let whole = |body: Body| Body::from_stream(body.into_data_stream().take_until(withdrawn));
+            next.run(request).await.map(whole)
+        }
         Right::None => {
             problem(StatusCode::UNAUTHORIZED, "send Authorization: Bearer with a token of this hub")
         }

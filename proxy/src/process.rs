@@ -39,7 +39,7 @@ use crate::store::mirror::Mirror;
 use crate::store::shared::follow::{self as shared, SharedFollower};
 use crate::store::shared::{Fault, Shared};
 use crate::store::{Reached, StoreAddress};
-use crate::tls::follow::Followed;
+use crate::tls::follow::{Files, Followed};
 use crate::tls::{self, credentials::Credentials, upstreams::Upstreams};
 use crate::tokens::keys::Tokens;
 use crate::upstream::Address;
@@ -209,8 +209,11 @@ impl Prepared {
         if let Some(follower) = follower {
             spawn("following the store", follower.follow(reloads, control.clone()));
         }
-        let followed = (!settings.upstream_tls.is_empty()).then_some(&upstreams);
-        follow_credentials(tls.as_ref(), followed, tokens.as_ref(), settings.resync, &spawn);
+        let of_hub = hub.as_ref().map(|(_, _, tokens)| tokens);
+        let files = files(tls.as_ref(), &upstreams, tokens.as_ref(), of_hub);
+        for (what, followed) in files.each() {
+            spawn(what, Box::pin(tls::follow::follow(followed, settings.resync)));
+        }
         let state = Admin {
             control: control.clone(),
             gates: gates.clone(),
@@ -221,7 +224,8 @@ impl Prepared {
             token: settings.admin_token.map(Arc::from),
             tls: tls.clone(),
             upstreams: upstreams.clone(),
-            tokens: tokens.clone(),
+            tokens,
+            files: files.clone(),
             cache: cache.clone(),
             behind: behind.clone(),
             instance: status::name().into(),
@@ -234,8 +238,6 @@ impl Prepared {
         if let Some((_, socket, tokens)) = hub {
             let behind = behind.ok_or_else(|| io::Error::other("a hub needs a store to serve"))?;
             let speaks = settings.tls.as_ref().is_some_and(|tls| tls.roles.contains(&"hub"));
-            let followed = tls::follow::follow(tokens.clone(), settings.resync);
-            spawn("following the hub's tokens", Box::pin(followed));
             let (admin, fleet) = (state.clone(), Fleet::default());
             let router = Hub { behind, tokens, tunnels, drain: drain.clone(), admin, fleet }.router();
             let serving = hub::serve(socket, tls.clone().filter(|_| speaks), router, over.clone());
@@ -260,8 +262,7 @@ impl Prepared {
             stopped,
             runtime,
             tls,
-            upstreams,
-            tokens,
+            files,
             cache,
         })
     }
@@ -394,23 +395,21 @@ fn own_addresses(gates: &[Arc<Gate>], others: impl Iterator<Item = SocketAddr>) 
     edges.chain(others.map(Address::Tcp)).collect()
 }
 
-/// Follows the files of certificates, authorities and keys.
-fn follow_credentials(
+/// What is read from files that may change.
+fn files(
     tls: Option<&Arc<Credentials>>,
-    upstreams: Option<&Arc<Upstreams>>,
+    upstreams: &Arc<Upstreams>,
     tokens: Option<&Arc<Tokens>>,
-    resync: Duration,
-    spawn: &impl Fn(&'static str, Task),
-) {
-    if let Some(tls) = tls {
-        spawn("following certificates", Box::pin(tls::follow::follow(tls.clone(), resync)));
-    }
-    if let Some(upstreams) = upstreams {
-        spawn("following authorities", Box::pin(tls::follow::follow(upstreams.clone(), resync)));
-    }
-    if let Some(tokens) = tokens {
-        spawn("following keys of tokens", Box::pin(tls::follow::follow(tokens.clone(), resync)));
-    }
+    of_hub: Option<&Arc<HubTokens>>,
+) -> Files {
+    let shared = |what, followed: Arc<dyn Followed>| (what, followed);
+    let tls = tls.map(|tls| shared("following certificates", tls.clone()));
+    let upstreams = shared("following authorities", upstreams.clone());
+    let tokens = tokens.map(|tokens| shared("following keys of tokens", tokens.clone()));
+    let of_hub = of_hub.map(|tokens| shared("following the hub's tokens", tokens.clone()));
+    let all = [tls, Some(upstreams), tokens, of_hub];
+    // Without files there is nothing to follow.
+    Files::new(all.into_iter().flatten().filter(|(_, followed)| !followed.files().is_empty()))
 }
 
 /// Begins with what was kept of the store when it was last read.
@@ -463,20 +462,15 @@ pub struct Running {
     stopped: watch::Sender<bool>,
     runtime: tokio::runtime::Runtime,
     tls: Option<Arc<Credentials>>,
-    upstreams: Arc<Upstreams>,
-    tokens: Option<Arc<Tokens>>,
+    files: Files,
     cache: Option<Arc<Cache>>,
 }
 
 impl Running {
-    /// What reads all certificates, authorities and keys again.
-    pub fn certificates(&self) -> impl Fn() + Clone + Send + 'static {
-        let (tls, upstreams, tokens) = (self.tls.clone(), self.upstreams.clone(), self.tokens.clone());
-        move || {
-            tokens.iter().for_each(|tokens| tokens.look());
-            tls.iter().for_each(|tls| tls.look());
-            upstreams.look();
-        }
+    /// All that is read from files that may change.
+    #[must_use]
+    pub fn files(&self) -> &Files {
+        &self.files
     }
 
     /// Waits until it is told to stop.

@@ -856,3 +856,27 @@ fn a_socket_that_is_handed_over_and_of_no_listener_is_told() {
             && line["address"] == at.as_str()
     });
 }
+
+#[test]
+fn what_the_command_line_says_goes_before_what_the_environment_says_in_other_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = "name: base\nrouting: {mode: baseline}\nservices: [{name: web, url: 'http://127.0.0.1:1'}]\n";
+    fs::create_dir(folder.path().join("own")).unwrap();
+    fs::write(folder.path().join("own/base.yaml"), base).unwrap();
+    let with = |arguments: &[&str], variables: &[(&str, &str)]| {
+        let run = overlane(arguments, folder.path()).envs(variables.iter().copied()).output().unwrap();
+        [run.stdout, run.stderr].map(|text| String::from_utf8(text).unwrap())
+    };
+    let server = ("OVERLANE_SERVER", "http://127.0.0.1:1");
+    for arguments in [["--store", "own", "baseline", "list"], ["baseline", "list", "--store", "own"]] {
+        let [out, said] = with(&arguments, &[server]);
+        assert!(out.contains("base") && said.is_empty(), "{out}{said}");
+    }
+    let [_, said] = with(&["baseline", "list", "--server", server.1], &[("OVERLANE_STORE", "own")]);
+    assert!(said.contains("127.0.0.1:1 cannot be reached"), "{said}");
+    let [_, said] = with(&["baseline", "list"], &[server, ("OVERLANE_STORE", "own")]);
+    assert!(said.contains("give one of them"), "{said}");
+    let by_file = ["baseline", "list", "--server", server.1, "--server-token-file", "none"];
+    let [_, said] = with(&by_file, &[("OVERLANE_SERVER_TOKEN", "of the environment")]);
+    assert!(said.contains("cannot read the token none"), "{said}");
+}

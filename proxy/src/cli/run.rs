@@ -124,15 +124,16 @@ impl Signals {
     /// before it drains. SIGINT is sent by somebody at a terminal: it drains at once. Each further one makes
     /// it go faster. SIGHUP reads everything again.
     fn follow(mut self, running: &Running) {
-        let (reload, drain, certificates) =
-            (running.reload_door(), running.drain().clone(), running.certificates());
+        let (reload, drain, files) =
+            (running.reload_door(), running.drain().clone(), running.files().clone());
         running.runtime().spawn(async move {
             loop {
                 tokio::select! {
                     _ = self.terminate.recv() => drain.ask(Stage::Leaving),
                     _ = self.interrupt.recv() => drain.ask(Stage::Draining),
                     _ = self.hangup.recv() => {
-                        tokio::task::spawn_blocking(certificates.clone());
+                        let files = files.clone();
+                        tokio::task::spawn_blocking(move || files.look());
                         let (reply, _) = tokio::sync::oneshot::channel();
                         // Without a store there is nothing to read again; where so many wait, one more is none.
                         let _ = reload.try_send((Trigger::Signal, reply));

@@ -14,13 +14,13 @@ use crate::tls::certificates::Pair;
 pub struct ServerArgs {
     /// A hub in place of a store: another Overlane, as http://HOST:PORT or https://HOST; several by commas
     #[arg(long, global = true, value_name = "URL", env = "OVERLANE_SERVER")]
-    server: Option<HubAddress>,
+    pub(super) server: Option<HubAddress>,
     /// The token that is shown to the hub
     #[arg(long, global = true, value_name = "TOKEN", env = "OVERLANE_SERVER_TOKEN", hide_env_values = true)]
-    server_token: Option<String>,
+    pub(super) server_token: Option<String>,
     /// A file with that token
     #[arg(long, global = true, value_name = "FILE", env = "OVERLANE_SERVER_TOKEN_FILE")]
-    server_token_file: Option<PathBuf>,
+    pub(super) server_token_file: Option<PathBuf>,
     /// Who issues the hub's certificate (PEM); whom the system trusts by default
     #[arg(long, global = true, value_name = "FILE", env = "OVERLANE_SERVER_CA")]
     server_ca: Option<PathBuf>,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
+use tokio::sync::watch;
 
 use crate::admin::same;
 use crate::settings::{SettingsError, error};
@@ -79,6 +80,8 @@ struct Known {
 pub struct HubTokens {
     settings: HubSettings,
     known: ArcSwap<Known>,
+    /// Told when others are in force.
+    changed: watch::Sender<()>,
     problem: Mutex<Option<String>>,
 }
 
@@ -89,7 +92,7 @@ impl HubTokens {
     /// One of them is of no use: which, and what to do.
     pub fn load(settings: HubSettings) -> Result<Self, SettingsError> {
         let known = ArcSwap::from_pointee(read_all(&settings)?);
-        Ok(Self { settings, known, problem: Mutex::default() })
+        Ok(Self { settings, known, changed: watch::Sender::new(()), problem: Mutex::default() })
     }
 
     /// What may be done without a token.
@@ -118,14 +121,21 @@ impl HubTokens {
         of_token.max(self.settings.open)
     }
 
-    /// What is wrong with the files now.
-    #[must_use]
-    pub fn problem(&self) -> Option<String> {
-        self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Waits until who shows this may not do that any more.
+    pub async fn withdrawn(&self, shown: &[u8], wanted: Right) {
+        let mut changed = self.changed.subscribe();
+        while self.right(shown) >= wanted {
+            // Its sender is here.
+            let _ = changed.changed().await;
+        }
     }
 }
 
 impl Followed for HubTokens {
+    fn problems(&self) -> Vec<String> {
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
     fn files(&self) -> Vec<PathBuf> {
         [&self.settings.tokens, &self.settings.read_tokens].into_iter().flatten().cloned().collect()
     }
@@ -136,6 +146,7 @@ impl Followed for HubTokens {
         match read {
             Ok(known) => {
                 self.known.store(Arc::new(known));
+                self.changed.send_replace(());
                 *problem = None;
             }
             Err(SettingsError { message, hint }) => {
@@ -204,7 +215,7 @@ mod tests {
         assert_eq!((right("old-0123456789abcde"), right("write-0123456789abc")), (Right::None, Right::Write));
         std::fs::write(folder.path().join("write"), "short").expect("file");
         tokens.look();
-        assert!(tokens.problem().expect("problem").contains("fewer than 16"));
+        assert!(tokens.problems()[0].contains("fewer than 16"));
         assert_eq!(right("write-0123456789abc"), Right::Write);
     }
 

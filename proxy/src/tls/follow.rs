@@ -19,7 +19,7 @@ use crate::store::directory::watch::DirWatch;
 
 /// Reads the files again whenever something happened to them and is over for a moment, and every `resync`;
 /// never ends.
-pub async fn follow<F: Followed>(followed: Arc<F>, resync: Duration) {
+pub async fn follow(followed: Arc<dyn Followed>, resync: Duration) {
     let bell = Arc::new(Notify::new());
     let mut watches = watch(&*followed, &bell, resync);
     // What changed between the first reading and now is seen as well.
@@ -48,7 +48,7 @@ pub async fn follow<F: Followed>(followed: Arc<F>, resync: Duration) {
 
 /// Watches the directories of all files. Where the system has no watch left, that is logged, and the periodic
 /// check is all there is.
-fn watch(followed: &impl Followed, bell: &Arc<Notify>, resync: Duration) -> Vec<DirWatch> {
+fn watch(followed: &dyn Followed, bell: &Arc<Notify>, resync: Duration) -> Vec<DirWatch> {
     let files = absolute(&followed.files());
     let directories: BTreeSet<_> = files.iter().filter_map(|file| file.parent()).collect();
     let names = names(&files);
@@ -78,6 +78,36 @@ pub trait Followed: Send + Sync + 'static {
     fn files(&self) -> Vec<PathBuf>;
     /// Reads them again.
     fn look(&self);
+    /// What is wrong with them now.
+    fn problems(&self) -> Vec<String>;
+}
+
+/// All that is followed, each with the name of the task that follows it.
+#[derive(Clone)]
+pub struct Files(Arc<[(&'static str, Arc<dyn Followed>)]>);
+
+impl Files {
+    /// These.
+    #[must_use]
+    pub fn new(all: impl IntoIterator<Item = (&'static str, Arc<dyn Followed>)>) -> Self {
+        Self(all.into_iter().collect())
+    }
+
+    /// Each of them.
+    pub fn each(&self) -> impl Iterator<Item = (&'static str, Arc<dyn Followed>)> {
+        self.0.iter().cloned()
+    }
+
+    /// Reads all of them again. Files may be slow.
+    pub fn look(&self) {
+        self.0.iter().for_each(|(_, followed)| followed.look());
+    }
+
+    /// What is wrong with them now.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        self.0.iter().flat_map(|(_, followed)| followed.problems()).collect()
+    }
 }
 
 impl Followed for Credentials {
@@ -90,6 +120,10 @@ impl Followed for Credentials {
     fn look(&self) {
         self.look();
     }
+
+    fn problems(&self) -> Vec<String> {
+        self.problems()
+    }
 }
 
 impl Followed for Upstreams {
@@ -99,6 +133,10 @@ impl Followed for Upstreams {
 
     fn look(&self) {
         self.look();
+    }
+
+    fn problems(&self) -> Vec<String> {
+        self.problems()
     }
 }
 

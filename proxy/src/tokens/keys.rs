@@ -81,12 +81,6 @@ impl Tokens {
         self.keyring.load()
     }
 
-    /// What is wrong with the files now.
-    #[must_use]
-    pub fn problems(&self) -> Vec<String> {
-        self.state().kept.iter().filter_map(|kept| kept.problem.clone()).collect()
-    }
-
     /// How often files were of no use after the start.
     #[must_use]
     pub fn failures(&self) -> u64 {
@@ -101,6 +95,10 @@ impl Tokens {
 impl Followed for Tokens {
     fn files(&self) -> Vec<PathBuf> {
         self.settings.keys.clone()
+    }
+
+    fn problems(&self) -> Vec<String> {
+        self.state().kept.iter().filter_map(|kept| kept.problem.clone()).collect()
     }
 
     /// Each file that is of use comes into force, and the keys of one that is not there any more are gone: whoever

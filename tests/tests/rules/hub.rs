@@ -282,6 +282,14 @@ fn tokens_say_who_may_read_and_who_may_write_over_tls() {
     let (code, result, notes) = with(&["--server-ca", &ca, "--server-token-file", &write_file], &create);
     assert_eq!((code, &*result), (0, "overlay alice created\n"), "{notes}");
     until("created", || knows(&proxy, "alice"));
+    let stale = |proxy: &Started| proxy.control().problems().iter().any(|why| why.starts_with("STALE"));
+    assert!(!stale(&proxy));
+    file(&keys, "read", "another-token-that-may-read\n");
+    until("who follows with a token that was withdrawn is not told more", || stale(&proxy));
+    file(&keys, "read", "\n");
+    until("the hub says what is wrong", || {
+        hub.files().problems().iter().any(|why| why.contains("there is no token"))
+    });
 }
 
 #[test]
