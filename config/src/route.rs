@@ -162,6 +162,20 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All of them, in the order in which they are declared.
+    pub const ALL: [Self; 10] = [
+        Self::Owned,
+        Self::Inherited,
+        Self::NotOwned,
+        Self::Unknown,
+        Self::Expired,
+        Self::Refused,
+        Self::Pending,
+        Self::Unhealthy,
+        Self::Untrusted,
+        Self::NoKey,
+    ];
+
     /// Whether nobody served, where it is said of the environment that should have.
     #[must_use]
     pub fn is_failure(word: &str) -> bool {

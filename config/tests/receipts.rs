@@ -81,7 +81,7 @@ fn a_malformed_list_is_left_out_as_a_whole_and_counted() {
     let half = format!("{PAY}, nonsense");
     let (list, assembled) = written(&[&half, "", PAY], application("web", 1));
     assert_eq!(list, format!("{PAY};parent=baaaaaaa, {WEB}"));
-    assert_eq!(assembled, Assembled { items: 2, ignored: 1, truncated: false });
+    assert_eq!(assembled, Assembled { items: 2, ignored: 1, truncated: false, own: true });
 }
 
 #[test]

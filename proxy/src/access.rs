@@ -21,7 +21,7 @@ use crate::clock;
 use crate::metrics::{Event, count};
 
 pub use settings::{AccessFlag, AccessSettings, Format};
-pub use text::{loggable_path, loggable_text, loggable_url};
+pub use text::{is_hidden, loggable_part, loggable_path, loggable_text, loggable_url};
 
 /// How many lines may wait for the writer.
 const QUEUE: usize = 4096;

@@ -27,10 +27,11 @@ use overlane_config::table::Environment;
 use overlane_config::url::split_authority;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::api::Api;
 use crate::control::{Control, Report, Trigger};
+use crate::decisions::Decisions;
 use crate::metrics::{self, ControlFigures, MeterDoor};
 use crate::plane::Gate;
 use crate::plane::drain::{Drain, Stage};
@@ -44,6 +45,9 @@ use crate::tokens::keys::Tokens;
 
 /// The largest body of a request, in bytes: questions are heads of requests and messages.
 pub(crate) const BODY_BYTES: usize = 256 * 1024;
+
+/// The most who look on at once as decisions are taken.
+pub(crate) const TAPS: usize = 32;
 
 /// A request to read the store now; answered when it was.
 pub type ReloadRequest = (Trigger, oneshot::Sender<Report>);
@@ -79,6 +83,10 @@ pub struct Admin {
     pub behind: Option<Behind>,
     /// What this process is called.
     pub instance: Arc<str>,
+    /// The last decisions.
+    pub decisions: Arc<Decisions>,
+    /// Room for those who look on as decisions are taken.
+    pub taps: Arc<Semaphore>,
 }
 
 impl Admin {

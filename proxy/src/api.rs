@@ -1,6 +1,7 @@
 //! The API: environments, what is attached to them, status and decisions, over HTTP with JSON. The same at the admin
 //! listener and at a hub; who may do what is theirs. `api/openapi.json` describes it, and a test holds it equal to this.
 
+mod decisions;
 mod environments;
 mod health;
 mod questions;
@@ -41,6 +42,10 @@ fn reading() -> Operations {
     vec![
         ("get", "/openapi.json", get(openapi)),
         ("get", "/api/v1/status", get(status)),
+        ("get", "/api/v1/decisions", get(decisions::list)),
+        ("get", "/api/v1/tap", get(decisions::tap)),
+        ("get", "/api/v1/why/{id}", get(decisions::why)),
+        ("get", "/api/v1/stats", get(decisions::stats)),
         ("get", "/api/v1/baselines", get(environments::list_baselines)),
         ("get", "/api/v1/baselines/{id}", get(environments::get_baseline)),
         ("get", "/api/v1/baselines/{id}/health", get(health::health)),

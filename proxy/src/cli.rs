@@ -16,10 +16,13 @@ mod select;
 pub mod server;
 pub(crate) mod show;
 pub mod status;
+pub mod tap;
 pub mod token;
+pub mod top;
 pub mod trace;
 pub mod validate;
 mod wait;
+pub mod why;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -115,6 +118,12 @@ enum Command {
     Doctor(doctor::Doctor),
     /// The proxies: which generation and state of the store each routes by
     Status(status::StatusArgs),
+    /// Requests as they pass, and how each was decided
+    Tap(tap::Tap),
+    /// What became of one request: each hop's decision, and where its key went
+    Why(why::Why),
+    /// Requests per second, how many went well and how long they took, by overlay and service
+    Top(top::Top),
     /// Preflight: ports, store, names, reachability
     Check(Box<check::Check>),
     /// Try it on processes that already listen: no file at all
@@ -194,8 +203,11 @@ fn dispatch(cli: Cli, out: &mut Output<'_>) -> Result<(), CliError> {
         Command::Token { command } => token::run(&command, out),
         Command::Explain(explain) => explain::run(&explain, &store(), out),
         Command::Trace(trace) => trace::run(&trace, out),
-        Command::Doctor(args) => doctor::run(&args, out),
+        Command::Doctor(args) => doctor::run(&args, told.as_ref(), out),
         Command::Status(args) => status::run(&args, told.as_ref(), out),
+        Command::Tap(args) => tap::run(&args, told.as_ref(), out),
+        Command::Why(args) => why::run(&args, told.as_ref(), out),
+        Command::Top(args) => top::run(&args, told.as_ref(), out),
         Command::Check(check) => check::run(*check, told, &access, out),
         Command::Try(args) => run::try_it(&args, out),
         Command::Demo(args) => run::demo(&args, out),

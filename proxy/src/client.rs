@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
@@ -42,6 +43,21 @@ pub async fn send_tls(
     in_time(address, async { exchange(connect_tls(address, host).await?, request).await }).await
 }
 
+/// Sends `request` to `address`, and returns as soon as the answer begins; its body is read for as long as it goes on.
+///
+/// # Errors
+/// A message that names the address: it does not answer, or not in time.
+pub async fn open(address: &str, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, String> {
+    in_time(address, async {
+        let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+        let handshake = http1::handshake(TokioIo::new(stream)).await;
+        let (mut sender, connection) = handshake.map_err(|error| error.to_string())?;
+        tokio::spawn(connection);
+        sender.send_request(request).await.map_err(|error| error.to_string())
+    })
+    .await
+}
+
 async fn connect_tls(address: &str, host: &str) -> Result<Stream, String> {
     let mut addresses: Vec<_> = lookup_host(address).await.map_err(|error| error.to_string())?.collect();
     // A name such as `localhost` often has an IPv6 address on which nobody listens.
@@ -58,10 +74,10 @@ async fn connect_tls(address: &str, host: &str) -> Result<Stream, String> {
     Err(failure)
 }
 
-async fn in_time(
+async fn in_time<T>(
     address: &str,
-    exchange: impl Future<Output = Result<Response<Bytes>, String>>,
-) -> Result<Response<Bytes>, String> {
+    exchange: impl Future<Output = Result<Response<T>, String>>,
+) -> Result<Response<T>, String> {
     match timeout(TIMEOUT, exchange).await {
         Ok(answer) => answer.map_err(|why| format!("{address}: {why}")),
         Err(_) => Err(format!("{address}: no answer within {} s", TIMEOUT.as_secs())),

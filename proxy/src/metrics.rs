@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use overlane_config::name::{EnvironmentId, ServiceName};
-use overlane_config::route::Via;
+use overlane_config::route::{Role, Via};
 use prometheus::core::Collector;
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Encoder, TextEncoder};
@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::calls::Call;
 use crate::capacity::Full;
+use crate::plane::Gate;
 use crate::plane::h2::budget::{Flood, Side};
 use crate::plane::overload::{Limit, levels};
 use crate::store::cache::CacheFigures;
@@ -28,7 +29,7 @@ use crate::tokens::Refused as RefusedToken;
 pub const MAX_OVERLAY_LABELS: usize = 1000;
 
 /// The upper bounds of the duration histogram, in seconds (OpenTelemetry's, from 5 ms, with finer ones below).
-const BOUNDS: [f64; 16] =
+pub(crate) const BOUNDS: [f64; 16] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0];
 
 /// Things that are simply counted.
@@ -114,9 +115,47 @@ type Overloads = [[u64; 2]; Limit::ALL.len()];
 
 const EVENTS: usize = Event::HandshakeResumed as usize + 1;
 
+/// From where a request came, and whether it goes to the application here.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Origin {
+    /// From outside, through a gateway.
+    Outside,
+    /// From the application that the sidecar stands beside, whose service may not be told.
+    Service(Option<ServiceName>),
+    /// From somebody who called the service that the sidecar stands before: delivered to its application.
+    Delivered,
+    /// The same, and sent on to another environment.
+    SentOn,
+}
+
+/// What a request is counted under, as it is at hand.
+#[derive(Debug, Clone, Copy)]
+pub struct Counted<'c> {
+    /// See [`Labels`].
+    pub overlay: Option<&'c EnvironmentId>,
+    /// See [`Labels`].
+    pub service: Option<&'c ServiceName>,
+    /// See [`Labels`].
+    pub environment: Option<&'c EnvironmentId>,
+    /// See [`Labels`].
+    pub via: Option<Via>,
+    /// See [`Labels`].
+    pub class: u8,
+    /// See [`Labels`].
+    pub method: Method,
+    /// The listener.
+    pub gate: &'c Gate,
+    /// Whether it goes to the application here.
+    pub delivered: bool,
+}
+
 /// What a request is counted under.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Labels {
+    /// From where it came.
+    pub origin: Origin,
+    /// The environment that answered, or should have.
+    pub environment: Option<EnvironmentId>,
     /// The overlay that the key named.
     pub overlay: Option<EnvironmentId>,
     /// The service.
@@ -126,19 +165,42 @@ pub struct Labels {
     /// The hundreds of the status.
     pub class: u8,
     /// The method, of a closed list.
-    pub method: &'static str,
+    pub method: Method,
+}
+
+impl Labels {
+    fn of(request: &Counted<'_>) -> Self {
+        let origin = match (&request.gate.listener.role, request.delivered) {
+            (Role::Gateway, _) => Origin::Outside,
+            (Role::Outbound { service, .. }, _) => Origin::Service(service.clone()),
+            (Role::Inbound { .. }, true) => Origin::Delivered,
+            (Role::Inbound { .. }, false) => Origin::SentOn,
+        };
+        Self {
+            origin,
+            overlay: request.overlay.cloned(),
+            service: request.service.cloned(),
+            environment: request.environment.cloned(),
+            via: request.via,
+            class: request.class,
+            method: request.method,
+        }
+    }
 }
 
 /// Requests under one set of labels.
-#[derive(Debug, Clone, Default)]
-struct Observed {
-    count: u64,
-    seconds: f64,
-    buckets: [u64; BOUNDS.len()],
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Observed {
+    /// How many there were.
+    pub(crate) count: u64,
+    /// How long they took together, in seconds.
+    pub(crate) seconds: f64,
+    /// How many took at most as long as each of [`BOUNDS`], and longer than the one before.
+    pub(crate) buckets: [u64; BOUNDS.len()],
 }
 
 impl Observed {
-    fn add(&mut self, other: &Self) {
+    pub(crate) fn add(&mut self, other: &Self) {
         self.count += other.count;
         self.seconds += other.seconds;
         for (total, own) in self.buckets.iter_mut().zip(other.buckets) {
@@ -152,6 +214,11 @@ impl Meter {
     #[must_use]
     pub fn is_whole(&self) -> bool {
         self.missing == 0
+    }
+
+    /// All requests by what they are counted under.
+    pub(crate) fn requests(&self) -> impl Iterator<Item = (&Labels, &Observed)> {
+        self.requests.iter()
     }
 
     /// How many requests there were, by the overlay that their key named; one may come several times.
@@ -214,20 +281,26 @@ impl Meter {
 struct Place {
     overlay: usize,
     service: usize,
+    environment: usize,
+    gate: usize,
+    delivered: bool,
     via: Option<Via>,
     class: u8,
-    method: usize,
+    method: Method,
 }
 
 impl Place {
-    fn of(labels: &Labels) -> Self {
+    fn of(counted: &Counted<'_>) -> Self {
         let place = |text: &str| text.as_ptr() as usize;
         Self {
-            overlay: labels.overlay.as_ref().map_or(0, |id| place(id.as_str())),
-            service: labels.service.as_ref().map_or(0, |name| place(name.as_str())),
-            via: labels.via,
-            class: labels.class,
-            method: place(labels.method),
+            overlay: counted.overlay.map_or(0, |id| place(id.as_str())),
+            service: counted.service.map_or(0, |name| place(name.as_str())),
+            environment: counted.environment.map_or(0, |id| place(id.as_str())),
+            gate: counted.gate.number,
+            delivered: counted.delivered,
+            via: counted.via,
+            class: counted.class,
+            method: counted.method,
         }
     }
 }
@@ -291,10 +364,10 @@ pub fn count_call(call: Call) {
 }
 
 /// Counts a finished request on this thread.
-pub fn observe(labels: Labels, took: Duration) {
+pub fn observe(request: &Counted<'_>, took: Duration) {
     COUNTING.with_borrow_mut(|counting| {
-        let entry = counting.requests.entry(Place::of(&labels));
-        let (_, observed) = entry.or_insert_with(|| (labels, Observed::default()));
+        let entry = counting.requests.entry(Place::of(request));
+        let (_, observed) = entry.or_insert_with(|| (Labels::of(request), Observed::default()));
         let seconds = took.as_secs_f64();
         observed.count += 1;
         observed.seconds += seconds;
@@ -319,11 +392,38 @@ fn counted() -> Meter {
     })
 }
 
-/// The method as a label: one of RFC 9110's and PATCH, else `_OTHER` (OpenTelemetry's word).
-#[must_use]
-pub fn method_label(method: &str) -> &'static str {
+/// A method as a label: one of RFC 9110's and PATCH, else `_OTHER` (OpenTelemetry's word).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Method(u8);
+
+impl Method {
     const KNOWN: [&str; 9] = ["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "TRACE", "CONNECT"];
-    KNOWN.into_iter().find(|known| *known == method).unwrap_or("_OTHER")
+
+    /// The label of this method.
+    #[must_use]
+    pub fn of(method: &str) -> Self {
+        let known = Self::KNOWN.iter().position(|known| *known == method);
+        // There are nine of them.
+        Self(known.unwrap_or(Self::KNOWN.len()) as u8)
+    }
+
+    /// The one with this number.
+    #[must_use]
+    pub fn numbered(number: u8) -> Self {
+        Self(number)
+    }
+
+    /// Its number, the same for as long as the process runs.
+    #[must_use]
+    pub fn number(self) -> u8 {
+        self.0
+    }
+
+    /// The label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        Self::KNOWN.get(usize::from(self.0)).copied().unwrap_or("_OTHER")
+    }
 }
 
 /// Where a worker is asked for its counts.
@@ -490,7 +590,7 @@ fn request_families(meter: &Meter) -> Vec<MetricFamily> {
     for (labels, observed) in &meter.requests {
         let service = labels.service.as_ref().map_or("", ServiceName::as_str);
         let via = labels.via.map_or("none", Via::as_str);
-        *totals.entry((overlay(labels), service, via, labels.class, labels.method)).or_default() +=
+        *totals.entry((overlay(labels), service, via, labels.class, labels.method.as_str())).or_default() +=
             observed.count;
         durations.entry((service, via)).or_default().add(observed);
     }
@@ -870,8 +970,15 @@ mod tests {
     use super::*;
 
     fn labels(overlay: &str) -> Labels {
-        let service = "web".parse().ok();
-        Labels { overlay: overlay.parse().ok(), service, via: Some(Via::Overlay), class: 2, method: "GET" }
+        Labels {
+            origin: Origin::Outside,
+            overlay: overlay.parse().ok(),
+            service: "web".parse().ok(),
+            environment: None,
+            via: Some(Via::Overlay),
+            class: 2,
+            method: Method::of("GET"),
+        }
     }
 
     #[test]
@@ -889,14 +996,26 @@ mod tests {
 
     #[test]
     fn a_method_that_is_not_known_never_becomes_a_label() {
-        assert_eq!(method_label("GET"), "GET");
-        assert_eq!(method_label("G\"ET"), "_OTHER");
+        assert_eq!(Method::of("GET").as_str(), "GET");
+        assert_eq!(Method::of("G\"ET").as_str(), "_OTHER");
+        assert_eq!(Method::numbered(Method::of("PATCH").number()).as_str(), "PATCH");
     }
 
     #[test]
     fn buckets_are_cumulative() {
-        observe(labels("a"), Duration::from_millis(2));
-        observe(labels("a"), Duration::from_millis(200));
+        let (overlay, service, gate) = ("a".parse().ok(), "web".parse().ok(), Gate::of_tests());
+        let request = Counted {
+            overlay: overlay.as_ref(),
+            service: service.as_ref(),
+            environment: None,
+            via: Some(Via::Overlay),
+            class: 2,
+            method: Method::of("GET"),
+            gate: &gate,
+            delivered: false,
+        };
+        observe(&request, Duration::from_millis(2));
+        observe(&request, Duration::from_millis(200));
         let text = render(&counted(), &ControlFigures::default());
         assert!(
             text.contains(

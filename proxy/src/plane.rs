@@ -45,6 +45,7 @@ use overlane_config::url::Url;
 
 use crate::access::AccessLog;
 use crate::correlation::Correlation;
+use crate::decisions::Decisions;
 use crate::names::Names;
 use crate::snapshot::Published;
 use crate::tls::credentials::Credentials;
@@ -180,6 +181,8 @@ pub struct ListenerSettings {
 /// A listener that runs.
 #[derive(Debug)]
 pub struct Gate {
+    /// Its number among the listeners of this process.
+    pub number: usize,
     /// Where it listens.
     pub address: Address,
     /// What it stands for.
@@ -201,6 +204,22 @@ impl Gate {
     #[must_use]
     pub fn place(&self) -> usize {
         std::ptr::from_ref(self) as usize
+    }
+
+    /// A gateway that nobody listens at.
+    #[cfg(test)]
+    pub(crate) fn of_tests() -> Self {
+        let settings = crate::correlation::CorrelationSettings::default();
+        Self {
+            number: 0,
+            address: Address::Tcp(([127, 0, 0, 1], 1).into()),
+            listener: Listener { role: Role::Gateway, baseline: None },
+            app: None,
+            trust: Trust::Any,
+            tls: None,
+            redirect: None,
+            correlation: Arc::new(Correlation::new(settings)),
+        }
     }
 
     /// Whether strangers may be at the other end.
@@ -269,6 +288,8 @@ pub struct Plane {
     pub names: Names,
     /// The access log.
     pub access: AccessLog,
+    /// The last decisions.
+    pub decisions: Arc<Decisions>,
     /// Whether each request at a gateway has an id.
     pub request_ids: bool,
     /// What a gateway says in TLS to have clients come in TLS only (`Strict-Transport-Security`, RFC 6797).

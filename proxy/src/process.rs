@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use overlane_config::lineage::{FileChange, Rules};
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use crate::access::{AccessLog, Written};
 use crate::admin::{self, Admin, ReloadRequest};
 use crate::clock;
 use crate::control::{Control, Report, Trigger};
+use crate::decisions::Decisions;
 use crate::hub::fleet::Fleet;
 use crate::hub::tokens::HubTokens;
 use crate::hub::tunnels::Tunnels;
@@ -173,6 +174,8 @@ impl Prepared {
         let (access, written) =
             settings.access_log.map_or_else(AccessLog::off, |log| AccessLog::to(io::stdout(), log));
         let gates = bound.gates().to_vec();
+        let instance: Arc<str> = status::name().into();
+        let decisions = Decisions::new(settings.decisions, settings.workers, instance.clone(), &gates);
         let plane = Arc::new(Plane {
             published,
             gates: gates.clone(),
@@ -188,6 +191,7 @@ impl Prepared {
             tls: upstreams.clone(),
             names,
             access,
+            decisions: decisions.clone(),
             request_ids: settings.request_ids,
             hsts: settings.hsts.map(|time| format!("max-age={}", time.as_secs()).into()),
         });
@@ -228,7 +232,9 @@ impl Prepared {
             files: files.clone(),
             cache: cache.clone(),
             behind: behind.clone(),
-            instance: status::name().into(),
+            instance,
+            decisions,
+            taps: Arc::new(Semaphore::new(admin::TAPS)),
         };
         if let Some(above) = above {
             spawn("reporting to the hub", Box::pin(status::report(above, state.clone())));

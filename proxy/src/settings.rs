@@ -17,6 +17,7 @@ use serde::Deserialize;
 
 use crate::access::{AccessFlag, AccessSettings};
 use crate::correlation::CorrelationSettings;
+use crate::decisions;
 use crate::hub::tokens::{HubSettings, Right};
 use crate::hub::tunnels::TunnelPorts;
 use crate::plane::authorizer::Authorizer;
@@ -171,6 +172,9 @@ pub struct RunArgs {
         value_parser = clap::builder::FalseyValueParser::new()
     )]
     pub request_ids: Option<bool>,
+    /// How many decisions are kept to be looked at (`tap`, `why`); 10000 by default, 0 for none
+    #[arg(long, value_name = "N", env = "OVERLANE_DECISIONS")]
+    pub decisions: Option<usize>,
     /// Who may connect where a listener is a unix socket, as chmod has it; 0660 by default
     #[arg(long, value_name = "MODE", env = "OVERLANE_SOCKET_MODE")]
     pub socket_mode: Option<String>,
@@ -201,6 +205,7 @@ struct File {
     engine: Option<EngineChoice>,
     access_log: Option<serde_yaml::Value>,
     request_ids: Option<bool>,
+    decisions: Option<usize>,
     redirect: Option<Address>,
     https_port: Option<u16>,
     allow_unix: Vec<PathBuf>,
@@ -398,6 +403,8 @@ pub struct Settings {
     pub access_log: Option<AccessSettings>,
     /// Whether each request at a gateway has an id.
     pub request_ids: bool,
+    /// How many decisions are kept to be looked at.
+    pub decisions: usize,
     /// The listener that sends clients to the gateway, which speaks TLS.
     pub redirect: Option<RedirectSettings>,
     /// For how long clients of the gateway are to come in TLS only.
@@ -573,6 +580,7 @@ impl Settings {
             workers,
             access_log: AccessSettings::merge(flags.access_log, file.access_log)?,
             request_ids: flags.request_ids.or(file.request_ids).unwrap_or(false),
+            decisions: decisions(flags.decisions.or(file.decisions))?,
             redirect,
             hsts,
             allow_unix: allow_unix.into_iter().map(absolute).collect::<Result<_, _>>()?,
@@ -614,6 +622,7 @@ impl Settings {
             workers: 1,
             access_log: None,
             request_ids: false,
+            decisions: decisions::KEPT,
             redirect: None,
             hsts: None,
             allow_unix: Vec::new(),
@@ -631,6 +640,16 @@ impl Settings {
             tls: None,
             upstream_tls: Vec::new(),
         }
+    }
+}
+
+fn decisions(told: Option<usize>) -> Result<usize, SettingsError> {
+    match told.unwrap_or(decisions::KEPT) {
+        kept @ ..=decisions::MOST_KEPT => Ok(kept),
+        _ => Err(error(
+            "`decisions` is more than 1000000",
+            "each takes half a kilobyte of memory; 10000 are kept by default, and none with 0",
+        )),
     }
 }
 

@@ -90,6 +90,12 @@ impl Hop {
         Self(name)
     }
 
+    /// The name as a number: its bytes as they are in memory, which is never 0.
+    #[must_use]
+    pub fn bits(&self) -> u64 {
+        u64::from_le_bytes(self.0)
+    }
+
     /// The name.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -206,6 +212,8 @@ pub struct Assembled {
     pub ignored: usize,
     /// Whether items were cut off.
     pub truncated: bool,
+    /// Whether our own is among them.
+    pub own: bool,
 }
 
 /// Appends one list to `out`, without line end: the items of `lists`, each once, and our own.
@@ -230,7 +238,7 @@ pub fn assemble<'v>(
         // As it mostly is where no calls were made.
         own.inspect(|own| own.write(false, out));
         let items = usize::from(own.is_some());
-        return Assembled { items, ignored: known.ignored, truncated: false };
+        return Assembled { items, ignored: known.ignored, truncated: false, own: own.is_some() };
     }
     let mut roots = items.iter().enumerate().filter(|(_, item)| item.parent.is_none()).map(|(at, _)| at);
     let only = roots.next().filter(|_| roots.next().is_none());
@@ -240,7 +248,8 @@ pub fn assemble<'v>(
     let from = list.first_that_fits();
     let truncated = known.cut || from > 0;
     list.write(from, truncated, out);
-    Assembled { items: items.len() - from + usize::from(added.is_some()), ignored: known.ignored, truncated }
+    let own = added.is_some();
+    Assembled { items: items.len() - from + usize::from(own), ignored: known.ignored, truncated, own }
 }
 
 impl Own<'_> {

@@ -30,7 +30,8 @@ pub(super) fn as_timestamp<S: Serializer>(at: &UnixMillis, serializer: S) -> Res
 }
 
 /// Whether it must not be in a line as it is: JSON allows more than logs and terminals bear.
-fn is_hidden(c: char) -> bool {
+#[must_use]
+pub fn is_hidden(c: char) -> bool {
     let separates = matches!(c, '\u{2028}' | '\u{2029}');
     let reorders = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     c.is_control() || separates || reorders
@@ -150,6 +151,14 @@ pub fn loggable_path(path: &str) -> String {
     out
 }
 
+/// The beginning of a path, as it may be logged: what could be a user's name or password, since the `@` after it is cut
+/// off, is left out as well.
+#[must_use]
+pub fn loggable_part(path: &str) -> String {
+    let open = path.rfind("://").map(|at| at + 3).filter(|at| !path[*at..].contains(['/', '@']));
+    format!("{}...", loggable_path(&path[..open.unwrap_or(path.len())]))
+}
+
 fn in_parameter(path: &str) -> bool {
     path.rsplit('/').next().is_some_and(|segment| segment.contains(';'))
 }
@@ -255,6 +264,14 @@ mod tests {
             ("/@scope/name", "/@scope/name"),
         ] {
             assert_eq!(loggable_path(path), logged);
+        }
+        for (part, logged) in [
+            ("/a/b", "/a/b..."),
+            ("/proxy/http://user:pa", "/proxy/http://..."),
+            ("/proxy/http://user:pass@ho", "/proxy/http://ho..."),
+            ("/proxy/http://host/a;id=S3", "/proxy/http://host/a;id=*..."),
+        ] {
+            assert_eq!(loggable_part(part), logged);
         }
         assert_eq!(loggable_url(b"https://u:p@shop/a?token=x#y"), "https://shop/a");
         assert_eq!(loggable_url(b"https://shop?token=x"), "https://shop");

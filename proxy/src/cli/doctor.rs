@@ -10,8 +10,10 @@ use http_body_util::Full;
 use serde_json::{Value, json};
 
 use super::output::{CliError, Format, Output};
+use super::status::{Asked, ask_all};
 use crate::client;
 use crate::settings::DEFAULT_ADMIN;
+use crate::store::StoreAddress;
 
 /// The metric that it reads.
 const CALLS: &str = "overlane_calls_total";
@@ -19,7 +21,7 @@ const CALLS: &str = "overlane_calls_total";
 /// `overlane doctor`.
 #[derive(Debug, Args)]
 pub struct Doctor {
-    /// An admin or probes address, `host:port`; repeatable, one for each sidecar
+    /// An admin or probes address, `host:port`, where no hub is asked (`--server`); repeatable, one for each sidecar
     #[arg(long, value_name = "ADDR", default_value = DEFAULT_ADMIN)]
     admin: Vec<String>,
     /// Look only at what happens within this time from now on, such as `30s`
@@ -81,15 +83,15 @@ type Known = BTreeMap<Pair, Calls>;
 ///
 /// # Errors
 /// An address does not answer or is no listener of ours (exit code 2); something is lost (1).
-pub fn run(args: &Doctor, out: &mut Output<'_>) -> Result<(), CliError> {
+pub fn run(args: &Doctor, store: Option<&StoreAddress>, out: &mut Output<'_>) -> Result<(), CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let known = runtime.block_on(async {
-        let before = read_all(&args.admin).await?;
+        let before = known(args, store, out).await?;
         let Some(time) = args.watch else {
             return Ok(before);
         };
         tokio::time::sleep(time).await;
-        let mut after = read_all(&args.admin).await?;
+        let mut after = known(args, store, out).await?;
         subtract(&mut after, &before);
         Ok::<_, CliError>(after)
     })?;
@@ -103,6 +105,22 @@ pub fn run(args: &Doctor, out: &mut Output<'_>) -> Result<(), CliError> {
         1 => Err(CliError::failure("one service loses the key towards another")),
         losing => Err(CliError::failure(format!("the key is lost between {losing} pairs of services"))),
     }
+}
+
+/// What a hub knows of those who report to it, or what each listener says.
+async fn known(args: &Doctor, store: Option<&StoreAddress>, out: &mut Output<'_>) -> Result<Known, CliError> {
+    if store.and_then(StoreAddress::hub).is_none() {
+        return read_all(&args.admin).await;
+    }
+    let (status, faults) =
+        ask_all(&Asked::all(store, &[])).await.map_err(|error| CliError { exit: 2, ..error })?;
+    faults.iter().for_each(|fault| out.note(format_args!("warning: {fault}")));
+    let mut known = Known::new();
+    for calls in status.instances.iter().flat_map(|seen| &seen.instance.calls) {
+        let pair = Pair { service: calls.service.clone(), peer: calls.peer.clone() };
+        known.entry(pair).or_default().add(&calls.result, &calls.language, calls.count);
+    }
+    Ok(known)
 }
 
 async fn read_all(addresses: &[String]) -> Result<Known, CliError> {
@@ -349,7 +367,7 @@ overlane_calls_total{language="",peer="new",result="to-come",service="api"} 4"#;
             let admin = vec![demo.running().admin().to_string()];
             let args = Doctor { admin, watch: None, output: Format::Table };
             let mut text = Vec::new();
-            let found = run(&args, &mut Output::to(&mut text, std::io::sink()));
+            let found = run(&args, None, &mut Output::to(&mut text, std::io::sink()));
             let text = String::from_utf8(text).expect("text");
             assert_eq!(found.is_err(), losing, "{text}");
             assert_eq!(text.contains("web loses the key towards payments-api: 3 of 3"), losing, "{text}");

@@ -1,7 +1,7 @@
 //! What commands print: results on standard output, everything else on standard error.
 
 use std::fmt::Display;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 use overlane_config::diagnostic::Diagnostic;
 
@@ -28,20 +28,62 @@ pub enum Format {
 pub struct Output<'w> {
     result: Box<dyn Write + 'w>,
     notes: Box<dyn Write + 'w>,
+    terminal: bool,
+}
+
+/// How a word stands out, where a terminal shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Colour {
+    /// Well.
+    Green,
+    /// Refused.
+    Yellow,
+    /// Failed.
+    Red,
+    /// To be seen first.
+    Bold,
+}
+
+impl Colour {
+    /// The text in it, if `colours` are wanted.
+    #[must_use]
+    pub fn paint(self, text: &str, colours: bool) -> String {
+        let code = match self {
+            Self::Bold => 1,
+            Self::Red => 31,
+            Self::Green => 32,
+            Self::Yellow => 33,
+        };
+        if colours { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
+    }
 }
 
 impl Output<'static> {
     /// This process's own.
     #[must_use]
     pub fn standard() -> Self {
-        Self { result: Box::new(io::stdout()), notes: Box::new(io::stderr()) }
+        let terminal = io::stdout().is_terminal();
+        Self { result: Box::new(io::stdout()), notes: Box::new(io::stderr()), terminal }
     }
 }
 
 impl<'w> Output<'w> {
     /// Prints to somewhere else.
     pub fn to(result: impl Write + 'w, notes: impl Write + 'w) -> Self {
-        Self { result: Box::new(result), notes: Box::new(notes) }
+        Self { result: Box::new(result), notes: Box::new(notes), terminal: false }
+    }
+
+    /// Whether people look at the result on a terminal.
+    #[must_use]
+    pub fn is_terminal(&self) -> bool {
+        self.terminal
+    }
+
+    /// Whether they want to see it in colours (no-color.org).
+    #[must_use]
+    pub fn colours(&self) -> bool {
+        let plain = std::env::var_os("NO_COLOR").is_some_and(|set| !set.is_empty());
+        self.terminal && !plain && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
     }
 
     /// Where results go.

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use clap::Args;
-use http::{Method, Request, header};
-use http_body_util::Full;
+use http::{Method, Request, StatusCode, header};
+use http_body_util::{BodyExt, Collected, Full};
+use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -15,7 +16,7 @@ use crate::client;
 use crate::settings::DEFAULT_ADMIN;
 use crate::status::{Instance, Seen, Status};
 use crate::store::StoreAddress;
-use crate::store::hub::{HubStore, Refused};
+use crate::store::hub::{HubStore, Refused, whole};
 use crate::store::shared::Fault;
 
 /// `overlane status`.
@@ -62,17 +63,44 @@ impl Asked {
     }
 }
 
-async fn admin_get(address: &str, path: &str) -> Result<Bytes, Refused> {
+impl Asked {
+    /// Asks for something that goes on for as long as it is read.
+    pub(super) async fn stream(&self, path: &str) -> Result<Incoming, Refused> {
+        match self {
+            Self::Hub(_, hub) => Ok(hub.ask(Method::GET, path, None, whole("")).await?.into_body()),
+            Self::Admin(address) => {
+                let response = client::open(address, of_admin(path)?).await;
+                let response = response.map_err(|why| Refused::Fault(Fault(why)))?;
+                let (status, body) = (response.status(), response.into_body());
+                if status.is_success() {
+                    return Ok(body);
+                }
+                let body = body.collect().await.map(Collected::to_bytes).unwrap_or_default();
+                Err(refusal(address, status, &body))
+            }
+        }
+    }
+}
+
+fn of_admin(path: &str) -> Result<Request<Full<Bytes>>, Refused> {
     // Listeners of ours take addresses and `localhost`, whatever the name was that led there.
     let request = Request::get(path).header(header::HOST, "localhost").body(Full::new(Bytes::new()));
-    let request = request.map_err(|why| Refused::Fault(Fault(why.to_string())))?;
-    let response = client::send(address, request).await.map_err(|why| Refused::Fault(Fault(why)))?;
-    if response.status().is_success() {
-        return Ok(response.into_body());
-    }
-    let told: Option<Value> = serde_json::from_slice(response.body()).ok();
+    request.map_err(|why| Refused::Fault(Fault(why.to_string())))
+}
+
+/// Why an admin listener refuses something, in its own words.
+fn refusal(address: &str, status: StatusCode, body: &[u8]) -> Refused {
+    let told: Option<Value> = serde_json::from_slice(body).ok();
     let detail = told.as_ref().and_then(|told| told["detail"].as_str()).unwrap_or("no answer of ours");
-    Err(Refused::Status(response.status(), format!("{address}: {detail}")))
+    Refused::Status(status, format!("{address}: {detail}"))
+}
+
+async fn admin_get(address: &str, path: &str) -> Result<Bytes, Refused> {
+    let response = client::send(address, of_admin(path)?).await.map_err(|why| Refused::Fault(Fault(why)))?;
+    match response.status().is_success() {
+        true => Ok(response.into_body()),
+        false => Err(refusal(address, response.status(), response.body())),
+    }
 }
 
 /// What all of them know; who does not answer is told.

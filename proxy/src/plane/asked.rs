@@ -40,7 +40,7 @@ impl Asked {
             path: loggable_path(head.path),
             version: if head.old { "1.0" } else { "1.1" },
             request_id: propagation.request_id_of(head).map(loggable_text),
-            trace_id: propagation.trace_id_of(head),
+            trace_id: propagation.trace_id_of(head).map(|id| loggable_text(id.as_bytes())),
             referer: said(REFERER).map(loggable_url),
             agent: said(USER_AGENT).map(loggable_text),
         }

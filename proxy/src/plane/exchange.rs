@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
@@ -40,12 +40,14 @@ use super::propagation::Propagation;
 use super::redirect::{is_challenge, to_https};
 use super::standing::{Right, Standing};
 use super::{Gate, Limits, Plane};
+use crate::calls::Outcome;
 use crate::capacity::{Guest, Seat};
 use crate::clock;
 use crate::correlation::Calls;
+use crate::decisions::{Decided, KeyFrom, Note, Noted, note, write};
 use crate::h1::request::{self, Head};
 use crate::h1::{Known, Name};
-use crate::metrics::{Event, Labels, count, count_invalid_key, method_label, observe};
+use crate::metrics::{Counted, Event, Method, count, count_invalid_key, observe};
 use crate::snapshot::Snapshot;
 use crate::tokens::Refused as RefusedToken;
 use crate::upstream::{Address, Endpoint, Upstream};
@@ -298,7 +300,7 @@ pub struct Exchange {
     hops: u8,
     /// What the whole path is held against, where this is the first proxy.
     require: Option<Box<str>>,
-    method: &'static str,
+    method: Method,
     tried: Tried,
     snapshot: Arc<Snapshot>,
     target: Result<Target, Answer>,
@@ -324,7 +326,13 @@ pub struct Exchange {
     /// Connections that could not be made to this target's endpoints.
     attempts: usize,
     /// Whether it was counted.
-    counted: AtomicBool,
+    counted: bool,
+    /// How it came by its key.
+    key_from: KeyFrom,
+    /// What is kept of its head, where decisions are kept.
+    noted: Option<Box<Note>>,
+    /// Its name in the receipts, where it has one there.
+    hop: AtomicU64,
     /// What the access log says of the request, where it is on.
     logged: Option<Box<Asked>>,
     /// How many bytes of its response's body were sent.
@@ -388,14 +396,14 @@ impl Exchange {
         });
         let first = hops == 0 && !propagation.restored() && !propagation.is_caused();
         let require = (first && !inquiry.require.is_empty()).then(|| Box::from(&*inquiry.require));
-        let exchange = Self {
+        let mut exchange = Self {
             plane: plane.clone(),
             gate: gate.clone(),
             standing,
             key,
             hops,
             require,
-            method: method_label(head.method),
+            method: Method::of(head.method),
             tried: Tried::default(),
             snapshot,
             target,
@@ -411,7 +419,10 @@ impl Exchange {
             cut: false,
             handed_over: false,
             attempts: 0,
-            counted: AtomicBool::new(false),
+            counted: false,
+            key_from: KeyFrom::Absent,
+            noted: note(|| noted(head, &propagation)),
+            hop: AtomicU64::new(0),
             logged: plane.access.wants().map(|wanted| Box::new(Asked::of(head, &propagation, wanted))),
             sent_bytes: 0,
             started,
@@ -419,9 +430,8 @@ impl Exchange {
             propagation,
         };
         // What a tunnel is for, the requests in it say.
-        if head.method != "CONNECT" {
-            exchange.count_call(head);
-        }
+        let outcome = if head.method == "CONNECT" { None } else { exchange.count_call(head) };
+        exchange.key_from = exchange.came_by_its_key(outcome);
         if exchange
             .receipt()
             .is_some_and(|receipt| matches!(receipt.reason, Reason::Unknown | Reason::Expired))
@@ -432,12 +442,33 @@ impl Exchange {
     }
 
     /// Counts what became of the key, where an application calls a service of ours.
-    fn count_call(&self, head: &Head<'_>) {
-        if let (Role::Outbound { .. }, Ok(target)) = (&self.gate.listener.role, &self.target)
-            && let Some(receipt) = &target.receipt
-        {
-            let stamped = self.key.keys.is_none() && target.overlay.is_some();
-            self.propagation.count_call(&self.gate, head, &receipt.service, stamped);
+    fn count_call(&self, head: &Head<'_>) -> Option<Outcome> {
+        let (Role::Outbound { .. }, Ok(target)) = (&self.gate.listener.role, &self.target) else {
+            return None;
+        };
+        let receipt = target.receipt.as_ref()?;
+        let stamped = self.key.keys.is_none() && target.overlay.is_some();
+        self.propagation.count_call(&self.gate, head, &receipt.service, stamped)
+    }
+
+    /// How it came by its key; `outcome` is what became of that where it is a call.
+    fn came_by_its_key(&self, outcome: Option<Outcome>) -> KeyFrom {
+        match outcome {
+            Some(Outcome::Restored) => KeyFrom::Restored,
+            Some(Outcome::Stamped) => KeyFrom::Stamped,
+            Some(Outcome::Lost) => KeyFrom::Lost,
+            Some(Outcome::Unclear) => KeyFrom::Unclear,
+            Some(Outcome::Contradicting) => KeyFrom::Contradicting,
+            Some(Outcome::Kept) | None if self.key.contradicted => KeyFrom::Contradicting,
+            Some(Outcome::Kept) | None if self.propagation.restored() => KeyFrom::Restored,
+            Some(Outcome::Kept) | None if self.key.keys.is_some() => KeyFrom::Arrived,
+            Some(Outcome::Kept) | None if self.key.untrusted => KeyFrom::Untrusted,
+            Some(Outcome::Kept) | None
+                if self.target.as_ref().is_ok_and(|target| target.overlay.is_some()) =>
+            {
+                KeyFrom::Stamped
+            }
+            Some(Outcome::Kept) | None => KeyFrom::Absent,
         }
     }
 
@@ -572,6 +603,9 @@ impl Exchange {
         if assembled.ignored > 0 {
             count(Event::ReceiptsIgnored);
         }
+        if assembled.own {
+            self.hop.store(own.hop.bits(), Ordering::Relaxed);
+        }
         self.propagation.leave(&out[from..]);
         self.propagation.call_ends();
         self.verify(&out[from..])?;
@@ -586,6 +620,7 @@ impl Exchange {
         let (own, calls) = self.own(false)?;
         let mut list = Vec::new();
         receipt::assemble(calls.left.iter().map(|left| left.list()), Some(&own), &mut list);
+        self.hop.store(own.hop.bits(), Ordering::Relaxed);
         self.propagation.leave(&list);
         String::from_utf8(list).ok().map(Into::into)
     }
@@ -1086,22 +1121,28 @@ impl Exchange {
 
     /// Counts and logs the request, which ends `now`; `status` is 0 where no answer was sent. Only the
     /// first call counts.
-    pub fn ended(&self, status: u16, now: Instant) {
-        if self.counted.swap(true, Ordering::Relaxed) {
+    pub fn ended(&mut self, status: u16, now: Instant) {
+        if std::mem::replace(&mut self.counted, true) {
             return;
         }
         let target = self.target.as_ref().ok();
         let receipt = self.receipt();
-        let labels = Labels {
-            overlay: target.and_then(|target| target.overlay.clone()),
-            service: receipt.map(|receipt| receipt.service.clone()),
+        let counted = Counted {
+            overlay: target.and_then(|target| target.overlay.as_ref()),
+            service: receipt.map(|receipt| &receipt.service),
+            environment: receipt.map(|receipt| &receipt.environment),
             // What the proxy answers itself is nobody's.
             via: receipt.filter(|_| self.failed.is_none() || self.cut).map(|receipt| receipt.via),
             class: u8::try_from(status / 100).unwrap_or_default(),
             method: self.method,
+            gate: &self.gate,
+            delivered: target.is_some_and(|target| target.application),
         };
         let took = now.saturating_duration_since(self.started);
-        observe(labels, took);
+        observe(&counted, took);
+        if let Some(note) = self.noted.take() {
+            self.write_down(note, status, took);
+        }
         if let Some(asked) = &self.logged {
             let own = self.failed.is_some() || self.refusal().is_some();
             if asked.sampled || matches!(status, 0 | 500..) || (own && status >= 400) {
@@ -1110,12 +1151,37 @@ impl Exchange {
         }
     }
 
+    /// Writes its decision down, for whoever wants to look at it.
+    fn write_down(&self, note: Box<Note>, status: u16, took: Duration) {
+        let (target, receipt) = (self.target.as_ref().ok(), self.receipt());
+        let overlay = || target.and_then(|target| target.overlay.as_ref()).map(EnvironmentId::as_str);
+        let hop = self.hop.load(Ordering::Relaxed);
+        let decided = Decided {
+            started: self.started,
+            took,
+            gate: self.gate.number,
+            method: self.method,
+            status,
+            via: receipt.map(|receipt| receipt.via),
+            reason: receipt.map(|receipt| receipt.reason),
+            failed: self.failed.or_else(|| self.refusal().map(|answer| answer.reason)),
+            key_from: self.key_from,
+            generation: self.snapshot.generation,
+            hop,
+            key: self.key.keys.as_ref().map(Keys::as_str).or_else(overlay),
+            service: receipt.map(|receipt| receipt.service.as_str()),
+            environment: receipt.map(|receipt| receipt.environment.as_str()),
+            upstream: self.endpoint.as_ref().map(|endpoint| &endpoint.address),
+        };
+        write(note, &decided);
+    }
+
     fn log_line(&self, asked: &Asked, status: u16, took: Duration) -> crate::access::Line {
         let receipt = self.receipt();
         crate::access::Line {
             timestamp: UnixMillis(clock::now().0.saturating_sub(millis(took))),
             role: self.gate.role(),
-            method: self.method,
+            method: self.method.as_str(),
             authority: asked.authority.clone(),
             path: asked.path.clone(),
             version: asked.version,
@@ -1191,6 +1257,16 @@ fn deadline(head: &Head<'_>, limits: &Limits, started: Instant) -> Option<(Insta
     let after = |time: Option<Duration>, failure| Some((started.checked_add(time?)?, failure));
     let both = [after(grpc::timeout(head), Failure::Late), after(limits.request, Failure::Overdue)];
     both.into_iter().flatten().min_by_key(|(at, _)| *at)
+}
+
+/// What is kept of a head; `propagation` knows what becomes of the ids in it.
+fn noted<'h>(head: &Head<'h>, propagation: &'h Propagation) -> Noted<'h> {
+    Noted {
+        authority: head.authority,
+        path: head.path,
+        request_id: propagation.request_id_of(head),
+        trace: propagation.trace_id_of(head),
+    }
 }
 
 /// Reads again a head that was right; `None` where it is gone already.

@@ -34,6 +34,26 @@ type RequestId = [u8; 32];
 /// The longest id of a request that its sender gives it.
 const LONGEST_ID: usize = 128;
 
+/// The digits of a trace's id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Digits<'i> {
+    /// All 32.
+    Whole(&'i [u8]),
+    /// The last 16: more are not known.
+    Low([u8; 16]),
+}
+
+impl Digits<'_> {
+    /// The digits.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Whole(digits) => digits,
+            Self::Low(digits) => digits,
+        }
+    }
+}
+
 /// What is done to the headers that name a request's trace.
 #[derive(Debug, Default)]
 struct TraceEdit {
@@ -145,7 +165,7 @@ impl Propagation {
 
     /// The id of the trace with which the request goes on, if any, in hexadecimal digits: all 32 where they are known.
     #[must_use]
-    pub fn trace_id_of(&self, head: &Head<'_>) -> Option<String> {
+    pub fn trace_id_of<'i>(&'i self, head: &Head<'i>) -> Option<Digits<'i>> {
         let parent = match &self.edit.parent {
             Some(begun) => Some(&begun[..]),
             None if self.edit.replaces => return None,
@@ -153,8 +173,8 @@ impl Propagation {
         };
         let whole =
             parent.and_then(|parent| parent.get(3..35)).filter(|id| id.iter().all(u8::is_ascii_hexdigit));
-        let low = || TraceId::read(head.fields.tracing()).map(|id| digits(id.get()).to_vec());
-        String::from_utf8(whole.map(<[u8]>::to_vec).or_else(low)?).ok()
+        let low = || TraceId::read(head.fields.tracing()).map(|id| Digits::Low(digits(id.get())));
+        whole.map(Digits::Whole).or_else(low)
     }
 
     /// A request for the application behind this sidecar.
@@ -315,13 +335,19 @@ impl Propagation {
         }
     }
 
-    /// Counts the call of an application to the service `peer`; `stamped` where it got the key of its own
+    /// Counts the call of an application to the service `peer`, and says what became of the key, where that is known; `stamped` where it got the key of its own
     /// environment.
-    pub fn count_call(&self, gate: &Gate, head: &Head<'_>, peer: &ServiceName, stamped: bool) {
+    pub fn count_call(
+        &self,
+        gate: &Gate,
+        head: &Head<'_>,
+        peer: &ServiceName,
+        stamped: bool,
+    ) -> Option<Outcome> {
         let outcome = match self.outcome {
             Some(outcome) => outcome,
             None if stamped => Outcome::Stamped,
-            None if !gate.correlation.is_serving(true) => return,
+            None if !gate.correlation.is_serving(true) => return None,
             None if self.traced && gate.correlation.is_serving(false) => Outcome::Unclear,
             None => Outcome::Lost,
         };
@@ -333,6 +359,7 @@ impl Propagation {
             _ => None,
         };
         count_call(Call { service, peer: peer.clone(), outcome, language });
+        Some(outcome)
     }
 
     /// The request is over.

@@ -63,6 +63,7 @@ impl Bound {
         };
         for settings in listeners {
             gates.push(Arc::new(Gate {
+                number: gates.len(),
                 address: bind(&settings.address)?,
                 listener: settings.listener.clone(),
                 app: settings.app.clone().map(|url| Upstream::new(Arc::new([url]), names, true)),
@@ -76,6 +77,7 @@ impl Bound {
         if let (Some(RedirectSettings { address, port }), Some(gateway)) = (redirect, gateway) {
             let port = port.or(gateway.address.tcp().map(|address| address.port()));
             gates.push(Arc::new(Gate {
+                number: gates.len(),
                 address: bind(address)?,
                 listener: gateway.listener.clone(),
                 app: None,
@@ -106,7 +108,10 @@ impl Bound {
             let (door, scrapes) = mpsc::channel(4);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let (plane, drain) = (plane.clone(), drain.clone());
-            let body = move || runtime.block_on(work(plane, sockets, drain, scrapes));
+            let body = move || {
+                plane.decisions.take_up(number);
+                runtime.block_on(work(plane, sockets, drain, scrapes));
+            };
             workers.threads.push(std::thread::Builder::new().name(format!("worker-{number}")).spawn(body)?);
             workers.doors.push(door);
         }

@@ -5,6 +5,8 @@
 mod authorizer;
 /// Overlays whose upstream is dead.
 mod dead;
+/// Decisions that can be looked at.
+mod decisions;
 /// Browsers at a gateway.
 mod edge;
 /// HTTP/2 as attackers speak it.

@@ -1,0 +1,330 @@
+//! Decisions, over HTTP: those that are kept, those that are taken now, those of one request, and their sums.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::stream;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::sleep;
+
+use super::Api;
+use crate::admin::problem;
+use crate::clock;
+use crate::decisions::story::Story;
+use crate::decisions::{Cursor, Filter, Statuses};
+use crate::metrics;
+use crate::plane::drain::Stage;
+use crate::stats::Stats;
+
+/// How many decisions are told where it is not said.
+const LIMIT: usize = 100;
+/// The most that are told at once.
+const MOST: usize = 10_000;
+/// How many decisions a second a tap tells where it is not said, and at most.
+const RPS: u32 = 100;
+const MOST_RPS: u32 = 10_000;
+/// How often a tap looks for new decisions.
+const LOOK: Duration = Duration::from_millis(100);
+/// How often it says that it missed some.
+const SAY: Duration = Duration::from_secs(1);
+/// How long a tap is silent at most.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// Which decisions are asked for.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub(super) struct Asked {
+    trace: Option<String>,
+    request: Option<String>,
+    overlay: Option<String>,
+    service: Option<String>,
+    status: Option<Statuses>,
+    path: Option<String>,
+    role: Option<String>,
+    limit: Option<usize>,
+    max_rps: Option<u32>,
+}
+
+impl Asked {
+    fn filter(self) -> Filter {
+        let Self { trace, request, overlay, service, status, path, role, .. } = self;
+        Filter { trace, request, overlay, service, status, path, role }
+    }
+}
+
+type Answer = Result<Response, Box<Response>>;
+
+fn no(status: StatusCode, why: &str) -> Box<Response> {
+    Box::new(problem(status, why))
+}
+
+fn answer(answer: Answer) -> Response {
+    answer.unwrap_or_else(|refused| *refused)
+}
+
+fn asked(query: Result<Query<Asked>, QueryRejection>) -> Result<Asked, Box<Response>> {
+    query.map(|Query(asked)| asked).map_err(|why| Box::new(malformed(&why)))
+}
+
+/// What is wrong with a query, in the words of whoever read its values.
+fn malformed(why: &QueryRejection) -> Response {
+    let text = why.body_text();
+    let text = text.strip_prefix("Failed to deserialize query string: ").unwrap_or(&text);
+    problem(StatusCode::BAD_REQUEST, &format!("the query: {text}"))
+}
+
+/// Whether there is anything to look at.
+fn expect_kept(api: &Api) -> Result<(), Box<Response>> {
+    match api.admin.decisions.are_kept() {
+        true => Ok(()),
+        false => Err(no(StatusCode::CONFLICT, "no decisions are kept here: its settings say `decisions: 0`")),
+    }
+}
+
+pub(super) async fn list(State(api): State<Api>, query: Result<Query<Asked>, QueryRejection>) -> Response {
+    answer(newest(&api, query).await)
+}
+
+async fn newest(api: &Api, query: Result<Query<Asked>, QueryRejection>) -> Answer {
+    let asked = asked(query)?;
+    expect_kept(api)?;
+    if asked.max_rps.is_some() {
+        return Err(no(StatusCode::BAD_REQUEST, "`maxRps` is of /api/v1/tap; here `limit` says how many"));
+    }
+    let limit = asked.limit.unwrap_or(LIMIT);
+    if !(1..=MOST).contains(&limit) {
+        return Err(no(StatusCode::BAD_REQUEST, &format!("`limit` is 1 to {MOST}")));
+    }
+    let (decisions, filter) = (api.admin.decisions.clone(), asked.filter());
+    let found = aside(move || decisions.newest(&filter, limit)).await;
+    Ok(axum::Json(found).into_response())
+}
+
+/// Looks through all that is kept on a thread of its own: nothing else waits for it.
+async fn aside<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(look).await {
+        Ok(found) => found,
+        Err(ended) => std::panic::resume_unwind(ended.into_panic()),
+    }
+}
+
+pub(super) async fn why(State(api): State<Api>, Path(id): Path<String>) -> Response {
+    answer(story(&api, id).await)
+}
+
+async fn story(api: &Api, id: String) -> Answer {
+    expect_kept(api)?;
+    let decisions = api.admin.decisions.clone();
+    let own = id.clone();
+    let story = aside(move || Story::of(own.clone(), decisions.of(&BTreeSet::from([own])))).await;
+    match story.hops.is_empty() {
+        false => Ok(axum::Json(story).into_response()),
+        true => Err(no(StatusCode::NOT_FOUND, &unknown(api, &id))),
+    }
+}
+
+fn unknown(api: &Api, id: &str) -> String {
+    let decisions = &api.admin.decisions;
+    let since = decisions
+        .since()
+        .map_or_else(|| "it has decided nothing yet".to_owned(), |since| format!("its oldest is of {since}"));
+    let id: String = id.chars().take(80).flat_map(char::escape_debug).collect();
+    let kept = decisions.kept();
+    format!(
+        "nothing here knows `{id}`: this proxy keeps its last {kept} decisions, and {since}; an id is a trace's, a request's (x-request-id), or a hop's of x-overlay-route"
+    )
+}
+
+/// Whether the ways are wanted of which the sums are made: who sums up several proxies needs them.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Summed {
+    #[serde(default)]
+    flows: bool,
+}
+
+pub(super) async fn stats(State(api): State<Api>, query: Result<Query<Summed>, QueryRejection>) -> Response {
+    let Query(Summed { flows }) = match query {
+        Ok(summed) => summed,
+        Err(why) => return malformed(&why),
+    };
+    let ways = metrics::gather(&api.admin.doors).await.flows();
+    let (at, silent) = (clock::now().to_string(), Vec::<String>::new());
+    match flows {
+        true => {
+            axum::Json(json!({ "at": at, "proxies": 1, "silent": silent, "flows": ways })).into_response()
+        }
+        false => axum::Json(Stats::of(at, 1, silent, &ways)).into_response(),
+    }
+}
+
+pub(super) async fn tap(State(api): State<Api>, query: Result<Query<Asked>, QueryRejection>) -> Response {
+    answer(tapped(&api, query))
+}
+
+fn tapped(api: &Api, query: Result<Query<Asked>, QueryRejection>) -> Answer {
+    let asked = asked(query)?;
+    expect_kept(api)?;
+    if asked.limit.is_some() {
+        return Err(no(
+            StatusCode::BAD_REQUEST,
+            "`limit` is of /api/v1/decisions; here `maxRps` says how many a second",
+        ));
+    }
+    let most = asked.max_rps.unwrap_or(RPS);
+    if !(1..=MOST_RPS).contains(&most) {
+        return Err(no(StatusCode::BAD_REQUEST, &format!("`maxRps` is 1 to {MOST_RPS}")));
+    }
+    let Ok(seat) = api.admin.taps.clone().try_acquire_owned() else {
+        return Err(no(StatusCode::SERVICE_UNAVAILABLE, "as many look already as may: close one of them"));
+    };
+    let tap = Tap {
+        cursor: api.admin.decisions.end(),
+        api: api.clone(),
+        filter: asked.filter(),
+        allowance: Allowance::of(most, Instant::now()),
+        missed: [Missed::default(), Missed::default()],
+        begun: false,
+        _seat: seat,
+    };
+    let events = stream::unfold(tap, async |mut tap| {
+        let events = tap.next().await?;
+        Some((Ok::<_, std::io::Error>(Bytes::from(events)), tap))
+    });
+    let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")];
+    Ok((headers, Body::from_stream(events)).into_response())
+}
+
+/// So many a second, and as many at once.
+struct Allowance {
+    most: u32,
+    left: f64,
+    counted: Instant,
+}
+
+impl Allowance {
+    fn of(most: u32, now: Instant) -> Self {
+        Self { most, left: f64::from(most), counted: now }
+    }
+
+    /// How many may be told now.
+    fn now(&mut self, now: Instant) -> usize {
+        let since = now.saturating_duration_since(self.counted).as_secs_f64();
+        self.left = (self.left + since * f64::from(self.most)).min(f64::from(self.most));
+        self.counted = now;
+        self.left as usize
+    }
+
+    fn take(&mut self, told: usize) {
+        self.left -= told as f64;
+    }
+}
+
+/// What was missed for one reason, and is not said yet.
+#[derive(Default)]
+struct Missed {
+    count: u64,
+    said: Option<Instant>,
+}
+
+impl Missed {
+    /// How many are to be said now.
+    fn due(&mut self, now: Instant) -> Option<u64> {
+        let soon = self.said.is_some_and(|said| now.saturating_duration_since(said) < SAY);
+        if self.count == 0 || soon {
+            return None;
+        }
+        self.said = Some(now);
+        Some(std::mem::take(&mut self.count))
+    }
+}
+
+/// Somebody who looks on. Nothing is queued for it: it holds its place in what is kept for all.
+struct Tap {
+    api: Api,
+    cursor: Cursor,
+    filter: Filter,
+    allowance: Allowance,
+    /// For the rate, and for being too slow.
+    missed: [Missed; 2],
+    begun: bool,
+    _seat: OwnedSemaphorePermit,
+}
+
+impl Tap {
+    /// The next events; `None` when the process stops. Called only when the reader took those before.
+    async fn next(&mut self) -> Option<String> {
+        if !std::mem::replace(&mut self.begun, true) {
+            return Some(": from now on\n\n".to_owned());
+        }
+        let silent = Instant::now();
+        loop {
+            if self.api.admin.drain.stage() >= Stage::Draining {
+                return None;
+            }
+            let now = Instant::now();
+            let events = self.events(now);
+            if !events.is_empty() {
+                return Some(events);
+            }
+            if now.saturating_duration_since(silent) >= HEARTBEAT {
+                return Some(": nothing new\n\n".to_owned());
+            }
+            tokio::select! {
+                () = self.api.admin.drain.reached(Stage::Draining) => return None,
+                () = sleep(LOOK) => {}
+            }
+        }
+    }
+
+    fn events(&mut self, now: Instant) -> String {
+        let may = self.allowance.now(now);
+        let followed = self.api.admin.decisions.follow(&mut self.cursor, &self.filter, may);
+        self.allowance.take(followed.decisions.len());
+        let mut events = String::new();
+        let mut event = |name: &str, what: &dyn Fn() -> serde_json::Result<String>| {
+            // Neither maps with other keys than texts nor anything that fails is in it.
+            events.push_str(&format!("event: {name}\ndata: {}\n\n", what().unwrap_or_default()));
+        };
+        for decision in &followed.decisions {
+            event("decision", &|| serde_json::to_string(decision));
+        }
+        let [rate, overrun] = &mut self.missed;
+        rate.count += followed.over;
+        overrun.count += followed.overrun;
+        for (missed, why) in [(rate, "rate"), (overrun, "overrun")] {
+            if let Some(count) = missed.due(now) {
+                event("missed", &|| serde_json::to_string(&json!({ "missed": count, "why": why })));
+            }
+        }
+        events
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tap_tells_no_more_than_it_may_and_says_what_it_missed_once_a_second() {
+        let begun = Instant::now();
+        let at = |millis| begun + Duration::from_millis(millis);
+        let mut allowance = Allowance::of(10, begun);
+        assert_eq!(allowance.now(begun), 10);
+        allowance.take(10);
+        assert_eq!([allowance.now(at(50)), allowance.now(at(100)), allowance.now(at(500))], [0, 1, 5]);
+        assert_eq!(allowance.now(at(60_000)), 10, "and no more for having been silent");
+        let mut missed = Missed { count: 3, said: None };
+        assert_eq!(missed.due(at(0)), Some(3));
+        missed.count = 2;
+        assert_eq!([missed.due(at(999)), missed.due(at(1000)), missed.due(at(3000))], [None, Some(2), None]);
+    }
+}
