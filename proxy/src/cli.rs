@@ -159,6 +159,12 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// The whole command line, for its page.
+#[cfg(test)]
+pub(crate) fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Runs a command line and returns its exit code; for tests and documentation.
 pub fn run_from<I: IntoIterator<Item = String>>(arguments: I, out: &mut Output<'_>) -> u8 {
     match Cli::read(arguments) {

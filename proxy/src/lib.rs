@@ -31,6 +31,8 @@ pub mod panics;
 mod pauses;
 pub mod plane;
 pub mod process;
+#[cfg(test)]
+mod reference;
 pub mod settings;
 #[cfg(test)]
 mod simulation;

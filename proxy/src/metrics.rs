@@ -378,7 +378,7 @@ pub fn observe(request: &Counted<'_>, took: Duration) {
 }
 
 /// What this thread has counted.
-fn counted() -> Meter {
+pub(crate) fn counted() -> Meter {
     COUNTING.with_borrow(|counting| {
         let (calls, invalid) = (counting.calls.clone(), counting.invalid.clone());
         let Counting { handshake_failures, tokens, floods, overloads, events, .. } = *counting;
