@@ -3,7 +3,7 @@
 
     deploy/prometheus/check.py
 
-Wants promtool, as Debian's package `prometheus` has it. What metrics there are says the table of docs/operating.md, which a test holds equal to
+Wants promtool, as Debian's package `prometheus` has it. What metrics there are says docs/metrics.md, which a test holds equal to
 what a process serves. Each expression of the dashboard is read by promtool as a rule.
 """
 
@@ -43,7 +43,7 @@ def main():
         yaml.safe_dump({"groups": [{"name": "dashboard", "rules": as_rules}]}, file)
         file.flush()
         promtool("check", "rules", file.name)
-    known = set(re.findall(r"`(overlane_[a-z0-9_]+)`", (ROOT / "docs/operating.md").read_text()))
+    known = set(re.findall(r"`(overlane_[a-z0-9_]+)`", (ROOT / "docs/metrics.md").read_text()))
     named = set(re.findall(r"\boverlane_[a-z0-9_]+", RULES.read_text() + " ".join(expressions)))
     unknown = sorted(name for name in named if name not in known and SUFFIX.sub("", name) not in known)
     if unknown:
