@@ -23,6 +23,7 @@ pub(crate) fn refused(error: WriteError) -> Response {
         | WriteError::Shared(..)
         | WriteError::Conflict => StatusCode::CONFLICT,
         WriteError::Busy | WriteError::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
+        WriteError::Unsure(_) => StatusCode::GATEWAY_TIMEOUT,
         WriteError::Io(..) => StatusCode::INTERNAL_SERVER_ERROR,
     };
     if let WriteError::Invalid(diagnostics) = &error {

@@ -249,6 +249,8 @@ impl From<WriteError> for CliError {
                 Self::failure(format!("`{id}` never expires")).hint("`overlane overlay apply --ttl 4h` gives it an end")
             }
             WriteError::Store(fault) => Self::failure(fault.to_string()),
+            WriteError::Unsure(fault) => Self::failure(format!("{fault}; it may have been written all the same"))
+                .hint("look before it is written again"),
             WriteError::Io(path, error) => Self::failure(format!("{}: {error}", path.display())),
         }
     }

@@ -174,13 +174,10 @@ impl Shared for Etcd {
     async fn commit(&self, commit: &Commit) -> Result<Committed, CommitError> {
         let request = self.transaction(commit)?;
         let answer: TxnResponse = self.connection.ask(TXN, &request, false).await.map_err(|failure| {
-            let Fault(why) = failure.fault();
-            let ambiguous = if failure.is_ambiguous() {
-                "; it may have been written all the same: look before it is written again"
-            } else {
-                ""
-            };
-            CommitError::Fault(Fault(format!("{why}{ambiguous}")))
+            match failure.is_ambiguous() {
+                true => CommitError::Unsure(failure.fault()),
+                false => CommitError::Fault(failure.fault()),
+            }
         })?;
         if !answer.succeeded {
             return Err(CommitError::Conflict);

@@ -197,15 +197,17 @@ pub struct HubStore {
 pub enum Refused {
     /// It answered with another status than one of success, and said why.
     Status(StatusCode, String),
-    /// It did not answer.
+    /// It cannot be asked.
     Fault(Fault),
+    /// It was asked, and its answer did not come, or not whole.
+    Broken(Fault),
 }
 
 impl From<Refused> for Fault {
     fn from(refused: Refused) -> Self {
         match refused {
             Refused::Status(_, why) => Self(why),
-            Refused::Fault(fault) => fault,
+            Refused::Fault(fault) | Refused::Broken(fault) => fault,
         }
     }
 }
@@ -302,8 +304,8 @@ impl HubStore {
         if let Some(content_type) = content_type {
             request = request.header(header::CONTENT_TYPE, content_type);
         }
-        let failed = |why: &dyn fmt::Display| Refused::Fault(Fault(format!("the hub {place}: {why}")));
-        let request = request.body(body).map_err(|why| failed(&why))?;
+        let failed = |why: &dyn fmt::Display| Fault(format!("the hub {place}: {why}"));
+        let request = request.body(body).map_err(|why| Refused::Fault(failed(&why)))?;
         let answered = async {
             sender.ready().await?;
             sender.send_request(request).await
@@ -312,11 +314,12 @@ impl HubStore {
             Ok(Ok(response)) => response,
             Ok(Err(why)) => {
                 self.turn_away(&place).await;
-                return Err(failed(&why));
+                return Err(Refused::Broken(failed(&why)));
             }
             Err(_) => {
                 self.turn_away(&place).await;
-                return Err(failed(&format_args!("no answer within {} s", ANSWER.as_secs())));
+                let why = failed(&format_args!("no answer within {} s", ANSWER.as_secs()));
+                return Err(Refused::Broken(why));
             }
         };
         let status = response.status();
@@ -342,7 +345,7 @@ impl HubStore {
         body: impl Into<Bytes>,
     ) -> Result<Bytes, Refused> {
         let response = self.ask(method, path, content_type, whole(body)).await?;
-        small(response).await.map_err(Refused::Fault)
+        small(response).await.map_err(Refused::Broken)
     }
 
     async fn lines(&self, path: &str) -> Result<Lines, Refused> {
@@ -463,8 +466,15 @@ impl Shared for HubStore {
         let body = serde_json::to_vec(commit).map_err(|why| Fault(why.to_string()))?;
         let answer = self.ask_small(Method::POST, COMMIT, Some("application/json"), body).await;
         match answer {
-            Ok(answer) => Ok(serde_json::from_slice(&answer).map_err(|why| Fault(why.to_string()))?),
+            Ok(answer) => {
+                serde_json::from_slice(&answer).map_err(|why| CommitError::Unsure(Fault(why.to_string())))
+            }
             Err(Refused::Status(StatusCode::CONFLICT, _)) => Err(CommitError::Conflict),
+            Err(Refused::Broken(why)) => Err(CommitError::Unsure(why)),
+            // Of the hub, or of somebody between.
+            Err(Refused::Status(StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT, why)) => {
+                Err(CommitError::Unsure(Fault(why)))
+            }
             Err(refused) => Err(Fault::from(refused).into()),
         }
     }

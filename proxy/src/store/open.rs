@@ -102,6 +102,8 @@ pub enum WriteError {
     NeverExpires(EnvironmentId),
     /// The store cannot be asked, or refuses it.
     Store(Fault),
+    /// Its answer was lost: it may have been written.
+    Unsure(Fault),
     /// Somebody else came before. Tried again, so that nobody sees this.
     Conflict,
 }
@@ -123,6 +125,7 @@ impl From<CommitError> for WriteError {
         match error {
             CommitError::Conflict => Self::Conflict,
             CommitError::Fault(fault) => Self::Store(fault),
+            CommitError::Unsure(fault) => Self::Unsure(fault),
         }
     }
 }

@@ -154,8 +154,10 @@ impl std::error::Error for Fault {}
 pub enum CommitError {
     /// Somebody else came before: nothing was written, and a new look at the store says what there is.
     Conflict,
-    /// The store refused it, or cannot be asked. Where the connection broke, it may have been written.
+    /// The store refused it, or cannot be asked: nothing was written.
     Fault(Fault),
+    /// The answer was lost: it may have been written, or may yet be.
+    Unsure(Fault),
 }
 
 /// Why following ended.

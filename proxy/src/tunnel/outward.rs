@@ -84,6 +84,8 @@ async fn dial(stream: TcpStream, hub: &HubStore, to: &str) {
     match hub.ask(Method::POST, &format!("{DIAL}?to={to}"), Some(BYTES), body).await {
         Ok(answer) => pass_on(answer.into_body(), write).await,
         Err(Refused::Status(_, why)) => tracing::debug!(to, why, "the hub does not connect"),
-        Err(Refused::Fault(why)) => tracing::debug!(to, %why, "the hub does not connect"),
+        Err(Refused::Fault(why) | Refused::Broken(why)) => {
+            tracing::debug!(to, %why, "the hub does not connect")
+        }
     }
 }

@@ -299,6 +299,35 @@ fn a_store_that_is_away_is_said_to_be() {
 }
 
 #[test]
+fn a_write_whose_answer_is_lost_is_looked_for_and_done_once() {
+    let create = Put { create: true, ..Put::default() };
+    // The last one is lost first; each after it was written, or instead.
+    for lost in [vec![true], vec![false], vec![true, false], vec![false, true], vec![true, true]] {
+        let memory = Memory::new();
+        let store = Tried::Memory(memory.clone());
+        store.put(BASELINE, &Put::default()).expect("baseline");
+        let mut open = store.open();
+        memory.lose(lost.clone());
+        let written = open.put(&source(&overlay("a", "staging")), &create, NOW).expect("created");
+        assert_eq!(written.environments[0].1, Outcome::Created, "{lost:?}");
+        assert!(store.text("a").is_some());
+        memory.lose(lost.clone());
+        open.delete(&id("a"), None, false).expect("deleted");
+        assert_eq!(store.text("a"), None, "{lost:?}");
+        // Whoever came meanwhile may have come before or after it.
+        memory.lose(vec![false]);
+        memory.put("a.yaml", Some(&overlay("a", "staging")));
+        let other = format!("{}# of somebody else\n", overlay("a", "staging"));
+        let refused = open.put(&source(&other), &create, NOW);
+        assert!(matches!(refused, Err(WriteError::Unsure(_))), "{refused:?}");
+    }
+    let memory = Memory::new();
+    memory.lose(vec![false; 9]);
+    let unsure = Tried::Memory(memory).put(BASELINE, &create);
+    assert!(matches!(unsure, Err(WriteError::Unsure(_))), "{unsure:?}");
+}
+
+#[test]
 fn an_attached_address_is_renewed_and_released_by_who_attached_it_and_by_nobody_else() {
     let (service, url): (ServiceName, Url) =
         ("web".parse().expect("name"), "http://h:1".parse().expect("url"));

@@ -24,6 +24,8 @@ struct State {
     /// How often all watches were cut.
     cuts: u64,
     listings: u64,
+    /// The next answers to those who write are lost: whether it was written before.
+    lost: Vec<bool>,
 }
 
 /// The store; clones are the same one.
@@ -63,6 +65,11 @@ impl Memory {
     /// Only the present is remembered from now on.
     pub(crate) fn compact(&self) {
         self.told(|state| state.compacted = state.revision);
+    }
+
+    /// The answers to those who write next are lost, the last one first: each after it was written, or instead.
+    pub(crate) fn lose(&self, written: Vec<bool>) {
+        self.state().lost = written;
     }
 
     /// Writes whatever is there, as another one would.
@@ -171,6 +178,11 @@ impl Shared for Memory {
     async fn commit(&self, commit: &Commit) -> Result<Committed, CommitError> {
         let mut state = self.state();
         state.reachable()?;
+        let lost = state.lost.pop();
+        let unsure = || CommitError::Unsure(Fault("the answer was lost".to_owned()));
+        if lost == Some(false) {
+            return Err(unsure());
+        }
         let alone =
             commit.alone_since.as_ref().is_none_or(|since| since.as_str() == state.revision.to_string());
         let unchanged =
@@ -186,6 +198,6 @@ impl Shared for Memory {
         let committed = Committed { revision: Revision::new(state.revision), entries };
         drop(state);
         self.told.send_replace(());
-        Ok(committed)
+        lost.map_or(Ok(committed), |_| Err(unsure()))
     }
 }

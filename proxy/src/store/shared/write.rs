@@ -3,13 +3,15 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use overlane_config::diagnostic::Source;
 use overlane_config::lineage::{Content, FileChange};
 use tokio::runtime::{Builder, Handle, Runtime};
 
-use super::{Commit, CommitError, Committed, Fault, Revision, Shared, Write};
+use super::{Commit, CommitError, Committed, Fault, Listing, Revision, Shared, Write};
+use crate::pauses::Pauses;
 use crate::store::mirror::{Kept, Mirror};
 
 /// Where the store is asked from: the calling thread waits for it.
@@ -136,7 +138,10 @@ impl Listed {
             unchanged: unchanged.iter().filter_map(known).collect(),
             alone_since: self.revision.clone().filter(|_| alone),
         };
-        let committed = self.wait(self.store.commit(&commit))?;
+        let committed = match self.wait(self.store.commit(&commit)) {
+            Err(CommitError::Unsure(why)) => self.wait(settle(&*self.store, &commit, why))?,
+            known => known?,
+        };
         for (write, revision) in commit.writes.into_iter().zip(committed.entries) {
             match revision {
                 Some(revision) => self.revisions.insert(write.name, revision),
@@ -147,6 +152,52 @@ impl Listed {
             self.revision = Some(committed.revision.clone());
         }
         Ok(committed.revision)
+    }
+}
+
+/// How often a write whose answer was lost is looked for.
+const LOOKS: u32 = 4;
+/// How long it waits before the second look, at most.
+const PAUSE: Duration = Duration::from_millis(200);
+/// And before any.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// What became of a write whose answer was lost. It is sent again: on the same conditions it holds once at most, and where
+/// somebody came before, it may have been this one itself.
+async fn settle(store: &dyn Shared, commit: &Commit, mut why: Fault) -> Result<Committed, CommitError> {
+    let mut pauses = Pauses::new(PAUSE, LONGEST_PAUSE);
+    for _ in 0..LOOKS {
+        tokio::time::sleep(pauses.next()).await;
+        why = match store.commit(commit).await {
+            Ok(committed) => return Ok(committed),
+            Err(CommitError::Unsure(why) | CommitError::Fault(why)) => why,
+            Err(CommitError::Conflict) => match store.list().await {
+                Ok(listing) => return found(commit, listing, why),
+                Err(why) => why,
+            },
+        };
+    }
+    Err(CommitError::Unsure(why))
+}
+
+/// What a store that refuses a commit says of an earlier attempt whose answer was lost, for which there is `why`.
+fn found(commit: &Commit, listing: Listing, why: Fault) -> Result<Committed, CommitError> {
+    let Listing { entries, revision } = listing;
+    let kept: HashMap<_, _, RandomState> =
+        entries.into_iter().map(|entry| (entry.name, (entry.text, entry.revision))).collect();
+    let written = |write: &Write| match (&write.text, kept.get(&write.name)) {
+        (None, None) => Some(None),
+        (Some(text), Some((kept, revision))) if text == kept => Some(Some(revision.clone())),
+        _ => None,
+    };
+    let untouched =
+        |write: &Write| kept.get(&write.name).map(|(_, revision)| revision) == write.known.as_ref();
+    match commit.writes.iter().map(written).collect() {
+        Some(entries) => Ok(Committed { entries, revision }),
+        // Nor will it be written any more: its conditions do not come back.
+        None if commit.writes.iter().all(untouched) => Err(CommitError::Conflict),
+        // It may have been there before somebody else wrote.
+        None => Err(CommitError::Unsure(why)),
     }
 }
 

@@ -244,17 +244,11 @@ async fn a_write_whose_answer_is_lost_may_have_been_written_and_that_is_said() {
     store.list().await.unwrap();
     cable.plug(Plugged::Silent);
     let lost = store.commit(&commit(vec![write("a.yaml", None, Some("1"))])).await;
-    assert!(
-        matches!(&lost, Err(CommitError::Fault(fault)) if fault.0.contains("may have been written")),
-        "{lost:?}"
-    );
+    assert!(matches!(&lost, Err(CommitError::Unsure(_))), "{lost:?}");
     // One that could not be sent was not written, and nothing else is said.
     etcd.kill();
     let unsent = open(&etcd).commit(&commit(vec![write("b.yaml", None, Some("1"))])).await;
-    assert!(
-        matches!(&unsent, Err(CommitError::Fault(fault)) if !fault.0.contains("may have been written")),
-        "{unsent:?}"
-    );
+    assert!(matches!(&unsent, Err(CommitError::Fault(_))), "{unsent:?}");
 }
 
 #[tokio::test]
