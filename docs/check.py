@@ -1,16 +1,19 @@
 #!/usr/bin/env python3
-"""Every command of the tutorials is run: what a page shows is what the commands print.
+"""Every command of the README and the tutorials is run: what a page shows is what the commands print.
 
     python3 docs/check.py target/debug/overlane [PAGE…] [--update]
+    python3 docs/check.py target/release/overlane ../README.md --letter      # in a clone that nothing was built in yet
 
-A page is a session in a folder of its own with the files of docs/examples, and, where the machine lets us, in a network of its own, so that its
-ports are free. A block ```` ```yaml FILE ```` (or any other language) writes a file. A block ```` ```console ```` has commands (`$ …`) and what they print:
-`…` stands for anything in a line, and alone in a line for any lines; durations in ms and names of hops may be others. A command that ends with ` &` goes on beside the others, until the page ends or
-`$ kill %N`; what it is to print is waited for. `? N` after a command is its exit code, where it is not 0. `--update` writes what was printed
+A page is a session in a folder of its own with the files of docs/examples (the README: with docs/), and, where the machine lets us, in a network of its
+own, so that its ports are free. A block ```` ```yaml FILE ```` (or any other language) writes a file. A block ```` ```console ```` has commands (`$ …`) and what they print:
+`…` stands for anything in a line, and alone in a line for any lines; durations in ms and names of hops may be others. A command that ends with ` &`, or that serves, goes on beside the others, until the page ends or
+`$ kill %N`; what it is to print is waited for. `<!-- $ COMMAND -->` and `<!-- $ COMMAND & until TEXT -->` are run and not shown, and `<!-- not run: WHY -->` is before a block that is shown and
+not run. `? N` after a command is its exit code, where it is not 0. `--update` writes what was printed
 in place of what differs.
 """
 
 import argparse
+import contextlib
 import os
 import pathlib
 import pty
@@ -24,8 +27,11 @@ import threading
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
-PAGES = ["quick-start.md", *sorted(f"tutorials/{page.name}" for page in (HERE / "tutorials").glob("*.md"))]
+README = "../README.md"
+PAGES = [README, "quick-start.md", *sorted(f"tutorials/{page.name}" for page in (HERE / "tutorials").glob("*.md"))]
 SECONDS = 60
+# Commands that go on until they are ended.
+SERVES = re.compile(r"(overlane|cargo run --release --) (run|demo|try)\b(?!.* --once)")
 
 
 class Failed(Exception):
@@ -68,20 +74,26 @@ def read(terminal, into):
 class Session:
     """A folder, and what was started in it."""
 
-    def __init__(self, binary, folder):
-        self.folder, self.beside = folder, []
+    def __init__(self, binary, folder, letter):
+        self.folder, self.letter, self.beside = folder, letter, []
         told = re.compile(r"(?i)(.*_proxy|OVERLANE_.*|RUST_LOG)")
+        # People see no progress of curl's on a terminal, and we do not have one.
+        (folder / ".curlrc").write_text("silent\nshow-error\n")
         self.variables = {name: value for name, value in os.environ.items() if not told.fullmatch(name)} | {
             "PATH": f"{binary.parent}:{os.environ['PATH']}", "NO_COLOR": "1", "HOME": str(folder)}
+
+    def told(self, command):
+        """A command as it is run: what cargo would build is there already, but where the README is followed to the letter."""
+        return command if self.letter else command.replace("cargo run --release --", "overlane")
 
     def run(self, command):
         """What a command prints, line by line, with its exit code first where that is not 0."""
         if kill := re.fullmatch(r"kill %(\d+)", command):
             self.end(self.beside[int(kill[1]) - 1])
             return []
-        done = subprocess.run(["bash", "-c", command], cwd=self.folder, env=self.variables, stdin=subprocess.DEVNULL,
+        done = subprocess.run(["bash", "-c", self.told(command)], cwd=self.folder, env=self.variables, stdin=subprocess.DEVNULL,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=SECONDS)
-        return ([f"? {done.returncode}"] if done.returncode else []) + done.stdout.rstrip().splitlines()
+        return ([f"? {done.returncode}"] if done.returncode else []) + done.stdout.replace("\r", "").rstrip().splitlines()
 
     def start(self, command, expected):
         """Starts a command that goes on; what it printed once that is what was expected, or it has ended, or the time is over.
@@ -89,13 +101,13 @@ class Session:
         On a terminal, as people see it.
         """
         ours, its = pty.openpty()
-        child = subprocess.Popen(["bash", "-c", f"exec env {command}"], cwd=self.folder, env=self.variables, stdin=subprocess.DEVNULL,
+        child = subprocess.Popen(["bash", "-c", f"exec env {self.told(command)}"], cwd=self.folder, env=self.variables, stdin=subprocess.DEVNULL,
                                  stdout=its, stderr=its, start_new_session=True)
         os.close(its)
         screen = []
         threading.Thread(target=read, args=(ours, screen), daemon=True).start()
         self.beside.append(child)
-        until = time.monotonic() + SECONDS
+        until = time.monotonic() + (3600 if self.letter else SECONDS)
         while True:
             over = child.poll() is not None or time.monotonic() > until
             printed = b"".join(screen).decode(errors="replace").replace("\r", "").rstrip().splitlines()
@@ -137,7 +149,8 @@ def converse(session, body):
         # An empty line before the next command is for the eye.
         space = [""] if expected and expected[-1] == "" else []
         wanted = expected[:-1] if space else expected
-        printed = session.start(command[:-2], wanted) if command.endswith(" &") else session.run(command)
+        beside = command.endswith(" &") or SERVES.match(command)
+        printed = session.start(command.removesuffix(" &"), wanted) if beside else session.run(command)
         if not matches(wanted, printed):
             faults.append(f"$ {command}\n  was to print:\n    " + "\n    ".join(wanted) + "\n  and printed:\n    " + "\n    ".join(printed))
             wanted = printed
@@ -145,18 +158,38 @@ def converse(session, body):
     return shown, faults
 
 
-def play(page, binary, update):
-    text = (HERE / page).read_text()
-    out, faults = [], []
+@contextlib.contextmanager
+def place(page, letter):
+    """The folder in which a page's commands are run."""
+    if letter:
+        yield HERE.parent
+        return
     with tempfile.TemporaryDirectory(prefix="overlane-page-") as folder:
         folder = pathlib.Path(folder)
-        shutil.copytree(HERE / "examples", folder, dirs_exist_ok=True)
-        session = Session(binary, folder)
+        if page == README:
+            shutil.copytree(HERE, folder / "docs", ignore=shutil.ignore_patterns("*.md", "__pycache__"))
+        else:
+            shutil.copytree(HERE / "examples", folder, dirs_exist_ok=True)
+        yield folder
+
+
+def play(page, binary, update, letter):
+    text = (HERE / page).read_text()
+    out, faults = [], []
+    with place(page, letter) as folder:
+        session = Session(binary, folder, letter)
         try:
+            left_out = False
             for part in re.split(r"(^```\S.*?^```\n)", text, flags=re.M | re.S):
                 head, _, rest = part.partition("\n")
                 kind, _, name = head.removeprefix("```").partition(" ")
                 if not head.startswith("```"):
+                    out.append(part)
+                    left_out = bool(re.search(r"<!-- not run: .* -->\s*$", part))
+                    for command, text in re.findall(r"<!-- \$ (.*?)(?: & until (.*?))? -->", part):
+                        hidden = [f"$ {command} &", "…", f"…{text}…", "…"] if text else [f"$ {command}"]
+                        faults += converse(session, hidden)[1]
+                elif left_out:
                     out.append(part)
                 elif kind == "console":
                     shown, wrong = converse(session, list(iter(rest.splitlines()[:-1])))
@@ -190,24 +223,25 @@ def main():
     parser.add_argument("binary", type=pathlib.Path)
     parser.add_argument("pages", nargs="*", metavar="PAGE", help=f"of {', '.join(PAGES)}")
     parser.add_argument("--update", action="store_true")
+    parser.add_argument("--letter", action="store_true", help="run what builds as well, and in this folder")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     binary = options.binary.resolve()
-    if not binary.is_file() or binary.name != "overlane":
+    if binary.name != "overlane" or not (binary.is_file() or options.letter):
         parser.error(f"{options.binary} is to be the program `overlane`: cargo build -p overlane")
     if options.inside:
         try:
-            play(options.pages[0], binary, options.update)
+            play(options.pages[0], binary, options.update, options.letter)
         except Failed as failed:
             sys.exit(str(failed))
         return
     within = network()
-    again = ["--update"] if options.update else []
+    again = [flag for flag in ("--update", "--letter") if getattr(options, flag.removeprefix("--"))]
     failed = [page for page in options.pages or PAGES
               if subprocess.run([*within, sys.executable, __file__, binary, page, "--inside", *again]).returncode]
     if failed:
         sys.exit(f"{', '.join(failed)}: not as they say (`--update` writes what was printed)")
-    print(f"{len(options.pages or PAGES)} pages: every command prints what they say")
+    print(f"every command prints what is said: {', '.join(options.pages or PAGES)}")
 
 
 if __name__ == "__main__":
