@@ -8,7 +8,6 @@ What it is told by GitHub, and GitHub's API, are doubles.
 """
 
 import argparse
-import hashlib
 import http.server
 import json
 import os
@@ -223,9 +222,19 @@ def check_variables():
 
 
 class Release:
-    """A release whose files are served, and that is installed."""
+    """A release, made as the workflow makes it, whose files are served, and that is installed by its own installer."""
 
     def __init__(self, binary, folder):
+        built, sbom, out = folder / "built", folder / "sbom.json", folder / "release"
+        built.mkdir()
+        sbom.write_text("{}")
+        for machine in ("x86_64", "aarch64"):
+            (built / f"overlane-{machine}-linux").write_bytes(pathlib.Path(binary).read_bytes())
+        version = re.search(r'^version = "(.*)"$', (ROOT / "Cargo.toml").read_text(), re.M)[1]
+        subprocess.run(["bash", ROOT / "deploy/release.sh", built, sbom, "my-org/overlane", f"v{version}", out], check=True)
+        self.made = {file.name: file.read_bytes() for file in (out / "files").iterdir()}
+        self.notes = (out / "notes.md").read_text()
+        self.installer = out / "files/install.sh"
         self.files = {}
         release = self
 
@@ -236,31 +245,31 @@ class Release:
 
         self.to = folder / "installed"
         self.name = f"overlane-{os.uname().machine}-linux"
-        self.binary = pathlib.Path(binary).read_bytes()
         self.address = serve(Files)
 
-    def install(self, **variables):
+    def install(self, script, **variables):
         environment = clean({"OVERLANE_DOWNLOAD": f"http://{self.address}", "OVERLANE_INSTALL_TO": str(self.to), **variables})
-        done = subprocess.run(["sh", ROOT / "deploy/install.sh"], env=environment, text=True, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, timeout=120)
+        done = subprocess.run(["sh", script], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
         return done.returncode, done.stdout
 
 
 def check_installer(binary, folder):
     release = Release(binary, folder)
-    expect("an install without a repository", (1, "install.sh: whose release? Set OVERLANE_REPOSITORY=OWNER/overlane\n"),
-           release.install(OVERLANE_DOWNLOAD=""))
-    sums = f"{hashlib.sha256(release.binary).hexdigest()}  {release.name}\n".encode()
+    expect("the files of a release", {"SHA256SUMS", "install.sh", "overlane-aarch64-linux", "overlane-x86_64-linux", "overlane.cdx.json"}, set(release.made))
+    expect("whether its notes have a change", True, "\n- " in release.notes)
+    expect("an install by a script that was not released", (1, "install.sh: whose release? Set OVERLANE_REPOSITORY=OWNER/overlane\n"),
+           release.install(ROOT / "deploy/install.sh", OVERLANE_DOWNLOAD=""))
+    made, sums = release.made[release.name], release.made["SHA256SUMS"]
     for files, told in [({}, "SHA256SUMS cannot be downloaded"), ({"SHA256SUMS": sums}, f"{release.name} cannot be downloaded"),
                         ({"SHA256SUMS": b"\n", release.name: b"x"}, f"SHA256SUMS does not name {release.name}"),
-                        ({"SHA256SUMS": sums, release.name: release.binary + b"x"}, "does not have the checksum")]:
+                        ({"SHA256SUMS": sums, release.name: made + b"x"}, "does not have the checksum")]:
         release.files = files
-        code, text = release.install()
+        code, text = release.install(release.installer)
         if code != 1 or told not in text or (release.to / "overlane").exists():
             raise Failed(f"an install of {list(files)} is to fail with `{told}`, and ended with {code}:\n{text}")
-    release.files = {"SHA256SUMS": sums, release.name: release.binary}
+    release.files = release.made
     for _ in range(2):
-        code, text = release.install()
+        code, text = release.install(release.installer)
         if code or f"is {release.to}/overlane" not in text:
             raise Failed(f"an install ended with {code}:\n{text}")
     installed = subprocess.run([release.to / "overlane", "--version"], stdout=subprocess.PIPE, text=True, check=True)
