@@ -139,7 +139,8 @@ def check_local(running):
     command = [running.binary, "overlay", "run", "--store", running.store, "--file", blueprint, "--", *running.command("web")]
     started = running.start("web@express", command, variables)
     until = time.monotonic() + 60
-    while "express" not in (answer := ask(running, "/", "express"))[2]:
+    # Until it is there, its requests are held, and then refused; before that the baseline answers.
+    while "web@express" not in (answer := ask(running, "/", "express"))[2]:
         if time.monotonic() > until or started.child.poll() is not None:
             raise Failed(f"`overlane overlay run` does not serve: {answer}\n{started.tail()}")
         time.sleep(0.1)
