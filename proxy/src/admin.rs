@@ -20,18 +20,19 @@ use axum::extract::{DefaultBodyLimit, Query, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use overlane_config::carrier::{Carrier, Carriers};
 use overlane_config::route::Role;
 use overlane_config::table::Environment;
 use overlane_config::url::split_authority;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::api::Api;
 use crate::control::{Control, Report, Trigger};
 use crate::decisions::Decisions;
+use crate::logs;
 use crate::metrics::{self, ControlFigures, MeterDoor};
 use crate::plane::Gate;
 use crate::plane::drain::{Drain, Stage};
@@ -93,13 +94,17 @@ impl Admin {
     /// Everything.
     pub fn router(self) -> Router {
         let [reading, asking, writing] = Api { admin: self.clone(), fleet: None }.routers();
-        let reload = Router::new().route("/api/v1/reload", post(reload)).with_state(self.clone());
-        let api = reload
+        let changing = Router::new()
+            .route("/api/v1/reload", post(reload))
+            .route("/logging", put(change_logging))
+            .with_state(self.clone());
+        let api = changing
             .merge(writing)
             .layer(from_fn_with_state(self.clone(), require_token))
             .merge(asking)
             .layer(from_fn(require_json))
             .layer(DefaultBodyLimit::max(BODY_BYTES))
+            .merge(Router::new().route("/logging", get(logging)))
             .merge(reading);
         Router::new()
             .route("/config_dump", get(config_dump))
@@ -270,6 +275,33 @@ async fn reload(State(admin): State<Admin>) -> Response {
             axum::Json(report).into_response()
         }
         Err(_) => problem(StatusCode::SERVICE_UNAVAILABLE, "the process is stopping"),
+    }
+}
+
+/// What is logged.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Logging {
+    filter: String,
+}
+
+const NO_LOG: &str = "this process does not log by itself";
+
+async fn logging() -> Response {
+    match logs::filter() {
+        Some(filter) => axum::Json(Logging { filter }).into_response(),
+        None => problem(StatusCode::CONFLICT, NO_LOG),
+    }
+}
+
+async fn change_logging(body: String) -> Response {
+    let Logging { filter } = match serde_json::from_str(&body) {
+        Ok(logging) => logging,
+        Err(error) => return problem(StatusCode::BAD_REQUEST, &error.to_string()),
+    };
+    match logs::change(&filter) {
+        Ok(()) => logging().await,
+        Err(why) => problem(StatusCode::BAD_REQUEST, &why),
     }
 }
 

@@ -23,6 +23,7 @@ pub mod h1;
 pub mod hub;
 mod leases;
 pub mod local;
+pub mod logs;
 pub mod memory;
 pub mod messages;
 pub mod metrics;

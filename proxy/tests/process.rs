@@ -880,3 +880,41 @@ fn what_the_command_line_says_goes_before_what_the_environment_says_in_other_wor
     let [_, said] = with(&by_file, &[("OVERLANE_SERVER_TOKEN", "of the environment")]);
     assert!(said.contains("cannot read the token none"), "{said}");
 }
+
+#[test]
+fn the_level_of_the_log_is_changed_while_the_process_runs_and_what_is_no_level_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("environments")).unwrap();
+    let arguments = ["run", "--gateway", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--workers", "1"];
+    let mut command = overlane(&arguments, folder.path());
+    let mut proxy = Proxy::start(command.env("OVERLANE_LOG", "loud"));
+    proxy.log(|line| line["message"].as_str().unwrap().starts_with("OVERLANE_LOG: `loud` is no level"));
+    proxy.ready();
+    let admin = proxy.address("admin");
+    assert!(get(admin, "/logging").ends_with("{\"filter\":\"info\"}"));
+    let put = |filter: &str| {
+        let body = format!("{{\"filter\": \"{filter}\"}}");
+        let mut stream = TcpStream::connect(admin).unwrap();
+        let length = body.len();
+        write!(
+            stream,
+            "PUT /logging HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    assert!(put("info;debug").contains("`info;debug` is no level of a log; write error, warn"));
+    assert!(put("off").ends_with("{\"filter\":\"off\"}"));
+    let base = "name: base\nrouting: {mode: baseline}\nservices: [{name: web, expose: true, url: 'http://127.0.0.1:1'}]\n";
+    let write = |name: &str, text: &str| {
+        fs::write(folder.path().join("environments").join(name), text).unwrap();
+        until_says(admin, "/config_dump", &format!("\"{}\"", name.trim_end_matches(".yaml")));
+    };
+    write("base.yaml", base);
+    assert!(put("warn,overlane::control=info").contains("200 OK"));
+    write("alice.yaml", "name: alice\nrouting: {mode: overlay, baselineId: base}\nservices: [{name: web}]\n");
+    let first = proxy.log(|line| line["message"] == "reloaded");
+    assert!(first["changes"].as_str().unwrap().contains("alice"), "{first}");
+}

@@ -16,10 +16,11 @@ use tokio::sync::watch;
 use super::environment::{source, ttl};
 use super::output::{CliError, Output};
 use super::preview::print_links;
-use super::run::{raise_descriptors, start_logs};
+use super::run::raise_descriptors;
 use crate::clock;
 use crate::local::child::{Local, NotListening, Program, Signals, container_runtime, environment};
 use crate::local::{Changed, Heartbeat, Leased, Sidecar, free_port, without_proxy};
+use crate::logs;
 use crate::plane::drain::{Drain, Stage};
 use crate::store::StoreAddress;
 use crate::store::hub::{HubAddress, HubStore};
@@ -77,7 +78,7 @@ fn lease(text: &str) -> Result<Duration, String> {
 /// # Errors
 /// It cannot start; else its own exit code, if that is not 0.
 pub fn run(args: &RunLocal, store: &StoreAddress, out: &mut Output<'_>) -> Result<(), CliError> {
-    start_logs("warn");
+    logs::start("warn");
     raise_descriptors();
     let source = source(&args.file)?;
     let blueprint = overlay(&source)?;

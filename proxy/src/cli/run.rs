@@ -1,6 +1,5 @@
 //! `overlane run`, `try` and `demo`: commands that serve until they are told to stop.
 
-use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -11,11 +10,11 @@ use overlane_config::name::{EnvironmentId, ServiceName};
 use overlane_config::url::Url;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 use super::output::{CliError, Output};
 use crate::control::Trigger;
 use crate::demo::{Demo, Forwards};
+use crate::logs;
 use crate::plane::drain::Stage;
 use crate::process::{Prepared, Running};
 use crate::settings::{DEFAULT_ADMIN, DEFAULT_GATEWAY, RunArgs, Settings};
@@ -23,22 +22,6 @@ use crate::stack::{Instance, Stack};
 use crate::store::StoreAddress;
 use crate::store::hub::Access;
 use crate::systemd;
-
-/// Logs go to standard error, from this level on where nobody says another: as text on a terminal, else as JSON lines.
-pub(super) fn start_logs(level: &str) {
-    let filter = std::env::var("OVERLANE_LOG")
-        .or_else(|_| std::env::var("RUST_LOG"))
-        .unwrap_or_else(|_| level.to_owned());
-    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new(level));
-    let logs =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    // Somebody embedding us may have a subscriber already; then theirs stays.
-    let _ = if std::io::stderr().is_terminal() {
-        logs.try_init()
-    } else {
-        logs.json().flatten_event(true).try_init()
-    };
-}
 
 /// Takes as many file descriptors as the process may have: the limit that shells and service managers set is
 /// meant for programs that cannot have many (setrlimit(2), `man 5 systemd.exec`).
@@ -56,7 +39,7 @@ pub(super) fn raise_descriptors() {
 /// Settings that cannot be, or an address that is taken.
 pub fn run(args: RunArgs, store: Option<StoreAddress>, access: &Access) -> Result<(), CliError> {
     let settings = Settings::merge(args, store)?.with_access(access);
-    start_logs("info");
+    logs::start("info");
     raise_descriptors();
     let store = settings.store.clone();
     let prepared = Prepared::bind(settings)?;
@@ -185,7 +168,7 @@ fn overlay_service_at(text: &str) -> Result<(EnvironmentId, ServiceName, Url), S
 /// # Errors
 /// An address is taken, or services and overlays do not fit together.
 pub fn try_it(args: &Try, out: &mut Output<'_>) -> Result<(), CliError> {
-    start_logs("info");
+    logs::start("info");
     let baseline: EnvironmentId = "baseline"
         .parse()
         .map_err(|error: overlane_config::name::InvalidLabel| CliError::failure(error.to_string()))?;
@@ -283,7 +266,7 @@ pub struct DemoArgs {
 /// It cannot start, or with `--once` an answer was wrong.
 pub fn demo(args: &DemoArgs, out: &mut Output<'_>) -> Result<(), CliError> {
     if !args.once {
-        start_logs("info");
+        logs::start("info");
     }
     let demo = Demo::start(args.forward)?;
     if !args.once {
