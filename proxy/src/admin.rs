@@ -5,6 +5,7 @@
 //! token.
 
 mod listen;
+pub(crate) mod page;
 mod refused;
 mod watch;
 
@@ -110,6 +111,7 @@ impl Admin {
             .route("/config_dump", get(config_dump))
             .route("/api/v1/watch", get(watch::rules))
             .with_state(self.clone())
+            .merge(page::router())
             .merge(api)
             .merge(self.probes())
             .layer(from_fn(require_host))
@@ -126,7 +128,7 @@ impl Admin {
             .fallback(async || {
                 problem(
                     StatusCode::NOT_FOUND,
-                    "there is no such page; try /readyz, /metrics, /config_dump, /version",
+                    "there is no such page; try /ui/, /readyz, /metrics, /config_dump, /version",
                 )
             })
             .with_state(self)

@@ -14,6 +14,7 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post, put};
 use overlane_config::blueprint::Blueprint;
+use serde_json::json;
 
 use crate::admin::Admin;
 use crate::hub::fleet::Fleet;
@@ -46,6 +47,7 @@ fn reading() -> Operations {
         ("get", "/api/v1/tap", get(decisions::tap)),
         ("get", "/api/v1/why/{id}", get(decisions::why)),
         ("get", "/api/v1/stats", get(decisions::stats)),
+        ("get", "/api/v1/reloads", get(reloads)),
         ("get", "/api/v1/baselines", get(environments::list_baselines)),
         ("get", "/api/v1/baselines/{id}", get(environments::get_baseline)),
         ("get", "/api/v1/baselines/{id}/health", get(health::health)),
@@ -109,6 +111,11 @@ async fn status(State(api): State<Api>) -> Response {
         instances.extend(reported.map(|instance| instance.seen(revision.as_ref())));
     }
     axum::Json(Status { revision, instances }).into_response()
+}
+
+/// What changed lately in what this process has in force, and what was wrong with it.
+async fn reloads(State(api): State<Api>) -> Response {
+    axum::Json(json!({ "items": api.admin.control.reloads() })).into_response()
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The control side: files become lineages, lineages become a table, the table is published.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foldhash::fast::RandomState;
@@ -23,6 +23,10 @@ use crate::upstream::Upstream;
 
 /// How many changed environments a log line names.
 const NAMED_IN_LOG: usize = 20;
+/// What changes a table without the store.
+const EXPIRY: &str = "expiry";
+/// How many reloads are remembered.
+const REMEMBERED: usize = 50;
 
 /// Why the store was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,8 +66,25 @@ pub struct Report {
     pub problems: Vec<String>,
 }
 
+/// A reload, as it is remembered: the first of its changes and of its problems.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Reload {
+    /// When it was, in RFC 3339.
+    pub at: String,
+    /// Why the store was read; `expiry` where it was not.
+    pub trigger: &'static str,
+    /// The generation in force afterwards.
+    pub generation: u64,
+    /// What changed, a word per environment.
+    pub changes: Vec<String>,
+    /// What is wrong in the files and environments concerned.
+    pub problems: Vec<String>,
+}
+
 struct State {
     lineages: Lineages,
+    /// The last reloads that changed something, were wrong, or were asked for; the newest first.
+    reloads: VecDeque<Reload>,
     reloads_ok: u64,
     reloads_failed: u64,
     last_success: Option<UnixMillis>,
@@ -92,6 +113,7 @@ impl Control {
     pub fn new(rules: Rules, published: Arc<Published>, names: Names) -> Self {
         let state = State {
             lineages: Lineages::new(rules),
+            reloads: VecDeque::new(),
             reloads_ok: 0,
             reloads_failed: 0,
             last_success: None,
@@ -127,9 +149,14 @@ impl Control {
             state.reloads_ok += 1;
             state.last_success = Some(clock::now());
         }
+        let problems: Vec<_> = applied.diagnostics.iter().map(Diagnostic::short).collect();
+        // Leases are renewed all the time.
+        if trigger != Trigger::Change || !changes.is_empty() || !problems.is_empty() {
+            state.remember(trigger.as_str(), generation, &changes, &problems);
+        }
         drop(state);
         log(&changes, &applied.diagnostics, generation, trigger);
-        Report { generation, changes, problems: applied.diagnostics.iter().map(Diagnostic::short).collect() }
+        Report { generation, changes, problems }
     }
 
     fn publish(&self, state: &mut State, applied: &Applied) -> u64 {
@@ -165,6 +192,8 @@ impl Control {
             let applied = state.lineages.apply_at(Vec::new(), now);
             let changes = changes(&state.lineages, &applied);
             let generation = self.publish(&mut state, &applied);
+            let changes: Vec<_> = changes.iter().map(ToString::to_string).collect();
+            state.remember(EXPIRY, generation, &changes, &[]);
             tracing::info!(generation, changes = named(&changes), "leases of attached addresses lapsed");
         }
         let mut over = Vec::new();
@@ -179,6 +208,8 @@ impl Control {
         }
         let table = self.published.load_full().table.lapse(&over);
         let generation = self.published.publish(table);
+        let ended: Vec<_> = over.iter().map(|id| format!("-{id}")).collect();
+        state.remember(EXPIRY, generation, &ended, &[]);
         drop(state);
         tracing::info!(generation, overlays = named(&over), "expired");
     }
@@ -256,6 +287,12 @@ impl Control {
         stale.chain(diagnostics.iter().map(Diagnostic::short)).collect()
     }
 
+    /// The last reloads that changed something, were wrong, or were asked for; the newest first.
+    #[must_use]
+    pub fn reloads(&self) -> Vec<Reload> {
+        self.state().reloads.iter().cloned().collect()
+    }
+
     /// The control side's part of a scrape.
     #[must_use]
     pub fn figures(&self) -> ControlFigures {
@@ -291,6 +328,13 @@ impl Control {
 }
 
 impl State {
+    fn remember(&mut self, trigger: &'static str, generation: u64, changes: &[String], problems: &[String]) {
+        let at = clock::now().to_string();
+        let [changes, problems] = [changes, problems].map(firsts);
+        self.reloads.truncate(REMEMBERED - 1);
+        self.reloads.push_front(Reload { at, trigger, generation, changes, problems });
+    }
+
     /// Keeps in mind when the `changed` overlays of a table expire. One that has expired already lives again
     /// where it is meant to expire at another time.
     fn note_expiry(&mut self, before: &Table, now: &Table, changed: &BTreeSet<EnvironmentId>) {
@@ -311,6 +355,13 @@ impl State {
             }
         }
     }
+}
+
+/// As many of these as a log line names, and how many more there are.
+fn firsts(all: &[String]) -> Vec<String> {
+    let more = all.len().saturating_sub(NAMED_IN_LOG);
+    let rest = (more > 0).then(|| format!("… and {more} more"));
+    all.iter().take(NAMED_IN_LOG).cloned().chain(rest).collect()
 }
 
 /// The first of these, and how many more there are.
@@ -368,6 +419,26 @@ mod tests {
 
     fn expiring(name: &str, at: UnixMillis, port: u16) -> FileChange {
         file(name, &format!("mode: overlay, baselineId: base, expiresAt: '{at}'"), port)
+    }
+
+    #[test]
+    fn reloads_are_remembered_with_what_changed_and_what_was_wrong() {
+        let control = Control::new(Rules::default(), Arc::default(), Names::none());
+        let until = UnixMillis(1_900_000_000_000);
+        control.apply(&[file("base", "mode: baseline", 1), expiring("alice", until, 2)], Trigger::Start);
+        control.apply(&[file("base", "mode: baseline", 1)], Trigger::Change);
+        control.apply(&[file("bob", "mode: overlay, baselineId: bas", 3)], Trigger::Change);
+        control.expire(until);
+        let reloads = control.reloads();
+        let told: Vec<_> =
+            reloads.iter().map(|one| (one.trigger, one.changes.join(" "), one.problems.len())).collect();
+        let said = |trigger, changes: &str, problems| (trigger, changes.to_owned(), problems);
+        let bob = told[1].1.clone();
+        let expected =
+            [said("expiry", "-alice", 0), said("change", &bob, 1), said("start", "+alice +base", 0)];
+        assert_eq!(told, expected, "what changes nothing is not remembered");
+        (0..2 * REMEMBERED).for_each(|_| drop(control.apply(&[], Trigger::Request)));
+        assert_eq!(control.reloads().len(), REMEMBERED);
     }
 
     #[test]

@@ -21,6 +21,7 @@ use overlane_config::route::receipt::{self, Item};
 use overlane_config::url::{Scheme, Url};
 use tempfile::TempDir;
 
+use crate::admin::page::PAGE;
 use crate::calls::{Call, Outcome};
 use crate::client;
 use crate::metrics::{self, MeterDoor};
@@ -153,6 +154,7 @@ Three services call each other: web → payments-api → ledger, each behind its
   the overlay    curl -i -H '{KEY_HEADER}: {OVERLAY}' http://{gateway}/
   in a browser   http://web--{OVERLAY}.localhost:{port}/
   why            overlane explain --admin {admin} -H '{KEY_HEADER}: {OVERLAY}' --service ledger
+  look at it     http://{admin}{PAGE}    in a browser
   inside         curl http://{admin}/config_dump    curl http://{admin}/metrics
 
 Now change it while it runs. A ledger of the overlay already listens; let the overlay own it:

@@ -82,8 +82,9 @@ impl Hub {
             .merge(reading)
             .merge(writing)
             .merge(tunnelling)
+            .merge(admin::page::router())
             .route("/healthz", get(async || "ok\n"))
-            .fallback(async || problem(StatusCode::NOT_FOUND, "there is no such page at a hub"))
+            .fallback(async || problem(StatusCode::NOT_FOUND, "there is no such page at a hub; try /ui/"))
             .layer(from_fn_with_state(self.clone(), at_home))
             .with_state(self)
     }
@@ -92,12 +93,10 @@ impl Hub {
 /// Where nobody needs a token, a page of another site must not be able to ask either.
 async fn at_home(State(hub): State<Hub>, request: Request, next: Next) -> Response {
     let open = hub.tokens.open() != Right::None;
-    // Elsewhere than on loopback any name may lead here, one of a page's own too: no page asks a hub.
-    if open && request.headers().contains_key(header::ORIGIN) {
-        return problem(StatusCode::FORBIDDEN, "pages of other sites may ask nothing here");
-    }
+    // Elsewhere than on loopback any name may lead here, one of a page's own too: our page asks at an address.
+    let only_here = open && (hub.tokens.is_local() || request.headers().contains_key(header::ORIGIN));
     let authority = request.uri().authority().map(|authority| authority.as_str().to_owned());
-    match foreign(request.headers(), authority.as_deref(), open && hub.tokens.is_local()) {
+    match foreign(request.headers(), authority.as_deref(), only_here) {
         Some(why) => problem(StatusCode::FORBIDDEN, why),
         None => next.run(request).await,
     }

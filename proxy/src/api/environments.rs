@@ -1,6 +1,7 @@
 //! Environments, and what is attached to them. What is read is what is in force here; what is written goes to the store,
 //! and is in force here when it is answered.
 
+use std::collections::HashMap;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,7 @@ use tokio::time::timeout;
 
 use super::Api;
 use crate::admin::{invalid, problem, refused};
+use crate::cli::preview::links;
 use crate::cli::show::{self, Kind};
 use crate::clock;
 use crate::store::behind::Behind;
@@ -72,13 +74,17 @@ fn list(api: &Api, kind: Kind, baseline: Option<&str>) -> Response {
             standing.resolved().is_some_and(|resolved| resolved.baseline.as_str() == baseline)
         })
     };
+    // Environments of one file have one text, and so one revision.
+    let mut revisions: HashMap<*const Source, Option<Revision>> = HashMap::new();
     let listed = api.admin.control.lineages(|lineages| {
         let found = lineages.standings().filter(|(id, standing)| {
             of(standing) && lineages.claims(id).next().is_some_and(|claim| Kind::of(claim) == kind)
         });
         let values = found.map(|(id, standing)| {
             let mut value = show::summary(id, standing, lineages);
-            let revision = lineages.claims(id).next().and_then(|claim| api.revision_of(claim));
+            let revision = lineages.claims(id).next().and_then(|claim| {
+                revisions.entry(Arc::as_ptr(&claim.source)).or_insert_with(|| api.revision_of(claim)).clone()
+            });
             value["revision"] = json!(revision);
             value
         });
@@ -127,18 +133,20 @@ pub(super) async fn lineage(State(api): State<Api>, Path(name): Path<String>) ->
 fn lineage_of(api: &Api, name: &str) -> Answer {
     let id = id(name)?;
     claim(api, &id, Kind::Overlay)?;
-    let lineage: Vec<Value> = api.admin.control.lineages(|lineages| {
+    let (lineage, links): (Vec<Value>, Vec<Value>) = api.admin.control.lineages(|lineages| {
         let services = |resolved: &overlane_config::lineage::Resolved| {
             let services = resolved.blueprint.services.iter();
             services.map(|service| service.name.value.to_string()).collect::<Vec<_>>()
         };
         let chain = show::lineage(&id, lineages);
-        chain
+        let lineage = chain
             .into_iter()
             .map(|(id, resolved)| json!({ "id": id.as_str(), "services": services(resolved) }))
-            .collect()
+            .collect();
+        let links = links(&id, lineages).into_iter();
+        (lineage, links.map(|(service, url)| json!({ "service": service.as_str(), "url": url })).collect())
     });
-    Ok(axum::Json(json!({ "lineage": lineage })).into_response())
+    Ok(axum::Json(json!({ "lineage": lineage, "links": links })).into_response())
 }
 
 pub(super) async fn attachments(State(api): State<Api>, Path(name): Path<String>) -> Response {

@@ -61,7 +61,7 @@ pub struct SharesArgs {
 }
 
 /// Where the exposed services of an environment are seen in a browser: their names, and the addresses with their paths.
-pub(super) fn links(id: &EnvironmentId, lineages: &Lineages) -> Vec<(ServiceName, String)> {
+pub(crate) fn links(id: &EnvironmentId, lineages: &Lineages) -> Vec<(ServiceName, String)> {
     let Some(resolved) = lineages.standing(id).and_then(Standing::resolved) else { return Vec::new() };
     let link = |(service, path): (&ServiceName, &str)| {
         Some((service.clone(), resolved.previews.link(Some(service), id).ok()? + path))

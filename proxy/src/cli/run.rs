@@ -12,6 +12,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::output::{CliError, Output};
+use crate::admin::page::PAGE;
 use crate::control::Trigger;
 use crate::demo::{Demo, Forwards};
 use crate::logs;
@@ -49,7 +50,8 @@ pub fn run(args: RunArgs, store: Option<StoreAddress>, access: &Access) -> Resul
         let tls = gate.tls.is_some();
         tracing::info!(role = gate.role(), address = %gate.address, trust = %gate.trust, tls, "listening");
     }
-    tracing::info!(role = "admin", address = %running.admin(), "listening");
+    let page = format!("http://{}{PAGE}", running.admin());
+    tracing::info!(role = "admin", address = %running.admin(), page, "listening");
     if let Some(address) = running.hub() {
         tracing::info!(role = "hub", %address, "listening");
     }
@@ -211,7 +213,7 @@ pub fn try_it(args: &Try, out: &mut Output<'_>) -> Result<(), CliError> {
             return Err(CliError::failure(problems.join("\n")));
         }
     }
-    out.line(lines)?;
+    out.line(format_args!("{lines}\nLook at it: http://{}{PAGE}\n\nCtrl-C ends it.", running.admin()))?;
     for address in systemd::unused() {
         tracing::warn!(%address, "a socket that was handed over is of no listener; give one of them this address");
     }
@@ -245,7 +247,6 @@ fn instructions(stack: &Stack, environments: &[EnvironmentId]) -> String {
             stack.outbound(at)
         ));
     }
-    text.push_str("\nCtrl-C ends it.");
     text
 }
 

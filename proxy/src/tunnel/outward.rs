@@ -85,7 +85,7 @@ async fn dial(stream: TcpStream, hub: &HubStore, to: &str) {
         Ok(answer) => pass_on(answer.into_body(), write).await,
         Err(Refused::Status(_, why)) => tracing::debug!(to, why, "the hub does not connect"),
         Err(Refused::Fault(why) | Refused::Broken(why)) => {
-            tracing::debug!(to, %why, "the hub does not connect")
+            tracing::debug!(to, %why, "the hub does not connect");
         }
     }
 }

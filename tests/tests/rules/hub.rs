@@ -525,13 +525,43 @@ fn who_follows_a_hub_that_cannot_read_its_store_is_stale_and_not_when_it_can_aga
 }
 
 #[test]
-fn no_page_asks_a_hub_that_is_open() {
+fn only_its_own_page_asks_a_hub_that_is_open() {
     let store = tempfile::tempdir().unwrap();
     let hub = hub_of(store.path(), open());
     let address = hub.hub().unwrap();
-    let origin = format!("http://{address}");
-    for (fields, status) in [(&[][..], 200), (&[("origin", &*origin)], 403), (&[("origin", "null")], 403)] {
-        assert_eq!(ask(address, "GET", "/hub/v1/entries", fields, "").0, status, "{fields:?}");
+    let origins = [
+        (format!("http://{address}"), 200),
+        ("http://127.0.0.1:1".to_owned(), 403),
+        ("null".to_owned(), 403),
+    ];
+    for (origin, status) in origins {
+        let fields = [("origin", &*origin), JSON];
+        assert_eq!(ask(address, "GET", "/hub/v1/entries", &fields, "").0, status, "{origin}");
+        assert_eq!(ask(address, "POST", "/api/v1/explain", &fields, "{}").0, status, "{origin}");
     }
-    assert_eq!(ask(address, "GET", "/hub/v1/entries", &[("host", "evil.example")], "").0, 403);
+    // A name of theirs that leads here (DNS rebinding).
+    for fields in
+        [&[("host", "evil.example")][..], &[("host", "evil.example"), ("origin", "http://evil.example")]]
+    {
+        assert_eq!(ask(address, "GET", "/hub/v1/entries", fields, "").0, 403, "{fields:?}");
+    }
+    assert_eq!(ask(address, "GET", "/hub/v1/entries", &[], "").0, 200);
+}
+
+#[test]
+fn everybody_gets_the_page_of_a_hub_and_what_it_asks_wants_a_token() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("store")).unwrap();
+    let tokens = PathBuf::from(file(folder.path(), "read", "a-token-that-may-read\n"));
+    let closed = HubSettings { read_tokens: Some(tokens), open: Right::None, ..open() };
+    let hub = hub_of(&folder.path().join("store"), closed);
+    let address = hub.hub().unwrap();
+    for path in ["/ui/", "/ui/page.js", "/ui/page.css"] {
+        assert_eq!(ask(address, "GET", path, &[], "").0, 200, "{path}");
+    }
+    assert_eq!(ask(address, "GET", "/api/v1/status", &[], "").0, 401);
+    let shown =
+        [("authorization", "Bearer a-token-that-may-read"), ("origin", &*format!("http://{address}")), JSON];
+    assert_eq!(ask(address, "GET", "/api/v1/status", &shown, "").0, 200);
+    assert_eq!(ask(address, "POST", "/api/v1/explain", &shown, "{}").0, 200);
 }

@@ -245,6 +245,7 @@ fn pages_of_other_sites_change_and_read_nothing_at_the_admin_listener() {
     ] {
         check("GET", "/config_dump", host, &[400, 403]);
         check("GET", "/metrics", host, &[400, 403]);
+        check("GET", "/ui/", host, &[400, 403]);
         check("POST", "/api/v1/reload", &format!("{host}{JSON}"), &[400, 403]);
         check("POST", "/api/v1/explain", &format!("{host}{JSON}"), &[400, 403]);
     }
