@@ -18,6 +18,7 @@ use crate::preview::Previews;
 use crate::time::UnixMillis;
 use crate::url::{Url, UrlTemplate};
 
+pub use fields::KNOWN_FIELDS;
 pub use read::{API_VERSION, parse, parse_yaml, with_expiry};
 
 /// The largest file that is read, in bytes.

@@ -5,6 +5,7 @@
 
 Each file of `cases` is a release with its values, and `../kubernetes/rendered` has what becomes of it; `--write` renders them anew. The hand-written
 manifests beside them are checked as well, values that make no sense have to be refused, and OVERLANE has to know each option that it is started with.
+What `overlane inject` and `overlane overlay render` make of the manifests of proxy/tests/manifests is checked in the same way.
 """
 
 import argparse
@@ -54,8 +55,8 @@ def documents(text):
     return [document for document in yaml.safe_load_all(text) if document]
 
 
-def check(name, text):
-    """What is wrong with manifests."""
+def check(name, text, whole=True):
+    """What is wrong with manifests, which are ours as a whole or only in part."""
     wrong = []
     for document in documents(text):
         what = f"{name}: {document.get('kind')} {document.get('metadata', {}).get('name')}"
@@ -66,7 +67,8 @@ def check(name, text):
                 kubernetes_validate.validate(document, version, strict=True)
             except Exception as error:  # noqa: BLE001, whatever it is, it is told
                 wrong.append(f"{what}: {version}: {error}")
-        wrong += [f"{what}: {why}" for why in loose(document)]
+        if whole:
+            wrong += [f"{what}: {why}" for why in loose(document)]
     return wrong
 
 
@@ -101,6 +103,41 @@ def unknown(name, text, options):
                 yield from (f"{name}: {option} is no option of `overlane run`" for option in given if option not in options)
 
 
+def made(binary):
+    """What OVERLANE makes of manifests of others: how, and the text."""
+    overlay = "name: alice\nrouting: {mode: overlay, baselineId: staging}\nservices: [{name: NAME, image: my-org/alice:1, env: {A: 1}}]\n"
+    for file in sorted((HERE.parent.parent / "proxy/tests/manifests").iterdir()):
+        for flags in [["--outbound"], ["--no-native"], ["--hub", "http://hub:7484", "--token-secret", "hub", "--environment", "alice"]]:
+            done = subprocess.run([binary, "inject", "-f", file, *flags], capture_output=True, text=True, timeout=60, check=True)
+            yield f"inject {' '.join(flags)} {file.name}", done.stdout
+        name = {"list.yaml": "web", "indented.yaml": "ledger"}.get(file.name, "payments-api")
+        if file.suffix == ".yaml":
+            with tempfile.NamedTemporaryFile("w", suffix=".yaml") as blueprint:
+                blueprint.write(overlay.replace("NAME", name))
+                blueprint.flush()
+                command = [binary, "overlay", "render", "-f", blueprint.name, "--from", file, "--namespace", "alice", "--store", "/nonexistent"]
+                yield f"render {file.name}", subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def wrong_in(name, text, options):
+    """What is wrong with manifests that OVERLANE made, of which only the sidecar is ours."""
+    objects = [item for document in documents(text) for item in document.get("items", [document])]
+    yield from check(name, yaml.safe_dump_all(objects), whole=False)
+    yield from unknown(name, yaml.safe_dump_all(objects), options)
+    sidecars = 0
+    for document in objects:
+        spec = document.get("spec") or {}
+        pod = spec if document["kind"] == "Pod" else (spec.get("template") or {}).get("spec") or {}
+        for container in pod.get("initContainers", []) + pod.get("containers", []):
+            if container["name"] == "overlane":
+                sidecars += 1
+                security = container["securityContext"]
+                if not security["runAsNonRoot"] or security["capabilities"] != {"drop": ["ALL"]} or not security["readOnlyRootFilesystem"]:
+                    yield f"{name}: the sidecar has rights that it does not need"
+    if sidecars != 1:
+        yield f"{name}: {sidecars} sidecars"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
@@ -131,6 +168,9 @@ def main():
         wrong += check(manifest.relative_to(MANIFESTS), manifest.read_text())
         if options:
             wrong += unknown(manifest.relative_to(MANIFESTS), manifest.read_text(), options)
+    outputs = list(made(binary)) if binary else []
+    for name, text in outputs:
+        wrong += wrong_in(name, text, options)
     for values, word in REFUSED.items():
         done = render("overlane", yaml.safe_load(values))
         if done.returncode == 0 or word not in done.stderr:
@@ -138,7 +178,7 @@ def main():
     if wrong:
         sys.exit("\n".join(wrong))
     cases = len(list(CASES.glob("*.yaml")))
-    print(f"{cases} releases are what the chart renders, and right for Kubernetes {', '.join(VERSIONS)}")
+    print(f"{cases} releases are what the chart renders, and right for Kubernetes {', '.join(VERSIONS)}; so are {len(outputs)} outputs of inject and render")
 
 
 if __name__ == "__main__":

@@ -7,11 +7,15 @@ pub mod doctor;
 pub mod environment;
 pub mod explain;
 mod follow;
+pub mod import;
+pub mod inject;
 pub mod lease;
 pub mod local;
 pub mod output;
 pub mod preview;
+pub mod render;
 pub mod run;
+pub mod schema;
 mod select;
 pub mod server;
 pub(crate) mod show;
@@ -124,6 +128,13 @@ enum Command {
     Why(why::Why),
     /// Requests per second, how many went well and how long they took, by overlay and service
     Top(top::Top),
+    /// Give Kubernetes manifests the sidecar, before the services that they run
+    Inject(Box<inject::Inject>),
+    /// Print the blueprint of a baseline, of the services that are there
+    Import {
+        #[command(subcommand)]
+        origin: import::Origin,
+    },
     /// Preflight: ports, store, names, reachability
     Check(Box<check::Check>),
     /// Try it on processes that already listen: no file at all
@@ -132,6 +143,8 @@ enum Command {
     Demo(run::DemoArgs),
     /// Measure what routing costs, or put load on an address
     Bench(Box<bench::Bench>),
+    /// Print the JSON Schema of blueprints, or of the settings file, for completion in editors
+    Schema(schema::Schema),
     /// Print the completion script of a shell
     Completion {
         /// The shell
@@ -214,10 +227,13 @@ fn dispatch(cli: Cli, out: &mut Output<'_>) -> Result<(), CliError> {
         Command::Tap(args) => tap::run(&args, told.as_ref(), out),
         Command::Why(args) => why::run(&args, told.as_ref(), out),
         Command::Top(args) => top::run(&args, told.as_ref(), out),
+        Command::Inject(args) => inject::run(&args, told.as_ref(), out),
+        Command::Import { origin } => import::run(&origin, out),
         Command::Check(check) => check::run(*check, told, &access, out),
         Command::Try(args) => run::try_it(&args, out),
         Command::Demo(args) => run::demo(&args, out),
         Command::Bench(args) => bench::run(&args, out),
+        Command::Schema(args) => schema::run(&args, out),
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "overlane", &mut script);

@@ -24,6 +24,7 @@ pub mod hub;
 mod leases;
 pub mod local;
 pub mod logs;
+pub mod manifests;
 pub mod memory;
 pub mod messages;
 pub mod metrics;

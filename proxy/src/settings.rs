@@ -235,6 +235,17 @@ struct File {
     upstream_tls: Vec<UpstreamTlsFile>,
 }
 
+/// What the reader says of a text that is no settings file; for the test of the schema.
+#[cfg(test)]
+pub(crate) fn complaint(text: &str) -> String {
+    let file: Result<File, _> = serde_yaml::from_str(text);
+    match file.map(|file| file.access_log.map(|access| AccessSettings::merge(None, Some(access)))) {
+        Ok(Some(Err(why))) => why.message,
+        Ok(_) => String::new(),
+        Err(why) => why.to_string(),
+    }
+}
+
 /// See [`UpstreamTls`].
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]

@@ -3,7 +3,9 @@
 //! Each file is a session in a fresh folder. A block ```` ```yaml staging.yaml ```` writes a file; a
 //! block ```` ```console ```` holds commands (`$ overlane …`, or `$ cat FILE`) and what follows them:
 //! `? 1` where the exit code is not 0, then standard output, then standard error. `[..]` in an
-//! expected line matches anything. `UPDATE_TRANSCRIPTS=1` rewrites the expectations that differ.
+//! expected line matches anything, and `> FILE` at the end of a command keeps its output. Of a block
+//! ```` ```sh ````, for a cluster, only the files are looked at. `UPDATE_TRANSCRIPTS=1` rewrites the
+//! expectations that differ.
 //!
 //! Those that are about a store are played over every store that there is, with the same expectations: the entries of
 //! another store stand for the files in `./environments`.
@@ -83,8 +85,18 @@ fn words(line: &str) -> Vec<String> {
     words
 }
 
+/// Runs a command line in `folder`; what follows `>` at its end is the file that its output goes to.
+fn run_line(line: &str, folder: &Path, kept: Option<&dyn Kept>) -> String {
+    let Some((command, file)) = line.split_once(" > ") else { return run(line, folder, kept).join("") };
+    let [status, output, errors] = run(command, folder, kept);
+    let file = folder.join(file);
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    fs::write(file, output).unwrap();
+    status + &errors
+}
+
 /// Runs a command in `folder`: its exit code where it is not 0, its output, its errors.
-fn run(line: &str, folder: &Path, kept: Option<&dyn Kept>) -> String {
+fn run(line: &str, folder: &Path, kept: Option<&dyn Kept>) -> [String; 3] {
     let words = words(line);
     let (program, arguments) = words.split_first().unwrap();
     if program == "cat" {
@@ -94,7 +106,7 @@ fn run(line: &str, folder: &Path, kept: Option<&dyn Kept>) -> String {
             }
             fs::read_to_string(folder.join(file)).unwrap_or_else(|e| format!("{file}: {e}\n"))
         };
-        return arguments.iter().map(text).collect();
+        return [String::new(), arguments.iter().map(text).collect(), String::new()];
     }
     assert_eq!(program, "overlane", "a transcript runs overlane and cat, not `{line}`");
     let mut command = Command::new(BINARY);
@@ -106,22 +118,19 @@ fn run(line: &str, folder: &Path, kept: Option<&dyn Kept>) -> String {
         command.env("OVERLANE_STORE", kept.address());
     }
     let done = command.args(arguments).current_dir(folder).env("NO_COLOR", "1").output().unwrap();
-    let mut shown = String::new();
-    match done.status.code() {
-        Some(0) => {}
-        Some(code) => writeln!(shown, "? {code}").unwrap(),
-        None => writeln!(shown, "? {}", done.status).unwrap(),
-    }
-    for stream in [&done.stdout, &done.stderr] {
-        shown.push_str(&String::from_utf8_lossy(stream));
-        if !shown.is_empty() && !shown.ends_with('\n') {
-            shown.push('\n');
+    let status = match done.status.code() {
+        Some(0) => String::new(),
+        Some(code) => format!("? {code}\n"),
+        None => format!("? {}\n", done.status),
+    };
+    let shown = |stream: &[u8]| {
+        let mut text = String::from_utf8_lossy(stream).into_owned();
+        if !text.is_empty() && !text.ends_with('\n') {
+            text.push('\n');
         }
-    }
-    match kept {
-        Some(kept) => shown.replace(&kept.address(), SHOWN),
-        None => shown,
-    }
+        kept.map_or(text.clone(), |kept| text.replace(&kept.address(), SHOWN))
+    };
+    [status, shown(&done.stdout), shown(&done.stderr)]
 }
 
 /// Plays a transcript and returns it as it should read.
@@ -148,11 +157,37 @@ fn play(text: &str, folder: &Path, kept: Option<&dyn Kept>) -> String {
                 fs::write(path, body.join("\n") + "\n").unwrap();
                 body.iter().for_each(|line| writeln!(out, "{line}").unwrap());
             }
+            None if block == "sh" => {
+                body.iter().for_each(|line| told_to_a_cluster(line, folder));
+                body.iter().for_each(|line| writeln!(out, "{line}").unwrap());
+            }
             None if block == "console" => out.push_str(&replay(&body, folder, kept)),
             None => body.iter().for_each(|line| writeln!(out, "{line}").unwrap()),
         }
     }
     out
+}
+
+/// What a command for a cluster needs is there: files, with objects that have a kind and a name.
+fn told_to_a_cluster(line: &str, folder: &Path) {
+    assert!(line.starts_with("kubectl "), "a block of `sh` is for a cluster, and `{line}` is not");
+    let words: Vec<_> = line.split_whitespace().collect();
+    for file in words.iter().filter_map(|word| word.strip_prefix("--from-file=")) {
+        assert!(folder.join(file).exists(), "`{line}`: there is no {file}");
+    }
+    let files = words.windows(2).filter(|pair| pair[0] == "-f" && pair[1] != "-");
+    for file in files.map(|pair| pair[1]) {
+        let text =
+            fs::read_to_string(folder.join(file)).unwrap_or_else(|why| panic!("`{line}`: {file}: {why}"));
+        for document in text.split("\n---\n") {
+            let object: serde_yaml::Value = serde_yaml::from_str(document).unwrap();
+            let known = |field: &str| object.get(field).and_then(serde_yaml::Value::as_str).is_some();
+            assert!(
+                known("apiVersion") && known("kind") && object["metadata"]["name"].is_string(),
+                "{file}: {document}"
+            );
+        }
+    }
 }
 
 /// The commands of a block and their output; an expectation that matches stays as it is written.
@@ -164,7 +199,7 @@ fn replay(body: &[&str], folder: &Path, kept: Option<&dyn Kept>) -> String {
         let end =
             body[at + 1..].iter().position(|line| line.starts_with("$ ")).map_or(body.len(), |n| at + 1 + n);
         let expected = &body[at + 1..end];
-        let actual = run(command, folder, kept);
+        let actual = run_line(command, folder, kept);
         let actual: Vec<_> = actual.lines().collect();
         let same = expected.len() == actual.len()
             && expected.iter().zip(&actual).all(|(e, a)| matches(e, a.trim_end()));
@@ -178,8 +213,11 @@ fn replay(body: &[&str], folder: &Path, kept: Option<&dyn Kept>) -> String {
 }
 
 fn transcript(name: &str, kept: Option<&dyn Kept>) {
-    let path =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts").join(name).with_extension("md");
+    transcript_at(&Path::new("tests/transcripts").join(name).with_extension("md"), kept);
+}
+
+fn transcript_at(path: &Path, kept: Option<&dyn Kept>) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
     let text = fs::read_to_string(&path).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let played = play(&text, folder.path(), kept);
@@ -224,10 +262,18 @@ transcripts! {
     bench
     deleting
     explaining
+    importing
+    injecting
     labels_and_leases
     mistakes
     quick_apply
+    rendering
     starting
+}
+
+#[test]
+fn the_commands_of_the_page_on_kubernetes_are_run() {
+    transcript_at(Path::new("../docs/kubernetes.md"), None);
 }
 
 /// The transcripts that are about what a store holds.

@@ -122,6 +122,18 @@ pub(super) const ATTACHED: &[&str] = &["name", "url", "expiresAt"];
 /// The fields of a share.
 pub(super) const SHARE: &[&str] = &["id", "sha256", "expiresAt"];
 
+/// Every field that is read, by where it stands; a schema has to know the same.
+pub const KNOWN_FIELDS: &[(&str, &[&str])] = &[
+    ("blueprint", ROOT),
+    ("envelope", ENVELOPE),
+    ("metadata", METADATA),
+    ("routing", ROUTING),
+    ("service", SERVICE),
+    ("attachment", ATTACHMENT),
+    ("attached", ATTACHED),
+    ("share", SHARE),
+];
+
 /// Where the mistakes of one document are collected.
 pub(super) struct Problems<'s> {
     pub(super) source: &'s Arc<Source>,

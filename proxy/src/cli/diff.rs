@@ -70,12 +70,18 @@ fn compare(args: &Diff, store: &StoreAddress, out: &mut Output<'_>) -> Result<bo
             fs::write(folder.path().join(side).join(format!("{id}.yaml")), text)?;
         }
     }
-    differ(&args.external, folder.path(), out)
+    differ(&args.external, folder.path(), ["store", "files"], out)
 }
 
-fn differ(program: &str, folder: &Path, out: &mut Output<'_>) -> Result<bool, CliError> {
+/// Shows what is different between two directories of a folder; whether nothing is.
+pub(super) fn differ(
+    program: &str,
+    folder: &Path,
+    sides: [&str; 2],
+    out: &mut Output<'_>,
+) -> Result<bool, CliError> {
     let options: &[&str] = if program == "diff" { &["-u", "-N", "-r"] } else { &[] };
-    let ran = Command::new(program).args(options).args(["store", "files"]).current_dir(folder).output();
+    let ran = Command::new(program).args(options).args(sides).current_dir(folder).output();
     let ran = ran.map_err(|why| {
         CliError::failure(format!("`{program}` cannot be run: {why}"))
             .hint("install it, or name another program with OVERLANE_EXTERNAL_DIFF")

@@ -19,7 +19,7 @@ use super::select::Selection;
 use super::show::{Kind, Shown, describe, get, list, not_found, selected};
 use super::validate::collect;
 use super::wait::{WaitArgs, Wanted, wait};
-use super::{lease, local, preview};
+use super::{lease, local, preview, render};
 use crate::clock;
 use crate::store::StoreAddress;
 use crate::store::directory::read::{read, read_text};
@@ -33,6 +33,8 @@ pub enum OverlayVerb {
     Any(Verb),
     /// Run a changed service as a process of this machine, in its overlay while it lives
     Run(Box<local::RunLocal>),
+    /// Print the Deployments and Services of one, made of the baseline's manifests
+    Render(Box<render::Render>),
     /// Let one live longer
     Extend(lease::Extend),
     /// Make a link that lets in whoever has it
@@ -248,6 +250,7 @@ pub fn overlay(verb: OverlayVerb, store: &StoreAddress, out: &mut Output<'_>) ->
     match verb {
         OverlayVerb::Any(verb) => run(verb, Kind::Overlay, store, out),
         OverlayVerb::Run(args) => local::run(&args, store, out),
+        OverlayVerb::Render(args) => render::run(&args, store, out),
         OverlayVerb::Extend(args) => lease::extend(&args, store, out),
         OverlayVerb::Share(args) => preview::share(&args, store, out),
         OverlayVerb::Unshare(args) => preview::unshare(&args, store, out),

@@ -49,6 +49,15 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end -}}
 
+{{/* A sidecar is in the pod of another, who may run as root: it says of itself that it does not. */}}
+{{- define "overlane.sidecarSecurity" -}}
+{{ include "overlane.containerSecurity" . }}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
 {{/* Liveness depends on nothing but the process: neither on the store nor on upstreams. */}}
 {{- define "overlane.probes" -}}
 startupProbe: {httpGet: {path: /readyz, port: probes}, periodSeconds: 1, failureThreshold: 60}
@@ -62,7 +71,7 @@ The sidecar before a service, for `initContainers` of its pod: a native sidecar,
     {{ include "overlane.sidecar" (dict "root" $overlane "service" "payments-api" "port" 8080 "app" 3000) | nindent 8 }}
 
 `root` is the scope of this chart (`.Subcharts.overlane` of a chart that depends on it), `port` the Service's target port, and `app` where the application
-listens. With `environment` it is the sidecar of an overlay's own instance.
+listens. With `environment` it is the sidecar of an overlay's own instance. `overlane inject` gives the same to manifests without a chart.
 */}}
 {{- define "overlane.sidecar" -}}
 - name: overlane
@@ -83,12 +92,16 @@ listens. With `environment` it is the sidecar of an overlay's own instance.
     - {{ printf "--app=http://127.0.0.1:%v" .app | quote }}
     - --outbound=127.0.0.1:7483
     - --probes=0.0.0.0:7482
+  {{- with .root.Values.sidecar.tokenSecret }}
+  env:
+    - {name: OVERLANE_SERVER_TOKEN, valueFrom: {secretKeyRef: {name: {{ . }}, key: token}}}
+  {{- end }}
   ports:
     - {name: http, containerPort: {{ .port }}}
     - {name: probes, containerPort: 7482}
   {{- include "overlane.probes" . | nindent 2 }}
   resources: {{- toYaml .root.Values.sidecar.resources | nindent 4 }}
-  securityContext: {{- include "overlane.containerSecurity" . | nindent 4 }}
+  securityContext: {{- include "overlane.sidecarSecurity" . | nindent 4 }}
   {{- if include "overlane.ownStore" .root }}
   volumeMounts:
     - {name: overlane-environments, mountPath: /etc/overlane/environments, readOnly: true}
