@@ -616,13 +616,26 @@ impl Exchange {
     /// The receipts of an answer of our own; the request that caused this one is told of them as well.
     #[must_use]
     pub fn own_receipts(&self) -> Option<Box<str>> {
+        let list = self.tunnel_receipts()?;
+        self.leave(&list);
+        Some(list)
+    }
+
+    /// Those of a tunnel, of which the request that caused it is told ([`Self::leave`]) once they are about something:
+    /// where HTTP is in it, each request has its own.
+    #[must_use]
+    pub fn tunnel_receipts(&self) -> Option<Box<str>> {
         self.propagation.call_ends();
         let (own, calls) = self.own(false)?;
         let mut list = Vec::new();
         receipt::assemble(calls.left.iter().map(|left| left.list()), Some(&own), &mut list);
         self.hop.store(own.hop.bits(), Ordering::Relaxed);
-        self.propagation.leave(&list);
         String::from_utf8(list).ok().map(Into::into)
+    }
+
+    /// Tells the request that caused this one of its receipts.
+    pub fn leave(&self, receipts: &str) {
+        self.propagation.leave(receipts.as_bytes());
     }
 
     /// Our own part in the receipts, and what calls left, if the request carried a key.

@@ -298,11 +298,19 @@ fn an_unavailable_owner_is_held_and_then_fails_or_falls_back_as_its_policy_says(
 
 /// The sidecar of `web`, whose application calls the ledger of `alice`, swallows what comes of that, and is content.
 fn content(ledger: SocketAddr) -> (Started, SocketAddr) {
+    content_with(ledger, "")
+}
+
+/// The same, where the application sends this first, with the trace at its end, as a tracer does.
+fn content_with(ledger: SocketAddr, before: &'static str) -> (Started, SocketAddr) {
     let calls = Arc::new(Mutex::new(None::<SocketAddr>));
     let outbound = calls.clone();
     let web = Upstream::with(move |stream, head| {
         let trace = field(head, "traceparent").unwrap();
         let mut call = Client::new(outbound.lock().unwrap().unwrap());
+        if !before.is_empty() {
+            call.send(&format!("{before}traceparent: {trace}\r\n\r\n")).answer();
+        }
         call.send(&format!("GET / HTTP/1.1\r\nHost: ledger\r\ntraceparent: {trace}\r\n\r\n")).answer();
         write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").is_ok()
     });
@@ -324,6 +332,17 @@ fn a_call_that_failed_is_told_also_where_its_application_swallows_that() {
     assert_eq!(
         receipts(&head),
         "ledger;env=alice;via=overlay;reason=refused;partial;restored, web;env=base;via=baseline;reason=not-owned"
+    );
+}
+
+#[test]
+fn who_asks_for_a_tunnel_to_a_service_called_it_only_with_what_is_in_the_tunnel() {
+    let ledger = Upstream::echo("ledger");
+    let (_running, web) = content_with(ledger.address, "CONNECT ledger:80 HTTP/1.1\r\nHost: ledger:80\r\n");
+    let (head, _) = get(web, "x-overlay-id: alice\r\n");
+    assert_eq!(
+        receipts(&head),
+        "ledger;env=alice;via=overlay;reason=owned;partial;restored, web;env=base;via=baseline;reason=not-owned"
     );
 }
 

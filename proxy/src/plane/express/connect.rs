@@ -33,7 +33,8 @@ pub(super) async fn connect<S: Client>(conn: &mut Conn<S>, exchange: &mut Exchan
     };
     conn.ahead().consume(shape.head);
     let mut established = "HTTP/1.1 200 Connection established\r\n".to_owned();
-    if let Some(receipts) = exchange.own_receipts() {
+    let receipts = exchange.tunnel_receipts();
+    if let Some(receipts) = &receipts {
         established.push_str(&format!("{ROUTE_HEADER}: {receipts}\r\n"));
     }
     established.push_str("\r\n");
@@ -41,7 +42,7 @@ pub(super) async fn connect<S: Client>(conn: &mut Conn<S>, exchange: &mut Exchan
         return Carried::Over { linger: false };
     }
     exchange.ended(200, Instant::now());
-    carry(conn, exchange, reached, &head).await
+    carry(conn, exchange, reached, &head, receipts.as_deref()).await
 }
 
 /// Carries an intercepted connection of which the client has said nothing yet, or no HTTP. `head` is that
@@ -55,7 +56,7 @@ pub(in crate::plane) async fn pass<S: Client>(
         tracing::debug!(why = refusal.message, "an intercepted connection is not passed on");
         return Carried::Over { linger: false };
     }
-    carry(conn, exchange, None, head).await
+    carry(conn, exchange, None, head, None).await
 }
 
 type Reached = (Arc<Endpoint>, Link);
@@ -65,6 +66,7 @@ async fn carry<S: Client>(
     exchange: &mut Exchange,
     reached: Option<Reached>,
     head: &[u8],
+    receipts: Option<&str>,
 ) -> Carried {
     let mut reached = reached;
     let mut said = match &mut reached {
@@ -97,6 +99,9 @@ async fn carry<S: Client>(
             Carried::Anew
         }
         (Said::Other, Some((_, link))) => {
+            if let Some(receipts) = receipts {
+                exchange.leave(receipts);
+            }
             exchange.sending();
             exchange.ended(200, Instant::now());
             tunnel(conn, link, exchange).await
