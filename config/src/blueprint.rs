@@ -7,6 +7,7 @@ mod fields;
 mod node;
 mod plain;
 mod read;
+mod value;
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -18,8 +19,9 @@ use crate::preview::Previews;
 use crate::time::UnixMillis;
 use crate::url::{Url, UrlTemplate};
 
-pub use fields::KNOWN_FIELDS;
+pub use fields::{ATTACHED, ATTACHMENT, KNOWN_FIELDS, ROOT, ROUTING, SERVICE, SHARE};
 pub use read::{API_VERSION, parse, parse_yaml, with_expiry};
+pub use value::{Value, values};
 
 /// The largest file that is read, in bytes.
 pub const MAX_FILE_BYTES: usize = 48 * 1024 * 1024;

@@ -47,7 +47,7 @@ use output::{CliError, Output};
     after_help = "Exit codes: 0 ok, 1 failure, 2 usage, 4 not found.\nLogs go to standard error; OVERLANE_LOG sets their level (error, warn, info, debug)."
 )]
 struct Cli {
-    /// The store: a directory of blueprints (a path, or dir:PATH), etcd:ENDPOINTS[/PREFIX], or hub:URL
+    /// The store: a directory of blueprints (a path, or dir:PATH), etcd:ENDPOINTS[/PREFIX], kubernetes:[NAMESPACE], or hub:URL
     #[arg(long, global = true, value_name = "STORE", env = "OVERLANE_STORE")]
     store: Option<StoreAddress>,
     #[command(flatten)]

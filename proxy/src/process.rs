@@ -38,7 +38,7 @@ use crate::store::directory::follow::{self as directory, Follower};
 use crate::store::hub::HubStore;
 use crate::store::mirror::Mirror;
 use crate::store::shared::follow::{self as shared, SharedFollower};
-use crate::store::shared::{Fault, Shared};
+use crate::store::shared::{Fault, Shared, verdict};
 use crate::store::{Reached, StoreAddress};
 use crate::tls::follow::{Files, Followed};
 use crate::tls::{self, credentials::Credentials, upstreams::Upstreams};
@@ -210,6 +210,10 @@ impl Prepared {
         runtime.spawn(memory::give_back());
         let (reload, reloads) = mpsc::channel(8);
         let (stopped, over) = watch::channel(false);
+        if let Some(Source::Shared(follower, store)) = &follower {
+            let said = verdict::say(store.clone(), follower.mirror().clone(), control.clone());
+            spawn("saying in the store what is in force", Box::pin(said));
+        }
         if let Some(follower) = follower {
             spawn("following the store", follower.follow(reloads, control.clone()));
         }

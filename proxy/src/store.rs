@@ -6,6 +6,8 @@ pub mod cache;
 pub mod directory;
 pub mod etcd;
 pub mod hub;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 pub mod mirror;
 pub mod open;
 pub mod shared;
@@ -17,15 +19,20 @@ use std::sync::Arc;
 
 use etcd::{Etcd, EtcdAddress};
 use hub::{Access, HubAddress, HubStore};
+#[cfg(feature = "kubernetes")]
+use kubernetes::{Kubernetes, KubernetesAddress};
 use shared::{Fault, Shared};
 
-/// Where a store is: `dir:PATH` or a bare path, `etcd:ENDPOINTS[/prefix]`, or `hub:URL`.
+/// Where a store is: `dir:PATH` or a bare path, `etcd:ENDPOINTS[/prefix]`, `kubernetes:[NAMESPACE]`, or `hub:URL`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoreAddress {
     /// A directory.
     Directory(PathBuf),
     /// Keys of an etcd.
     Etcd(EtcdAddress),
+    /// Custom resources of a Kubernetes cluster.
+    #[cfg(feature = "kubernetes")]
+    Kubernetes(KubernetesAddress),
     /// Another Overlane that serves its store.
     Hub(HubAddress),
 }
@@ -55,6 +62,8 @@ impl StoreAddress {
             Self::Etcd(address) => {
                 Ok(Reached::Shared(Arc::new(Etcd::new(address, etcd::Access::from_environment()?)?)))
             }
+            #[cfg(feature = "kubernetes")]
+            Self::Kubernetes(address) => Ok(Reached::Shared(Arc::new(Kubernetes::new(address)?))),
             Self::Hub(address) => Ok(Reached::Shared(Arc::new(HubStore::new(address.clone())))),
         }
     }
@@ -89,6 +98,8 @@ impl StoreAddress {
                 format!("dir:{}", path.display())
             }
             Self::Etcd(address) => address.to_string(),
+            #[cfg(feature = "kubernetes")]
+            Self::Kubernetes(address) => address.resolved(),
             Self::Hub(_) => self.to_string(),
         }
     }
@@ -101,10 +112,13 @@ impl FromStr for StoreAddress {
         let path = match text.split_once(':') {
             Some(("dir", path)) => path,
             Some(("etcd", address)) => return Ok(Self::Etcd(address.parse()?)),
+            #[cfg(feature = "kubernetes")]
+            Some(("kubernetes", address)) => return Ok(Self::Kubernetes(address.parse()?)),
             Some(("hub", address)) => return address.parse().map(Self::Hub),
             Some((scheme, _)) if !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_alphanumeric()) => {
                 return Err(format!(
-                    "`{scheme}:` stores are not in this build; write `dir:PATH`, a path, `etcd:ENDPOINTS` or `hub:URL`"
+                    "`{scheme}:` stores are not in this build; write `dir:PATH`, a path, `etcd:ENDPOINTS`, \
+                     `kubernetes:NAMESPACE` or `hub:URL`"
                 ));
             }
             _ => text,
@@ -118,6 +132,8 @@ impl fmt::Display for StoreAddress {
         match self {
             Self::Directory(path) => path.display().fmt(f),
             Self::Etcd(address) => address.fmt(f),
+            #[cfg(feature = "kubernetes")]
+            Self::Kubernetes(address) => address.fmt(f),
             Self::Hub(address) => write!(f, "hub:{address}"),
         }
     }

@@ -24,6 +24,10 @@ const SHOWN: &str = "./environments";
 #[allow(dead_code, unreachable_pub, reason = "it is a module of the harness, of which this takes a part")]
 mod etcd;
 
+#[path = "../../tests/src/kubernetes.rs"]
+#[allow(dead_code, unreachable_pub, reason = "it is a module of the harness, of which this takes a part")]
+mod kubernetes;
+
 /// What keeps the environments.
 trait Kept {
     /// What `--store` says.
@@ -55,6 +59,45 @@ impl Kept for InEtcd {
 
     fn text(&self, name: &str) -> Option<String> {
         self.1.block_on(self.0.get(&format!("/overlane/{name}")))
+    }
+}
+
+/// A cluster. What somebody else writes there is written by a command as well: others keep no text beside what it says.
+struct InKubernetes(kubernetes::Kubernetes, tempfile::TempDir);
+
+impl InKubernetes {
+    fn start() -> Self {
+        Self(kubernetes::Kubernetes::start(), tempfile::tempdir().unwrap())
+    }
+
+    fn object(&self, name: &str) -> Option<serde_json::Value> {
+        ["baselines", "overlays"].iter().find_map(|resource| self.0.object(resource, name))
+    }
+}
+
+impl Kept for InKubernetes {
+    fn address(&self) -> String {
+        self.0.address(None)
+    }
+
+    fn put(&self, name: &str, text: &str) {
+        let file = self.1.path().join(name);
+        fs::write(&file, text).unwrap();
+        let mut command = Command::new(BINARY);
+        let done = command.args(["apply", "--store", &self.address(), "--file"]).arg(file).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    }
+
+    fn text(&self, name: &str) -> Option<String> {
+        let Some(name) = name.strip_suffix(".attached.yaml") else {
+            let object = self.object(name.strip_suffix(".yaml")?)?;
+            return Some(object["metadata"]["annotations"]["overlane.dev/text"].as_str()?.to_owned());
+        };
+        let record = serde_json::json!({
+            "apiVersion": "overlane.dev/v1alpha1", "kind": "Attachment", "metadata": { "name": name },
+            "spec": self.object(name)?["attached"],
+        });
+        Some(serde_yaml::to_string(&record).unwrap())
     }
 }
 
@@ -284,6 +327,14 @@ const ABOUT_STORES: [&str; 6] =
 fn commands_and_their_errors_are_the_same_over_etcd() {
     for name in ABOUT_STORES {
         transcript(name, Some(&InEtcd::start()));
+    }
+}
+
+#[test]
+fn commands_and_their_errors_are_the_same_over_kubernetes() {
+    // An object is one environment, so there is no file with several that could not be edited.
+    for name in ABOUT_STORES.into_iter().filter(|name| *name != "deleting") {
+        transcript(name, Some(&InKubernetes::start()));
     }
 }
 

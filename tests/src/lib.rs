@@ -8,6 +8,7 @@ pub mod corpus;
 pub mod etcd;
 pub mod exchange;
 pub mod fuzz;
+pub mod kubernetes;
 pub mod message;
 mod panics;
 pub mod play;

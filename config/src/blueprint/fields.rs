@@ -10,7 +10,7 @@ use crate::diagnostic::{Diagnostic, Location, Source, Span, Spanned, did_you_mea
 use crate::name::printable;
 
 /// The fields of a blueprint: those that routing acts on, and those of provisioning, which are kept.
-pub(super) const ROOT: &[&str] = &[
+pub const ROOT: &[&str] = &[
     "name",
     "routing",
     "services",
@@ -56,7 +56,7 @@ pub(super) const METADATA: &[&str] = &[
     "uid",
 ];
 /// The fields of `routing`.
-pub(super) const ROUTING: &[&str] = &[
+pub const ROUTING: &[&str] = &[
     "mode",
     "baselineId",
     "overlayId",
@@ -73,7 +73,7 @@ pub(super) const ROUTING: &[&str] = &[
     "holdFor",
 ];
 /// The fields of a service: those that routing acts on, and those of provisioning, which are kept.
-pub(super) const SERVICE: &[&str] = &[
+pub const SERVICE: &[&str] = &[
     "name",
     "url",
     "endpoints",
@@ -116,11 +116,11 @@ pub(super) const SERVICE: &[&str] = &[
     "workingDir",
 ];
 /// The fields of an attachment.
-pub(super) const ATTACHMENT: &[&str] = &["expiresAt", "services", "shares"];
+pub const ATTACHMENT: &[&str] = &["expiresAt", "services", "shares"];
 /// The fields of an attached service.
-pub(super) const ATTACHED: &[&str] = &["name", "url", "expiresAt"];
+pub const ATTACHED: &[&str] = &["name", "url", "expiresAt"];
 /// The fields of a share.
-pub(super) const SHARE: &[&str] = &["id", "sha256", "expiresAt"];
+pub const SHARE: &[&str] = &["id", "sha256", "expiresAt"];
 
 /// Every field that is read, by where it stands; a schema has to know the same.
 pub const KNOWN_FIELDS: &[(&str, &[&str])] = &[

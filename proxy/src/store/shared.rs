@@ -7,6 +7,7 @@
 pub mod follow;
 #[cfg(test)]
 pub(crate) mod memory;
+pub mod verdict;
 pub mod write;
 
 use std::fmt;
@@ -48,17 +49,24 @@ impl Revision {
     }
 
     /// Whether this is that state or a later one, as far as can be told: engines count their states, some after the
-    /// name of what they count for (`name.7`).
+    /// name of what they count for (`name.7`), and some count several things at once (`7,9`).
     #[must_use]
     pub fn is_at_least(&self, other: &Self) -> bool {
-        let counted = |text: &str| {
-            let (of, count) = text.rsplit_once('.').unwrap_or(("", text));
-            Some((of.to_owned(), count.parse::<u64>().ok()?))
-        };
-        match (counted(&self.0), counted(&other.0)) {
-            (Some((of, this)), Some((of_other, other))) if of == of_other => this >= other,
-            _ => self == other,
-        }
+        let (own, others) = (self.0.split(','), other.0.split(','));
+        own.clone().count() == others.clone().count()
+            && own.zip(others).all(|(own, other)| counts_to(own, other))
+    }
+}
+
+/// Whether a count is another one or a later one; what is none is equal or not.
+fn counts_to(own: &str, other: &str) -> bool {
+    let counted = |text: &str| {
+        let (of, count) = text.rsplit_once('.').unwrap_or(("", text));
+        Some((of.to_owned(), count.parse::<u64>().ok()?))
+    };
+    match (counted(own), counted(other)) {
+        (Some((of, own)), Some((of_other, other))) if of == of_other => own >= other,
+        _ => own == other,
     }
 }
 
@@ -184,6 +192,17 @@ impl From<Fault> for WatchError {
 /// What is told of a store that is followed.
 pub type Watching = BoxStream<'static, Result<Changes, WatchError>>;
 
+/// Whether an entry is in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// Its name.
+    pub name: String,
+    /// Of this state of it.
+    pub revision: Revision,
+    /// What is wrong with it, for people; none where it is in force as it is written.
+    pub wrong: Option<String>,
+}
+
 /// A store that several machines share. Every method gives up by itself where the engine does not answer.
 #[async_trait]
 pub trait Shared: Send + Sync {
@@ -202,6 +221,19 @@ pub trait Shared: Send + Sync {
     /// # Errors
     /// It cannot be asked, or does not remember that state.
     async fn watch(&self, after: &Revision) -> Result<Watching, WatchError>;
+
+    /// Whether it has a place for [`Verdict`]s beside what it holds.
+    fn takes_verdicts(&self) -> bool {
+        false
+    }
+
+    /// Says of entries whether they are in force, to whoever looks into the store itself.
+    ///
+    /// # Errors
+    /// It cannot be asked, or we may not say so.
+    async fn say(&self, _verdicts: &[Verdict]) -> Result<(), Fault> {
+        Ok(())
+    }
 
     /// Writes.
     ///

@@ -2,5 +2,7 @@
 mod away;
 /// What only an etcd can do.
 mod etcd;
+/// What only a Kubernetes cluster can do.
+mod kubernetes;
 /// Several writers at once.
 mod model;

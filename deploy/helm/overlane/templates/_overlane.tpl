@@ -35,6 +35,11 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 
 {{- define "overlane.store" -}}{{ .Values.store | default "/etc/overlane/environments" }}{{- end -}}
 
+{{/* Whether the store is in the cluster's own API, so that pods need a token for it. */}}
+{{- define "overlane.asksKubernetes" -}}{{ if hasPrefix "kubernetes:" .Values.store }}true{{ end }}{{- end -}}
+
+{{- define "overlane.storeNamespace" -}}{{ trimPrefix "kubernetes:" .Values.store | default .Release.Namespace }}{{- end -}}
+
 {{- define "overlane.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: 65532

@@ -17,6 +17,7 @@ use overlane_config::diagnostic::Source;
 use overlane_config::route::Role;
 use overlane_tests::cable::{Cable, Plugged};
 use overlane_tests::etcd::Etcd;
+use overlane_tests::kubernetes::Kubernetes;
 use overlane_tests::stage::{self, Started};
 use proptest::prelude::Rng;
 use proptest::test_runner::{RngAlgorithm, TestRng};
@@ -321,6 +322,32 @@ fn one_order_explains_all_that_writers_of_an_etcd_are_told_and_followers_come_to
     let etcd = Etcd::start();
     let store = format!("etcd:{}", etcd.at()).parse().unwrap();
     hold(&store, 8, thread::yield_now);
+}
+
+#[test]
+fn one_order_explains_all_that_writers_of_a_cluster_are_told_and_followers_come_to_the_same() {
+    let cluster = Kubernetes::start();
+    let store = cluster.address(None).parse().unwrap();
+    hold(&store, 4, thread::yield_now);
+}
+
+#[test]
+fn that_is_so_as_well_where_a_cluster_is_cut_off_and_forgets() {
+    let cluster = Kubernetes::start();
+    let cable = Cable::to(cluster.at());
+    let store = cluster.address(Some(cable.at())).parse().unwrap();
+    hold(&store, 2, || {
+        for plugged in [Plugged::In, Plugged::In, Plugged::In, Plugged::Out] {
+            cable.plug(plugged);
+            cluster.forget();
+            // So that something is done in between.
+            let (asked, began) = (cluster.requests().len(), Instant::now());
+            while cluster.requests().len() < asked + 5 && began.elapsed() < Duration::from_millis(10) {
+                thread::yield_now();
+            }
+        }
+        cable.plug(Plugged::In);
+    });
 }
 
 #[test]

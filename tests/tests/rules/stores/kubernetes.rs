@@ -1,0 +1,491 @@
+//! Against a stand-in for an API server: what it is told, what it tells, and what becomes of those who follow it when it
+//! forgets, is restored, or refuses.
+
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use overlane::plane::trust::Trust;
+use overlane::settings::Settings;
+use overlane::store::kubernetes::Kubernetes as Store;
+use overlane::store::shared::{
+    Change, Changes, Commit, CommitError, Entry, Revision, Shared, WatchError, Watching, Write,
+};
+use overlane_config::route::Role;
+use overlane_tests::cable::{Cable, Plugged};
+use overlane_tests::kubernetes::Kubernetes;
+use overlane_tests::stage::{self, Started};
+use serde_json::json;
+use tokio::time::timeout;
+
+/// Whatever is waited for comes long before.
+const LONG: Duration = Duration::from_secs(60);
+
+fn store(address: &str) -> Store {
+    Store::new(&address.strip_prefix("kubernetes:").unwrap().parse().unwrap()).unwrap()
+}
+
+fn open(cluster: &Kubernetes) -> Store {
+    store(&cluster.address(None))
+}
+
+fn write(name: &str, known: Option<&Revision>, text: Option<&str>) -> Write {
+    Write { name: name.to_owned(), known: known.cloned(), text: text.map(str::to_owned) }
+}
+
+fn commit(writes: Vec<Write>) -> Commit {
+    Commit { writes, ..Commit::default() }
+}
+
+/// A baseline, with a comment.
+fn baseline(id: &str, port: u16) -> String {
+    format!(
+        "# ours\nname: {id}\nrouting: {{mode: baseline}}\nservices:\n- {{name: web, url: 'http://127.0.0.1:{port}', image: 1.10}}\n"
+    )
+}
+
+fn overlay(id: &str, parent: &str) -> String {
+    format!(
+        "name: {id}\nlabels: {{team: a}}\nrouting: {{mode: overlay, baselineId: {parent}}}\nservices: [{{name: web}}]\n"
+    )
+}
+
+fn attachment(id: &str, url: &str) -> String {
+    format!(
+        "apiVersion: overlane.dev/v1alpha1\nkind: Attachment\nmetadata:\n  name: {id}\nspec:\n  services:\n  - name: web\n    url: {url}\n"
+    )
+}
+
+/// The next that is told and is a change of what is known.
+async fn told(watching: &mut Watching) -> Result<Changes, WatchError> {
+    let next = async {
+        loop {
+            match watching.next().await.expect("an end is an error") {
+                Ok(changes) if changes.changes.is_empty() => {}
+                told => return told,
+            }
+        }
+    };
+    timeout(LONG, next).await.expect("in time")
+}
+
+fn text_of(change: &Change) -> (&str, Option<&str>) {
+    match change {
+        Change::Put(Entry { name, text, .. }) => (name, Some(text)),
+        Change::Gone(name) => (name, None),
+    }
+}
+
+fn texts(changes: &[Change]) -> Vec<(&str, Option<&str>)> {
+    changes.iter().map(text_of).collect()
+}
+
+async fn entry(store: &Store, name: &str) -> Option<Entry> {
+    store.list().await.unwrap().entries.into_iter().find(|entry| entry.name == name)
+}
+
+#[tokio::test]
+async fn what_is_written_is_listed_and_told_as_it_was_written_and_is_an_object_for_others() {
+    let cluster = Kubernetes::start();
+    let store = open(&cluster);
+    let empty = store.list().await.unwrap();
+    assert_eq!(empty.entries, []);
+    let mut watching = store.watch(&empty.revision).await.unwrap();
+    let text = baseline("base", 1);
+    let made = store.commit(&commit(vec![write("base.yaml", None, Some(&text))])).await.unwrap();
+    let changes = told(&mut watching).await.unwrap();
+    assert_eq!(texts(&changes.changes), [("base.yaml", Some(text.as_str())), ("base.attached.yaml", None)]);
+    assert!(changes.revision.is_at_least(&made.revision), "{changes:?} {made:?}");
+    let object = cluster.object("baselines", "base").unwrap();
+    assert_eq!(object["spec"]["services"][0]["image"], "1.10");
+    let overlay = overlay("alice", "base");
+    store.commit(&commit(vec![write("alice.yaml", None, Some(&overlay))])).await.unwrap();
+    told(&mut watching).await.unwrap();
+    let object = cluster.object("overlays", "alice").unwrap();
+    assert_eq!(
+        (&object["metadata"]["labels"], &object["spec"]["labels"]),
+        (&json!({"team": "a"}), &json!(null))
+    );
+    let known = entry(&store, "alice.yaml").await.unwrap();
+    assert_eq!(known.text, overlay);
+    let attached = attachment("alice", "http://127.0.0.1:7");
+    let attach = write("alice.attached.yaml", None, Some(&attached));
+    let done = store.commit(&commit(vec![attach])).await.unwrap();
+    let changes = told(&mut watching).await.unwrap();
+    // The environment is as it was.
+    assert_eq!(changes.changes[0], Change::Put(known.clone()));
+    assert!(
+        matches!(&changes.changes[1], Change::Put(entry) if Some(&entry.revision) == done.entries[0].as_ref())
+    );
+    assert_eq!(
+        cluster.object("overlays", "alice").unwrap()["attached"]["services"][0]["url"],
+        "http://127.0.0.1:7"
+    );
+    let gone = commit(vec![
+        write("alice.attached.yaml", done.entries[0].as_ref(), None),
+        write("alice.yaml", Some(&known.revision), None),
+    ]);
+    assert_eq!(store.commit(&gone).await.unwrap().entries, [None, None]);
+    assert_eq!(
+        texts(&told(&mut watching).await.unwrap().changes),
+        [("alice.yaml", None), ("alice.attached.yaml", None)]
+    );
+    assert_eq!(cluster.object("overlays", "alice"), None);
+}
+
+#[tokio::test]
+async fn what_kubectl_changes_is_what_counts_and_what_others_noted_stays() {
+    let cluster = Kubernetes::start();
+    let store = open(&cluster);
+    let text = overlay("alice", "base");
+    store.commit(&commit(vec![write("alice.yaml", None, Some(&text))])).await.unwrap();
+    let note = json!({"metadata": {"name": "alice", "annotations": {"example.com/note": "x"}, "finalizers": ["a/b"]}});
+    cluster.apply("overlays", &note);
+    assert_eq!(entry(&store, "alice.yaml").await.unwrap().text, text, "a note changes nothing");
+    let label = json!({"metadata": {"name": "alice", "labels": {"app.kubernetes.io/managed-by": "argo"}}});
+    cluster.apply("overlays", &label);
+    let spec = json!({"metadata": {"name": "alice"}, "spec": {"routing": {"baselineId": "other"}}});
+    cluster.apply("overlays", &spec);
+    let changed = entry(&store, "alice.yaml").await.unwrap();
+    assert!(
+        changed.text.contains("baselineId: other") && changed.text.contains("team: a"),
+        "{}",
+        changed.text
+    );
+    assert!(changed.modified.is_some());
+    let labels = text.replace("{team: a}", "{crew: b}");
+    let again = write("alice.yaml", Some(&changed.revision), Some(&labels));
+    store.commit(&commit(vec![again])).await.unwrap();
+    assert_eq!(entry(&store, "alice.yaml").await.unwrap().text, labels);
+    let metadata = cluster.object("overlays", "alice").unwrap()["metadata"].clone();
+    assert_eq!(metadata["annotations"]["example.com/note"], "x");
+    assert_eq!(metadata["finalizers"], json!(["a/b"]));
+    assert_eq!(metadata["labels"]["crew"], "b");
+    // What `kubectl apply` made is an entry as well, and one without `spec` no other's trouble.
+    let bob = json!({
+        "apiVersion": "overlane.dev/v1alpha1", "kind": "Overlay", "metadata": {"name": "bob"},
+        "spec": {"routing": {"baselineId": "base"}, "services": [{"name": "web", "ports": [{"containerPort": 80}]}]},
+    });
+    cluster.apply("overlays", &bob);
+    let bob = entry(&store, "bob.yaml").await.unwrap().text;
+    assert_eq!(
+        bob,
+        "apiVersion: overlane.dev/v1alpha1\nkind: Overlay\nmetadata:\n  name: bob\nspec:\n  routing:\n    baselineId: base\n  services:\n  - name: web\n    ports:\n    - containerPort: 80\n"
+    );
+}
+
+#[tokio::test]
+async fn of_two_who_write_the_same_one_wins_and_the_other_hears_it_and_parents_are_held() {
+    let cluster = Kubernetes::start();
+    let store = open(&cluster);
+    let base = write("base.yaml", None, Some(&baseline("base", 1)));
+    let first = store.commit(&commit(vec![base.clone()])).await.unwrap();
+    let known = first.entries[0].clone().unwrap();
+    assert_eq!(store.commit(&commit(vec![base])).await, Err(CommitError::Conflict));
+    let second = write("base.yaml", Some(&known), Some(&baseline("base", 2)));
+    store.commit(&commit(vec![second])).await.unwrap();
+    let stale = commit(vec![write("base.yaml", Some(&known), None)]);
+    assert_eq!(store.commit(&stale).await, Err(CommitError::Conflict));
+    // All or nothing.
+    let both = commit(vec![
+        write("alice.yaml", None, Some(&overlay("alice", "base"))),
+        write("base.yaml", Some(&known), Some(&baseline("base", 3))),
+    ]);
+    assert_eq!(store.commit(&both).await, Err(CommitError::Conflict));
+    assert_eq!(cluster.object("overlays", "alice"), None);
+    // Its parent changed.
+    let child = |known: &Revision| Commit {
+        writes: vec![write("alice.yaml", None, Some(&overlay("alice", "base")))],
+        unchanged: vec![("base.yaml".to_owned(), known.clone())],
+        alone_since: None,
+    };
+    assert_eq!(store.commit(&child(&known)).await, Err(CommitError::Conflict));
+    let now = entry(&store, "base.yaml").await.unwrap().revision;
+    store.commit(&child(&now)).await.unwrap();
+    // Somebody wrote something.
+    let alone = |since: &Revision| Commit {
+        writes: vec![write("bob.yaml", None, Some(&overlay("bob", "base")))],
+        unchanged: Vec::new(),
+        alone_since: Some(since.clone()),
+    };
+    assert_eq!(store.commit(&alone(&first.revision)).await, Err(CommitError::Conflict));
+    let all = store.list().await.unwrap();
+    assert_eq!(all.entries.len(), 2);
+    let made = store.commit(&alone(&all.revision)).await.unwrap();
+    assert!(store.list().await.unwrap().revision.is_at_least(&made.revision));
+}
+
+#[tokio::test]
+async fn an_environment_becomes_one_of_the_other_kind_with_what_is_attached_to_it() {
+    let cluster = Kubernetes::start();
+    let store = open(&cluster);
+    let base = store.commit(&commit(vec![write("a.yaml", None, Some(&baseline("a", 1)))])).await.unwrap();
+    let attached = attachment("a", "http://127.0.0.1:7");
+    store.commit(&commit(vec![write("a.attached.yaml", None, Some(&attached))])).await.unwrap();
+    let turned = write("a.yaml", base.entries[0].as_ref(), Some(&overlay("a", "b")));
+    store.commit(&commit(vec![turned])).await.unwrap();
+    assert_eq!(cluster.object("baselines", "a"), None);
+    let object = cluster.object("overlays", "a").unwrap();
+    assert_eq!(object["attached"]["services"][0]["url"], "http://127.0.0.1:7");
+    // Two of one name are seen, and what there is to do.
+    cluster.apply(
+        "baselines",
+        &json!({
+            "apiVersion": "overlane.dev/v1alpha1", "kind": "Baseline", "metadata": {"name": "a"},
+            "spec": {"services": [{"name": "web"}]},
+        }),
+    );
+    let both = entry(&store, "a.yaml").await.unwrap();
+    assert!(both.text.contains("kind: Baseline") && both.text.contains("---\nname: a"), "{}", both.text);
+    let start = store.list().await.unwrap().revision;
+    let mut watching = store.watch(&start).await.unwrap();
+    cluster.delete("overlays", "a");
+    let left = told(&mut watching).await.unwrap();
+    assert!(matches!(&left.changes[0], Change::Put(entry) if !entry.text.contains("---")), "{left:?}");
+}
+
+#[tokio::test]
+async fn what_a_writer_noted_and_left_behind_is_finished_by_the_next_and_by_who_reads() {
+    let cluster = Kubernetes::start();
+    let store = open(&cluster);
+    store.commit(&commit(vec![write("base.yaml", None, Some(&baseline("base", 1)))])).await.unwrap();
+    let known = entry(&store, "base.yaml").await.unwrap().revision;
+    let note = json!({"id": "dead", "writes": [
+        {"name": "base.yaml", "known": known.as_str(), "text": baseline("base", 2)},
+        {"name": "alice.yaml", "known": null, "text": overlay("alice", "base")},
+    ]});
+    let journal = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "overlane-journal"},
+        "data": {"writing": note.to_string()}});
+    cluster.apply("configmaps", &journal);
+    let again = write("base.yaml", Some(&known), Some(&baseline("base", 3)));
+    assert_eq!(store.commit(&commit(vec![again])).await, Err(CommitError::Conflict));
+    assert_eq!(entry(&store, "base.yaml").await.unwrap().text, baseline("base", 2));
+    assert_eq!(entry(&store, "alice.yaml").await.unwrap().text, overlay("alice", "base"));
+    // It is there already: nothing is done twice.
+    cluster.delete("overlays", "alice");
+    cluster.apply("configmaps", &journal);
+    assert_eq!(entry(&store, "alice.yaml").await.unwrap().text, overlay("alice", "base"));
+    assert_eq!(cluster.object("configmaps", "overlane-journal").unwrap()["data"], json!({}));
+}
+
+#[tokio::test]
+async fn a_listing_of_many_pages_is_of_one_state_also_where_that_is_forgotten_meanwhile() {
+    let cluster = Kubernetes::start();
+    let store = open(&cluster);
+    for number in 0..1700 {
+        cluster.apply("overlays", &json!({
+            "apiVersion": "overlane.dev/v1alpha1", "kind": "Overlay", "metadata": {"name": format!("o{number}")},
+            "spec": {"routing": {"baselineId": "base"}},
+        }));
+    }
+    assert_eq!(store.list().await.unwrap().entries.len(), 1700);
+    let pages =
+        |cluster: &Kubernetes| cluster.requests().iter().filter(|asked| asked.contains("continue=")).count();
+    assert_eq!(pages(&cluster), 3);
+    let (listing, ()) = tokio::join!(store.list(), async {
+        while pages(&cluster) == 3 {
+            tokio::task::yield_now().await;
+        }
+        cluster.forget();
+    });
+    assert_eq!(listing.unwrap().entries.len(), 1700);
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_where_it_was_and_says_when_that_is_forgotten_or_of_another_store() {
+    let cluster = Kubernetes::start();
+    let store = open(&cluster);
+    let start = store.list().await.unwrap().revision;
+    store.commit(&commit(vec![write("base.yaml", None, Some(&baseline("base", 1)))])).await.unwrap();
+    let mut watching = store.watch(&start).await.unwrap();
+    let first = told(&mut watching).await.unwrap();
+    cluster.cut();
+    let cut = async {
+        loop {
+            match watching.next().await {
+                Some(Ok(_))
+                    if cluster.requests().iter().filter(|asked| asked.contains("watch=1")).count() < 4 => {}
+                ended => return ended,
+            }
+        }
+    };
+    // Each is quiet until it ends, and then goes on by itself, from where it was.
+    timeout(LONG, cut).await.unwrap().unwrap().unwrap();
+    store.commit(&commit(vec![write("alice.yaml", None, Some(&overlay("alice", "base")))])).await.unwrap();
+    let next = told(&mut watching).await.unwrap();
+    assert_eq!(texts(&next.changes)[0].0, "alice.yaml");
+    cluster.forget();
+    let mut forgotten = store.watch(&start).await.unwrap();
+    assert_eq!(told(&mut forgotten).await.unwrap_err(), WatchError::Compacted);
+    assert!(store.watch(&next.revision).await.is_ok());
+    for elsewhere in ["7", "v1:other"] {
+        assert_eq!(store.watch(&Revision::new(elsewhere)).await.err(), Some(WatchError::Compacted));
+    }
+    cluster.anew();
+    let mut ahead = store.watch(&first.revision).await.unwrap();
+    assert_eq!(told(&mut ahead).await.unwrap_err(), WatchError::Compacted);
+}
+
+#[tokio::test]
+async fn a_watch_that_nothing_comes_on_any_more_is_told_from_one_that_is_quiet() {
+    let cluster = Kubernetes::start();
+    let cable = Cable::to(cluster.at());
+    let store = store(&cluster.address(Some(cable.at())));
+    let start = store.list().await.unwrap().revision;
+    let mut watching = store.watch(&start).await.unwrap();
+    cable.plug(Plugged::Silent);
+    // Whatever waits now waits for nothing but time.
+    tokio::time::pause();
+    let gone = async {
+        loop {
+            if let Err(gone) = watching.next().await.unwrap() {
+                return gone;
+            }
+        }
+    };
+    let gone = timeout(LONG, gone).await.expect("given up");
+    assert!(
+        matches!(&gone, WatchError::Fault(fault) if fault.0.contains("silent") || fault.0.contains("does not")),
+        "{gone:?}"
+    );
+    assert!(watching.next().await.is_none());
+}
+
+#[tokio::test]
+async fn what_is_refused_is_said_with_the_remedy_and_where() {
+    let fault = async |cluster: &Kubernetes| open(cluster).list().await.unwrap_err().0;
+    let cluster = Kubernetes::start();
+    cluster.forbid("list", "overlays");
+    let forbidden = fault(&cluster).await;
+    for part in ["kubernetes:staging", "resources: [overlays], verbs: [list]", "deploy/kubernetes/rbac.yaml"]
+    {
+        assert!(forbidden.contains(part), "{forbidden}");
+    }
+    let cluster = Kubernetes::start();
+    cluster.undefine();
+    assert!(fault(&cluster).await.contains("kubectl apply -f deploy/kubernetes/crds/"));
+    let cluster = Kubernetes::start();
+    let nowhere = store(&cluster.address(None).replace("staging", "nowhere"));
+    let base = commit(vec![write("base.yaml", None, Some(&baseline("base", 1)))]);
+    let CommitError::Fault(unknown) = nowhere.commit(&base).await.unwrap_err() else { panic!("no conflict") };
+    assert!(unknown.0.contains("kubectl create namespace"), "{unknown}");
+    cluster.forbid("create", "configmaps");
+    let CommitError::Fault(journal) = open(&cluster).commit(&base).await.unwrap_err() else {
+        panic!("no conflict")
+    };
+    assert!(journal.0.contains("resources: [configmaps], verbs: [create]"), "{journal}");
+    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let dead = store(&cluster.address(Some(dead))).list().await.unwrap_err();
+    assert!(dead.0.contains("Connection refused"), "{dead}");
+}
+
+#[tokio::test]
+async fn who_may_only_read_reads_also_where_something_is_left_behind() {
+    let cluster = Kubernetes::start();
+    for (verb, resource) in [("get", "configmaps"), ("create", "overlays")] {
+        cluster.forbid(verb, resource);
+    }
+    cluster.apply(
+        "configmaps",
+        &json!({"apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "overlane-journal"}, "data": {"writing": "{}"}}),
+    );
+    assert_eq!(open(&cluster).list().await.unwrap().entries, []);
+}
+
+#[tokio::test]
+async fn what_is_no_id_is_no_object_of_ours() {
+    let cluster = Kubernetes::start();
+    let store = open(&cluster);
+    for name in ["a?dryRun=All.yaml", "a%2Fstatus.yaml", "..yaml", "a.b.yaml", "notes.txt"] {
+        let refused =
+            store.commit(&commit(vec![write(name, None, Some(&baseline("a", 1)))])).await.unwrap_err();
+        assert!(matches!(&refused, CommitError::Fault(why) if why.0.contains("`ID.yaml`")), "{refused:?}");
+    }
+    let other =
+        store.commit(&commit(vec![write("b.yaml", None, Some(&baseline("a", 1)))])).await.unwrap_err();
+    assert!(
+        matches!(&other, CommitError::Fault(why) if why.0.contains("an object of that name")),
+        "{other:?}"
+    );
+    assert!(
+        cluster.requests().iter().all(|asked| !asked.contains("dryRun") && !asked.contains("status")),
+        "{:?}",
+        cluster.requests()
+    );
+    // Objects of others may have dots in their names: those are not what is attached to ours.
+    let dotted = json!({"apiVersion": "overlane.dev/v1alpha1", "kind": "Overlay",
+        "metadata": {"name": "a.attached"}, "spec": {"routing": {"baselineId": "b"}}});
+    cluster.apply("overlays", &dotted);
+    assert_eq!(store.list().await.unwrap().entries[0].name, "a%2Eattached.yaml");
+}
+
+fn proxy(cluster: &Kubernetes) -> Started {
+    let listeners = vec![stage::listener(Role::Gateway, "", None, Trust::Any)];
+    let store = Some(cluster.address(None).parse().unwrap());
+    stage::start_as(Settings { store, workers: 1, ..Settings::in_process(listeners) }, Vec::new())
+}
+
+fn until(what: &str, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + LONG;
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn who_looks_at_an_object_sees_whether_it_is_in_force_and_why_it_is_not() {
+    let cluster = Kubernetes::start();
+    let overlay = |parent: &str| {
+        json!({
+            "apiVersion": "overlane.dev/v1alpha1", "kind": "Overlay", "metadata": {"name": "alice"},
+            "spec": {"routing": {"baselineId": parent}, "services": [{"name": "web"}]},
+        })
+    };
+    cluster.apply("overlays", &overlay("base"));
+    let condition =
+        |kind: &str, name: &str| cluster.object(kind, name).unwrap()["status"]["conditions"][0].clone();
+    let running = proxy(&cluster);
+    until("invalid", || condition("overlays", "alice")["status"] == "False");
+    let invalid = condition("overlays", "alice");
+    assert_eq!((&invalid["type"], &invalid["reason"]), (&json!("Accepted"), &json!("Invalid")));
+    let message = invalid["message"].as_str().unwrap();
+    assert!(message.starts_with("line ") && message.contains("base"), "{message}");
+    assert_eq!(invalid["observedGeneration"], 1);
+    let base = json!({
+        "apiVersion": "overlane.dev/v1alpha1", "kind": "Baseline", "metadata": {"name": "base"},
+        "spec": {"services": [{"name": "web", "url": "http://127.0.0.1:1"}]},
+    });
+    cluster.apply("baselines", &base);
+    for (kind, name) in [("baselines", "base"), ("overlays", "alice")] {
+        until(name, || condition(kind, name)["status"] == "True");
+        assert_eq!(condition(kind, name)["reason"], "InForce");
+    }
+    // What is said changes no environment, and is said once.
+    let patches = || cluster.requests().iter().filter(|asked| asked.starts_with("PATCH")).count();
+    assert_eq!(patches(), 3);
+    cluster
+        .apply("overlays", &json!({"metadata": {"name": "alice"}, "spec": {"services": [{"name": "api"}]}}));
+    until("generation", || condition("overlays", "alice")["observedGeneration"] == 2);
+    assert_eq!(patches(), 4);
+    drop(running);
+}
+
+#[test]
+fn a_proxy_that_may_not_say_what_is_in_force_serves_all_the_same() {
+    let cluster = Kubernetes::start();
+    for kind in ["baselines/status", "overlays/status"] {
+        cluster.forbid("patch", kind);
+    }
+    let base = json!({
+        "apiVersion": "overlane.dev/v1alpha1", "kind": "Baseline", "metadata": {"name": "base"},
+        "spec": {"services": [{"name": "web", "url": "http://127.0.0.1:1"}]},
+    });
+    cluster.apply("baselines", &base);
+    let running = proxy(&cluster);
+    until("refused", || cluster.requests().iter().any(|asked| asked.starts_with("PATCH")));
+    let id = "base".parse().unwrap();
+    assert!(running.control().published().load().table.environment("base").is_some());
+    assert!(running.control().lineages(|lineages| lineages.standing(&id).is_some()));
+    assert_eq!(running.control().problems(), Vec::<String>::new());
+}
