@@ -2,7 +2,6 @@
 """Every command of the README and the tutorials is run: what a page shows is what the commands print.
 
     python3 docs/check.py target/debug/overlane [PAGE…] [--update]
-    python3 docs/check.py target/release/overlane ../README.md --letter      # in a clone that nothing was built in yet
 
 A page is a session in a folder of its own with the files of docs/examples (the README: with docs/), and, where the machine lets us, in a network of its
 own, so that its ports are free. A block ```` ```yaml FILE ```` (or any other language) writes a file. A block ```` ```console ```` has commands (`$ …`) and what they print:
@@ -74,17 +73,18 @@ def read(terminal, into):
 class Session:
     """A folder, and what was started in it."""
 
-    def __init__(self, binary, folder, letter):
-        self.folder, self.letter, self.beside = folder, letter, []
+    def __init__(self, binary, folder):
+        self.folder, self.beside = folder, []
         told = re.compile(r"(?i)(.*_proxy|OVERLANE_.*|RUST_LOG)")
         # People see no progress of curl's on a terminal, and we do not have one.
         (folder / ".curlrc").write_text("silent\nshow-error\n")
         self.variables = {name: value for name, value in os.environ.items() if not told.fullmatch(name)} | {
             "PATH": f"{binary.parent}:{os.environ['PATH']}", "NO_COLOR": "1", "HOME": str(folder)}
 
-    def told(self, command):
-        """A command as it is run: what cargo would build is there already, but where the README is followed to the letter."""
-        return command if self.letter else command.replace("cargo run --release --", "overlane")
+    @staticmethod
+    def told(command):
+        """A command as it is run: what cargo would build is there already."""
+        return command.replace("cargo run --release --", "overlane")
 
     def run(self, command):
         """What a command prints, line by line, with its exit code first where that is not 0."""
@@ -107,7 +107,7 @@ class Session:
         screen = []
         threading.Thread(target=read, args=(ours, screen), daemon=True).start()
         self.beside.append(child)
-        until = time.monotonic() + (3600 if self.letter else SECONDS)
+        until = time.monotonic() + SECONDS
         while True:
             over = child.poll() is not None or time.monotonic() > until
             printed = b"".join(screen).decode(errors="replace").replace("\r", "").rstrip().splitlines()
@@ -159,11 +159,8 @@ def converse(session, body):
 
 
 @contextlib.contextmanager
-def place(page, letter):
+def place(page):
     """The folder in which a page's commands are run."""
-    if letter:
-        yield HERE.parent
-        return
     with tempfile.TemporaryDirectory(prefix="overlane-page-") as folder:
         folder = pathlib.Path(folder)
         if page == README:
@@ -173,11 +170,11 @@ def place(page, letter):
         yield folder
 
 
-def play(page, binary, update, letter):
+def play(page, binary, update):
     text = (HERE / page).read_text()
     out, faults = [], []
-    with place(page, letter) as folder:
-        session = Session(binary, folder, letter)
+    with place(page) as folder:
+        session = Session(binary, folder)
         try:
             left_out = False
             for part in re.split(r"(^```\S.*?^```\n)", text, flags=re.M | re.S):
@@ -223,20 +220,19 @@ def main():
     parser.add_argument("binary", type=pathlib.Path)
     parser.add_argument("pages", nargs="*", metavar="PAGE", help=f"of {', '.join(PAGES)}")
     parser.add_argument("--update", action="store_true")
-    parser.add_argument("--letter", action="store_true", help="run what builds as well, and in this folder")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     binary = options.binary.resolve()
-    if binary.name != "overlane" or not (binary.is_file() or options.letter):
+    if binary.name != "overlane" or not binary.is_file():
         parser.error(f"{options.binary} is to be the program `overlane`: cargo build -p overlane")
     if options.inside:
         try:
-            play(options.pages[0], binary, options.update, options.letter)
+            play(options.pages[0], binary, options.update)
         except Failed as failed:
             sys.exit(str(failed))
         return
     within = network()
-    again = [flag for flag in ("--update", "--letter") if getattr(options, flag.removeprefix("--"))]
+    again = ["--update"] if options.update else []
     failed = [page for page in options.pages or PAGES
               if subprocess.run([*within, sys.executable, __file__, binary, page, "--inside", *again]).returncode]
     if failed:
