@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What deny.toml cannot say: Pingora is pinned exactly, nothing needs cmake, and `unsafe` is where it is named."""
+"""What deny.toml cannot say: Pingora is pinned exactly, nothing needs cmake, `unsafe` is where it is named, and an image has what is included."""
 
 import json
 import pathlib
@@ -30,10 +30,21 @@ def unsafe_faults():
     yield from (f"docs/threat-model.md does not name {name}, which has `unsafe`" for name in UNSAFE if name not in page)
 
 
+def context_faults():
+    """Files that the sources include and that `.dockerignore` keeps from the image's build."""
+    allowed = [line[1:] for line in pathlib.Path(".dockerignore").read_text().split() if line.startswith("!")]
+    root = pathlib.Path().resolve()
+    for source in [*pathlib.Path("config/src").rglob("*.rs"), *pathlib.Path("proxy/src").rglob("*.rs")]:
+        for included in re.findall(r'include_(?:str|bytes)!\("([^"]+)"\)', source.read_text()):
+            path = (source.parent / included).resolve().relative_to(root)
+            if not any(path.is_relative_to(each) for each in allowed):
+                yield f".dockerignore keeps {path} from the image's build, and {source} includes it"
+
+
 def main() -> int:
     command = ["cargo", "metadata", "--format-version", "1", "--locked"]
     packages = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)["packages"]
-    faults = list(unsafe_faults())
+    faults = [*unsafe_faults(), *context_faults()]
     for package in packages:
         if package["name"].startswith("overlane"):
             for needed in package["dependencies"]:
