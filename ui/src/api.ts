@@ -127,6 +127,7 @@ export interface Listener {
 
 export interface Dump {
   listeners: Listener[];
+  environments: Record<string, { services?: { service: string; addresses: string[] | null }[] }>;
   carriers: { read: string[]; write: string[]; keepFor: string[] };
   certificates: { certificate: string; names: string[]; validUntil: string }[] | null;
   problems: string[];

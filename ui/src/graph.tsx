@@ -120,7 +120,7 @@ export function ServiceGraph({ label, nodes, edges, upright, selected, select }:
   // Figures change all the time, and need no other layout.
   const shape = JSON.stringify([nodes, edges.map(({ from, to, elsewhere, errors }) => [from, to, elsewhere, !!errors]), upright]);
   const laid = useMemo(() => place(nodes, edges, upright), [shape]);
-  const placed = { ...laid, edges: laid.edges.map((edge, index) => ({ ...edge, lines: told(edges[index]!), errors: edges[index]!.errors })) };
+  const placed = { ...laid, edges: laid.edges.map((edge, index) => ({ ...edge, ...edges[index]!, lines: told(edges[index]!) })) };
   const [at, setAt] = useState<string | null>(null);
   const box = useRef<SVGSVGElement>(null);
   const stop = placed.nodes.some(({ id }) => id === at) ? at : placed.nodes[0]?.id;

@@ -37,6 +37,7 @@ const VIEWS = {
   hops: [`#/live?overlay=${KEY}`, async (tab) => {
     await tab.locator(".row-link").nth(3).click();
     await tab.locator(".hops li", { hasText: "restored by the trace" }).first().waitFor();
+    await tab.locator(".hops li").nth(4).waitFor();
   }],
   why: ["#/why", async (tab) => tab.locator(".empty", { hasText: "traceparent" }).waitFor()],
   state: ["#/state", async (tab) => tab.locator("td", { hasText: "SYNCED" }).waitFor()],
@@ -202,7 +203,7 @@ async function many(browser) {
   await tab.context().close();
   const ms = (value) => `${Math.round(value)} ms`;
   console.log(`  ${told.overlays} overlays: useful after ${ms(useful)}, searched in ${ms(found)}, at the end in ${ms(end)}; ${rows} rows in the page`);
-  // Of a debug build on a busy machine. How long it is on a quiet one is in docs/benchmarks.md.
+  // Of a debug build on a busy machine.
   check("useful within 20 s with ten thousand overlays", useful < 20_000, ms(useful));
 }
 
@@ -234,10 +235,10 @@ async function screenshots(browser) {
   };
   fs.mkdirSync(told.screenshots, { recursive: true });
   for (const [name, view, options] of [
-    ["overlays", "overlay", { viewport: PICTURE }],
+    ["overlays", "overlay", { viewport: { ...PICTURE, height: 800 } }],
     ["lineage", "lineage", { viewport: { ...PICTURE, height: 420 } }],
     ["explain", "explain", { viewport: PICTURE, colorScheme: "dark" }],
-    ["live", "hops", { viewport: PICTURE }],
+    ["live", "hops", { viewport: { ...PICTURE, height: 560 } }],
     ["phone", "lineage", { viewport: SIZES.phone }],
   ]) {
     const tab = await opened(browser, options);

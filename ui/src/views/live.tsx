@@ -17,6 +17,8 @@ const KEPT = 500;
 /** As often are they shown, in milliseconds. */
 const SHOWN_EVERY = 250;
 
+const AGAIN = 2000;
+
 const FILTERS = ["overlay", "service", "status", "path", "maxRps"] as const;
 type Filter = Record<(typeof FILTERS)[number], string>;
 type Row = Decision & { number: number };
@@ -90,9 +92,9 @@ export function Live({ world, route, dump }: { world: World; route: Route; dump:
         <form class="fields" onSubmit={(event) => event.preventDefault()} aria-label="Filters">
           <Field label="Overlay" value={filter.overlay} set={set("overlay")} hint="any" list="overlays" />
           <Field label="Service" value={filter.service} set={set("service")} hint="any" list="services" />
-          <Field label="Status" value={filter.status} set={set("status")} hint="any, such as 5xx,404" />
-          <Field label="Path begins with" value={filter.path} set={set("path")} hint="any, such as /cart" />
-          <Choice label="At most" value={filter.maxRps} set={set("maxRps")} options={[["10", "10 per second"], ["", "100 per second"], ["1000", "1000 per second"]]} />
+          <Field label="Status" value={filter.status} set={set("status")} hint="5xx,404" />
+          <Field label="Path begins with" value={filter.path} set={set("path")} hint="/cart" />
+          <Choice label="At most" value={filter.maxRps} set={set("maxRps")} options={[["10", "10/s"], ["", "100/s"], ["1000", "1000/s"]]} />
           <datalist id="overlays">{world.overlays.slice(0, 200).map(({ id }) => <option key={id} value={id} />)}</datalist>
           <datalist id="services">{[...new Set(world.baselines.flatMap(({ services }) => services?.map(({ name }) => name) ?? []))].map((name) => <option key={name} value={name} />)}</datalist>
         </form>
@@ -129,8 +131,11 @@ function Detail({ alone, row, close, header }: { alone: boolean; row: Row; close
     if (!id) return;
     const control = new AbortController();
     // What is not kept any more is shown as it passed.
-    ask<Why>(`api/v1/why/${encodeURIComponent(id)}`, { signal: control.signal }).then(setStory, () => undefined);
-    return () => control.abort();
+    const look = () => ask<Why>(`api/v1/why/${encodeURIComponent(id)}`, { signal: control.signal }).then(setStory, () => undefined);
+    void look();
+    // What was called is over before who called it: of a request that is new, more is known a moment later.
+    const again = window.setTimeout(() => void look(), AGAIN);
+    return () => (control.abort(), window.clearTimeout(again));
   }, []);
   const hops = story?.hops ?? [row];
   return (

@@ -1,7 +1,7 @@
 // What there is: each baseline with its overlays, what they own, how their requests fare; and how one gets into one of them.
 
 import { useEffect, useMemo, useState } from "preact/hooks";
-import { type Dump, type Environment, type Health, type Lineage, ask } from "../api.ts";
+import { type Dump, type Environment, type Health, type Lineage, ask, query } from "../api.ts";
 import { Chart } from "../chart.tsx";
 import { type Figures, NOTHING, type Span, figures, ofOverlay, total } from "../figures.ts";
 import { Choice, Copy, Empty, Icon, Line, Named, Note, Search, State, Tile, useMedia } from "../parts.tsx";
@@ -267,7 +267,9 @@ function Panel({ alone, world, environment, span, dump, theme }: { alone: boolea
   const baseline = environment.kind === "baseline";
   const kind = baseline ? "baselines" : "overlays";
   const told = useAsked<Lineage>(baseline ? null : `api/v1/overlays/${encodeURIComponent(id)}/lineage`, environment);
-  const health = useAsked<Health>(`api/v1/${kind}/${encodeURIComponent(id)}/health`, environment);
+  const health = useAsked<Health>(environment.services && `api/v1/${kind}/${encodeURIComponent(id)}/health`, environment);
+  // A hub routes nothing itself, and has no addresses to tell.
+  const routed = useAsked<Dump>(dump ? query("config_dump", { id }) : null, environment);
   const chain = lineage(world, id);
   const close = (event: KeyboardEvent) => event.key === "Escape" && go(link("overlays"));
   return (
@@ -290,7 +292,7 @@ function Panel({ alone, world, environment, span, dump, theme }: { alone: boolea
       </nav>
       {world.counted && <Charts world={world} environment={environment} theme={theme} />}
       <Services world={world} environment={environment} span={span} health={health} />
-      <Facts environment={environment} />
+      <Facts environment={environment} routed={routed} />
     </aside>
   );
 }
@@ -382,9 +384,14 @@ function Services({ world, environment, span, health }: { world: World; environm
   );
 }
 
-function Facts({ environment }: { environment: Environment }) {
+function Facts({ environment, routed }: { environment: Environment; routed: Dump | null }) {
   const { owner, labels, expiresAt, file, services, id, parent } = environment;
   const where = (services ?? []).filter(({ urls, image }) => urls.length > 0 || image);
+  /** To which addresses names lead now. */
+  const addresses = (name: string, urls: string[]) => {
+    const all = routed?.environments[id]?.services?.find(({ service }) => service === name)?.addresses ?? [];
+    return all.filter((address) => !urls.some((url) => url.includes(address)));
+  };
   return (
     <section aria-label="What is declared">
       <h3>Declared</h3>
@@ -393,7 +400,7 @@ function Facts({ environment }: { environment: Environment }) {
         {Object.keys(labels ?? {}).length > 0 && <><dt>Labels</dt><dd>{Object.entries(labels ?? {}).map(([key, value]) => <span key={key} class="chip">{key}={value}</span>)}</dd></>}
         {parent && <><dt>Lease</dt><dd><Lease environment={environment} />{expiresAt && <span class="muted"> until {expiresAt}</span>}</dd></>}
         {where.map(({ name, urls, image, attached }) => (
-          <div key={name} class="fact"><dt>{name}</dt><dd><code class="wrap">{urls.join(" ") || "no address yet"}</code>{attached.length > 0 && <span class="tag">attached</span>}{image && <code class="wrap muted">{image}</code>}</dd></div>
+          <div key={name} class="fact"><dt>{name}</dt><dd><code class="wrap">{urls.join(" ") || "no address yet"}</code>{addresses(name, urls).length > 0 && <span class="muted"> at {addresses(name, urls).join(", ")}</span>}{attached.length > 0 && <span class="tag">attached</span>}{image && <code class="wrap muted">{image}</code>}</dd></div>
         ))}
         {file && <><dt>Blueprint</dt><dd><code class="wrap">{file}</code></dd></>}
       </dl>
