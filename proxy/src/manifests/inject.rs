@@ -24,6 +24,8 @@ pub(super) const SERVICE: &str = "overlane.dev/service";
 /// As label of pods: the overlay whose instance they are.
 pub(super) const OVERLAY: &str = "overlane.dev/overlay";
 const ENVIRONMENT: &str = "overlane.dev/environment";
+/// How long a sidecar takes at most to end, in seconds: its `lameDuck` and `drain` by default.
+const DRAINED: u64 = 25;
 /// The longest name of a port.
 const PORT_NAME: usize = 15;
 
@@ -180,6 +182,8 @@ fn stand_before(
     let path = pod_path(object).unwrap_or_default();
     let sidecar = &of_its_environment(sidecar, object.at(path).unwrap_or(object));
     let mut notes = plan.said(files, object, sidecar.native);
+    notes.extend(plan.also_led_there(files, object));
+    notes.extend(ends_too_soon(object.at(path).unwrap_or(object)));
     plan.lead_to_sidecar(files);
     let object = files[workload.0].object_mut(workload.1);
     if let Some(pod) = object.at_mut(path) {
@@ -258,6 +262,24 @@ impl Plan {
         ]
     }
 
+    /// The other Services that lead to the port by its name, and so to the sidecar.
+    fn also_led_there(&self, files: &[File], workload: &Value) -> Vec<String> {
+        let Port::Name(port) = &self.target.port.target else { return Vec::new() };
+        let named = |service: &Value| {
+            service_ports(service).iter().any(|other| other.target == self.target.port.target)
+        };
+        let others = spots(files, |service| leads_to(service, workload) && named(service));
+        let others =
+            others.iter().filter(|spot| **spot != self.target.service).map(|spot| name(at(files, *spot)));
+        let said = |other| {
+            format!(
+                "  Service {other} leads to port `{port}` as well, and so to the sidecar of {}",
+                self.service
+            )
+        };
+        others.map(said).collect()
+    }
+
     /// Has the Service lead to the sidecar, where it does not by the port's name.
     fn lead_to_sidecar(&self, files: &mut [File]) {
         let Target { service: (file, at), port, .. } = &self.target;
@@ -268,6 +290,16 @@ impl Plan {
             port["targetPort"] = self.inbound.into();
         }
     }
+}
+
+/// Where a pod is killed while its sidecar may still be draining.
+fn ends_too_soon(pod: &Value) -> Option<String> {
+    let grace = pod.at("spec.terminationGracePeriodSeconds").and_then(Value::as_u64)?;
+    (grace < DRAINED).then(|| {
+        format!(
+            "  its pods are killed after {grace} s (`terminationGracePeriodSeconds`), and the sidecar may take {DRAINED} s to drain"
+        )
+    })
 }
 
 /// The sidecar of a pod that says itself whose instance it is.

@@ -298,6 +298,23 @@ fn a_workload_that_says_so_is_left_alone() {
 }
 
 #[test]
+fn who_is_led_to_the_sidecar_besides_and_what_ends_too_soon_is_said() {
+    let text = pair("{selector: {app: web}, ports: [{port: 80, targetPort: http}]}")
+        .replace("    spec:\n", "    spec:\n      terminationGracePeriodSeconds: 10\n");
+    let other = text.split("---\n").last().expect("a Service").replace("name: web", "name: www");
+    let mut files = vec![File::read("f.yaml", format!("{text}---\n{other}")).expect("manifests")];
+    let how = Injection { services: vec!["web".to_owned()], ..with(Some(sidecar())) };
+    let notes = inject(&mut files, &how).expect("injected");
+    let said = |what: &str| notes.iter().filter(|note| note.contains(what)).count();
+    assert_eq!(
+        said("Service www leads to port `http` as well, and so to the sidecar of web"),
+        1,
+        "{notes:?}"
+    );
+    assert_eq!(said("killed after 10 s"), 1, "{notes:?}");
+}
+
+#[test]
 fn variables_that_lead_elsewhere_are_left_and_said() {
     let text = pair("{selector: {app: web}, ports: [{port: 80}]}")
         .replace("image: web,", "image: web, env: [{name: http_proxy, value: \"http://proxy:3128\"}],");
