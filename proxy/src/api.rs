@@ -21,6 +21,7 @@ use crate::hub::fleet::Fleet;
 use crate::status::Status;
 use crate::store::shared::Revision;
 
+pub(crate) use decisions::{Allowance, aside};
 pub(crate) use health::Health;
 
 /// The description.

@@ -157,6 +157,9 @@ pub struct Found {
     pub decisions: Vec<Decision>,
     /// How many could not be read, since they were overwritten meanwhile.
     pub missed: u64,
+    /// Proxies that were asked and did not answer in time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub silent: Vec<String>,
 }
 
 /// What a proxy says of itself in each of its decisions.
@@ -229,7 +232,7 @@ impl Decisions {
     #[must_use]
     pub fn newest(&self, filter: &Filter, limit: usize) -> Found {
         let (found, missed) = self.look(|record, role| record.fits(filter, role));
-        Found { decisions: self.shown(found, limit), missed }
+        Found { decisions: self.shown(found, limit), missed, silent: Vec::new() }
     }
 
     /// All of the requests that one of these ids names, or that an id of theirs does: those of traces, of requests, or of
@@ -374,6 +377,14 @@ pub struct Followed {
     pub overrun: u64,
     /// How many more fit than were wanted.
     pub over: u64,
+}
+
+impl Followed {
+    /// Whether there is nothing to tell.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.decisions.is_empty() && self.overrun + self.over == 0
+    }
 }
 
 /// A point in time in microseconds since 1970, as RFC 3339 has it.

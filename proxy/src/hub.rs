@@ -5,6 +5,7 @@
 mod entries;
 pub mod fleet;
 mod listen;
+pub mod questions;
 pub mod tokens;
 pub mod tunnels;
 pub mod wire;
@@ -59,10 +60,15 @@ impl Hub {
             Api { admin: self.admin.clone(), fleet: Some(self.fleet.clone()) }.routers();
         let reports = Router::new()
             .route(INSTANCES, post(fleet::hear).delete(fleet::leave))
+            .route(
+                questions::ANSWERS,
+                post(questions::hear).layer(DefaultBodyLimit::max(questions::ANSWER_BYTES)),
+            )
             .merge(asking.layer(DefaultBodyLimit::max(admin::BODY_BYTES)).with_state(()))
             .layer(from_fn(require_json));
         let reading = Router::new()
             .route(wire::ENTRIES, get(entries::list_or_follow))
+            .route(questions::QUESTIONS, get(questions::listen))
             .merge(reports)
             .merge(reading.with_state(()))
             .layer(from_fn_with_state(self.clone(), may_read));

@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod admin;
+mod answers;
 mod api;
 pub mod bench;
 pub mod calls;

@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 use crate::access::{AccessLog, Written};
 use crate::admin::{self, Admin, ReloadRequest};
+use crate::answers;
 use crate::clock;
 use crate::control::{Control, Report, Trigger};
 use crate::decisions::Decisions;
@@ -241,6 +242,7 @@ impl Prepared {
             taps: Arc::new(Semaphore::new(admin::TAPS)),
         };
         if let Some(above) = above {
+            spawn("answering the hub", Box::pin(answers::answer(above.clone(), state.clone())));
             spawn("reporting to the hub", Box::pin(status::report(above, state.clone())));
         }
         let probes_at = probes.as_ref().map(|probes| probes.0);

@@ -130,6 +130,38 @@ pub struct Stats {
     pub overhead: Option<Counts>,
 }
 
+/// The ways of several proxies, each once.
+#[derive(Debug, Default)]
+pub struct Flows(BTreeMap<Way, Flow>);
+
+impl Flows {
+    /// Those of one proxy.
+    #[must_use]
+    pub fn of(flows: Vec<Flow>) -> Self {
+        let mut all = Self::default();
+        flows.into_iter().for_each(|flow| all.add(flow));
+        all
+    }
+
+    /// Adds one.
+    pub fn add(&mut self, flow: Flow) {
+        let Some(known) = self.0.get_mut(&flow.way) else {
+            self.0.insert(flow.way.clone(), flow);
+            return;
+        };
+        known.requests += flow.requests;
+        known.errors += flow.errors;
+        known.seconds += flow.seconds;
+        known.buckets.iter_mut().zip(&flow.buckets).for_each(|(known, more)| *known += more);
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn into_all(self) -> Vec<Flow> {
+        self.0.into_values().collect()
+    }
+}
+
 impl Meter {
     /// The ways that requests took, those with the most first.
     pub(crate) fn flows(&self) -> Vec<Flow> {
@@ -288,6 +320,8 @@ mod tests {
     fn buckets_are_cumulative_and_those_of_several_proxies_are_added() {
         let flows = [flow("", Side::Sent, "", "web", 3), flow("", Side::Sent, "", "web", 2)];
         let stats = Stats::of(String::new(), 2, Vec::new(), &flows);
+        let summed = Flows::of(flows.to_vec()).into_all();
+        assert_eq!((summed.len(), Stats::of(String::new(), 2, Vec::new(), &summed)), (1, stats.clone()));
         let counts = &stats.services[0].counts;
         assert_eq!((counts.requests, counts.errors, counts.seconds), (5, 2, 1.0));
         let at = |bound: f64| counts.buckets.iter().find(|(le, _)| *le == bound).map(|(_, count)| *count);

@@ -18,16 +18,27 @@ use tokio::time::sleep;
 use super::Api;
 use crate::admin::problem;
 use crate::clock;
-use crate::decisions::story::Story;
+use crate::decisions::story::{self, Story};
 use crate::decisions::{Cursor, Filter, Statuses};
+use crate::hub::questions::{Answered, Ask, Asking, Told};
 use crate::metrics;
 use crate::plane::drain::Stage;
-use crate::stats::Stats;
+use crate::stats::{Flows, Stats};
 
 /// How many decisions are told where it is not said.
 const LIMIT: usize = 100;
 /// The most that are told at once.
 const MOST: usize = 10_000;
+/// The same at a hub, of all who report to it.
+const MOST_JOINED: usize = 2000;
+/// The most rounds in which a hub asks for more of a request, by the ids of what was found.
+const ROUNDS: usize = 3;
+/// The most ids by which it asks in a round.
+const IDS: usize = 16;
+/// The most decisions about a request that it takes from one proxy.
+const HOPS: usize = 1000;
+/// The most proxies that are named in a sentence.
+const NAMED: usize = 10;
 /// How many decisions a second a tap tells where it is not said, and at most.
 const RPS: u32 = 100;
 const MOST_RPS: u32 = 10_000;
@@ -83,7 +94,7 @@ fn malformed(why: &QueryRejection) -> Response {
 
 /// Whether there is anything to look at.
 fn expect_kept(api: &Api) -> Result<(), Box<Response>> {
-    match api.admin.decisions.are_kept() {
+    match api.admin.decisions.are_kept() || api.fleet.is_some() {
         true => Ok(()),
         false => Err(no(StatusCode::CONFLICT, "no decisions are kept here: its settings say `decisions: 0`")),
     }
@@ -99,17 +110,46 @@ async fn newest(api: &Api, query: Result<Query<Asked>, QueryRejection>) -> Answe
     if asked.max_rps.is_some() {
         return Err(no(StatusCode::BAD_REQUEST, "`maxRps` is of /api/v1/tap; here `limit` says how many"));
     }
+    let most = if api.fleet.is_some() { MOST_JOINED } else { MOST };
     let limit = asked.limit.unwrap_or(LIMIT);
-    if !(1..=MOST).contains(&limit) {
-        return Err(no(StatusCode::BAD_REQUEST, &format!("`limit` is 1 to {MOST}")));
+    if !(1..=most).contains(&limit) {
+        return Err(no(StatusCode::BAD_REQUEST, &format!("`limit` is 1 to {most}")));
     }
     let (decisions, filter) = (api.admin.decisions.clone(), asked.filter());
-    let found = aside(move || decisions.newest(&filter, limit)).await;
+    let ask = Ask::Decisions { filter: filter.clone(), limit };
+    let mut found = aside(move || decisions.newest(&filter, limit)).await;
+    let joined = joined(api, ask, |told| {
+        if let Told::Decisions(theirs) = told {
+            found.missed += theirs.missed;
+            found.decisions.extend(theirs.decisions);
+            found.decisions.sort_by(|a, b| b.order().cmp(&a.order()));
+            found.decisions.truncate(limit);
+        }
+    });
+    found.silent = joined.await?.silent;
     Ok(axum::Json(found).into_response())
 }
 
+/// Asks the others: at a hub all who report to it, else nobody.
+async fn joined(api: &Api, ask: Ask, take: impl FnMut(Told)) -> Result<Answered, Box<Response>> {
+    let Some(fleet) = &api.fleet else { return Ok(Answered::default()) };
+    let listening = fleet.questions.listeners();
+    let mut answered = fleet.questions.ask(ask, take).await.map_err(|_| too_many())?;
+    // Who reports, and is of a version that cannot be asked, does not answer either.
+    let reporting = fleet.instances(Instant::now()).into_iter().map(|instance| instance.id);
+    answered.silent.extend(reporting.filter(|id| !listening.contains(id) && *id != *api.admin.instance));
+    Ok(answered)
+}
+
+fn too_many() -> Box<Response> {
+    no(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "so many questions are open at this hub that no more may be: ask again",
+    )
+}
+
 /// Looks through all that is kept on a thread of its own: nothing else waits for it.
-async fn aside<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) async fn aside<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(look).await {
         Ok(found) => found,
         Err(ended) => std::panic::resume_unwind(ended.into_panic()),
@@ -122,24 +162,65 @@ pub(super) async fn why(State(api): State<Api>, Path(id): Path<String>) -> Respo
 
 async fn story(api: &Api, id: String) -> Answer {
     expect_kept(api)?;
-    let decisions = api.admin.decisions.clone();
-    let own = id.clone();
-    let story = aside(move || Story::of(own.clone(), decisions.of(&BTreeSet::from([own])))).await;
-    match story.hops.is_empty() {
-        false => Ok(axum::Json(story).into_response()),
-        true => Err(no(StatusCode::NOT_FOUND, &unknown(api, &id))),
+    let (mut hops, mut silent) = (Vec::new(), BTreeSet::new());
+    let (mut known, mut next) = (BTreeSet::new(), BTreeSet::from([id.clone()]));
+    // What one proxy knows by an id that another one told is asked for again.
+    for _ in 0..ROUNDS {
+        let (decisions, ids) = (api.admin.decisions.clone(), next.clone());
+        hops.extend(aside(move || decisions.of(&ids)).await);
+        let joined = joined(api, Ask::Of(next.clone()), |told| {
+            if let Told::Of(theirs) = told {
+                hops.extend(theirs.into_iter().take(HOPS));
+                hops.truncate(MOST);
+            }
+        });
+        silent.extend(joined.await?.silent);
+        known.append(&mut next);
+        next = story::ids(&hops).difference(&known).take(IDS).cloned().collect();
+        if api.fleet.is_none() || next.is_empty() {
+            break;
+        }
     }
+    if hops.is_empty() {
+        return Err(no(StatusCode::NOT_FOUND, &unknown(api, &id, &silent)));
+    }
+    let mut story = Story::of(id, hops);
+    if !silent.is_empty() {
+        story.findings.push(format!("hops may be missing: {}", did_not_answer(&silent)));
+    }
+    Ok(axum::Json(story).into_response())
 }
 
-fn unknown(api: &Api, id: &str) -> String {
+fn did_not_answer(silent: &BTreeSet<String>) -> String {
+    let names: Vec<_> = silent.iter().map(String::as_str).take(NAMED).collect();
+    let more = silent.len().saturating_sub(NAMED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{}{more} did not answer", names.join(", "))
+}
+
+fn unknown(api: &Api, id: &str, silent: &BTreeSet<String>) -> String {
     let decisions = &api.admin.decisions;
-    let since = decisions
-        .since()
-        .map_or_else(|| "it has decided nothing yet".to_owned(), |since| format!("its oldest is of {since}"));
     let id: String = id.chars().take(80).flat_map(char::escape_debug).collect();
-    let kept = decisions.kept();
+    let kept = match &api.fleet {
+        Some(fleet) => {
+            let asked = fleet.questions.listeners().len();
+            let silent =
+                if silent.is_empty() { String::new() } else { format!("; {}", did_not_answer(silent)) };
+            format!(
+                "{asked} proxies and this one were asked, each of which keeps its last decisions only{silent}"
+            )
+        }
+        None => {
+            let since = decisions.since();
+            let since = since.map_or_else(
+                || "it has decided nothing yet".to_owned(),
+                |since| format!("its oldest is of {since}"),
+            );
+            format!("this proxy keeps its last {} decisions, and {since}", decisions.kept())
+        }
+    };
     format!(
-        "nothing here knows `{id}`: this proxy keeps its last {kept} decisions, and {since}; an id is a trace's, a request's (x-request-id), or a hop's of x-overlay-route"
+        "nothing here knows `{id}`: {kept}; an id is a trace's, a request's (x-request-id), or a hop's of x-overlay-route"
     )
 }
 
@@ -156,13 +237,21 @@ pub(super) async fn stats(State(api): State<Api>, query: Result<Query<Summed>, Q
         Ok(summed) => summed,
         Err(why) => return malformed(&why),
     };
-    let ways = metrics::gather(&api.admin.doors).await.flows();
-    let (at, silent) = (clock::now().to_string(), Vec::<String>::new());
-    match flows {
-        true => {
-            axum::Json(json!({ "at": at, "proxies": 1, "silent": silent, "flows": ways })).into_response()
+    let mut ways = Flows::of(metrics::gather(&api.admin.doors).await.flows());
+    let joined = joined(&api, Ask::Flows, |told| {
+        if let Told::Flows(theirs) = told {
+            theirs.into_iter().for_each(|flow| ways.add(flow));
         }
-        false => axum::Json(Stats::of(at, 1, silent, &ways)).into_response(),
+    });
+    let Answered { count, silent } = match joined.await {
+        Ok(answered) => answered,
+        Err(refused) => return *refused,
+    };
+    let (at, proxies, ways) = (clock::now().to_string(), 1 + count, ways.into_all());
+    match flows {
+        true => axum::Json(json!({ "at": at, "proxies": proxies, "silent": silent, "flows": ways }))
+            .into_response(),
+        false => axum::Json(Stats::of(at, proxies, silent, &ways)).into_response(),
     }
 }
 
@@ -186,10 +275,16 @@ fn tapped(api: &Api, query: Result<Query<Asked>, QueryRejection>) -> Answer {
     let Ok(seat) = api.admin.taps.clone().try_acquire_owned() else {
         return Err(no(StatusCode::SERVICE_UNAVAILABLE, "as many look already as may: close one of them"));
     };
+    let filter = asked.filter();
+    let others = match &api.fleet {
+        Some(fleet) => Some(fleet.questions.tap(filter.clone(), most).map_err(|_| too_many())?),
+        None => None,
+    };
     let tap = Tap {
         cursor: api.admin.decisions.end(),
         api: api.clone(),
-        filter: asked.filter(),
+        filter,
+        others,
         allowance: Allowance::of(most, Instant::now()),
         missed: [Missed::default(), Missed::default()],
         begun: false,
@@ -204,26 +299,27 @@ fn tapped(api: &Api, query: Result<Query<Asked>, QueryRejection>) -> Answer {
 }
 
 /// So many a second, and as many at once.
-struct Allowance {
+pub(crate) struct Allowance {
     most: u32,
     left: f64,
     counted: Instant,
 }
 
 impl Allowance {
-    fn of(most: u32, now: Instant) -> Self {
+    pub(crate) fn of(most: u32, now: Instant) -> Self {
         Self { most, left: f64::from(most), counted: now }
     }
 
     /// How many may be told now.
-    fn now(&mut self, now: Instant) -> usize {
+    pub(crate) fn now(&mut self, now: Instant) -> usize {
         let since = now.saturating_duration_since(self.counted).as_secs_f64();
         self.left = (self.left + since * f64::from(self.most)).min(f64::from(self.most));
         self.counted = now;
         self.left as usize
     }
 
-    fn take(&mut self, told: usize) {
+    /// So many were told.
+    pub(crate) fn take(&mut self, told: usize) {
         self.left -= told as f64;
     }
 }
@@ -252,6 +348,8 @@ struct Tap {
     api: Api,
     cursor: Cursor,
     filter: Filter,
+    /// Those who report to this hub: they decide at their own place what to tell, and only while somebody looks.
+    others: Option<Asking>,
     allowance: Allowance,
     /// For the rate, and for being too slow.
     missed: [Missed; 2],
@@ -287,7 +385,17 @@ impl Tap {
 
     fn events(&mut self, now: Instant) -> String {
         let may = self.allowance.now(now);
-        let followed = self.api.admin.decisions.follow(&mut self.cursor, &self.filter, may);
+        let mut followed = self.api.admin.decisions.follow(&mut self.cursor, &self.filter, may);
+        followed.overrun += self.others.as_mut().map_or(0, Asking::dropped);
+        while let Some(told) = self.others.as_mut().and_then(Asking::told) {
+            if let Told::Tap { decisions, over, overrun } = told {
+                followed.decisions.extend(decisions);
+                (followed.over, followed.overrun) = (followed.over + over, followed.overrun + overrun);
+            }
+        }
+        followed.decisions.sort_by(|a, b| a.order().cmp(&b.order()));
+        followed.over += followed.decisions.len().saturating_sub(may) as u64;
+        followed.decisions.truncate(may);
         self.allowance.take(followed.decisions.len());
         let mut events = String::new();
         let mut event = |name: &str, what: &dyn Fn() -> serde_json::Result<String>| {

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 
 use super::Hub;
+use super::questions::Questions;
 use crate::admin::problem;
 use crate::status::{Instance, REPORT};
 
@@ -25,11 +26,15 @@ const REPORT_BYTES: usize = 256 * 1024;
 
 /// The proxies that report.
 #[derive(Debug, Clone, Default)]
-pub struct Fleet(Arc<Mutex<BTreeMap<String, (Instance, Instant)>>>);
+pub struct Fleet {
+    known: Arc<Mutex<BTreeMap<String, (Instance, Instant)>>>,
+    /// What they are asked.
+    pub questions: Arc<Questions>,
+}
 
 impl Fleet {
     fn known(&self) -> MutexGuard<'_, BTreeMap<String, (Instance, Instant)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes in what one says; false where there are too many.

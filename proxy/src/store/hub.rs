@@ -348,7 +348,8 @@ impl HubStore {
         small(response).await.map_err(Refused::Broken)
     }
 
-    async fn lines(&self, path: &str) -> Result<Lines, Refused> {
+    /// Asks for lines that come for as long as they are read.
+    pub(crate) async fn lines(&self, path: &str) -> Result<Lines, Refused> {
         let body = self.ask(Method::GET, path, None, whole("")).await?.into_body();
         Ok(Lines { body, bytes: BytesMut::new() })
     }
@@ -380,7 +381,7 @@ fn refusal(place: &Place, status: StatusCode, body: &[u8]) -> String {
 }
 
 /// Lines as they come.
-struct Lines {
+pub(crate) struct Lines {
     body: Incoming,
     bytes: BytesMut,
 }
@@ -391,8 +392,8 @@ fn broke_off(why: impl fmt::Display) -> WatchError {
 }
 
 impl Lines {
-    /// The next line, without its end.
-    async fn line(&mut self) -> Result<BytesMut, WatchError> {
+    /// The next line, with its end.
+    pub(crate) async fn line(&mut self) -> Result<BytesMut, WatchError> {
         let mut looked = 0;
         loop {
             if let Some(end) = memchr(b'\n', &self.bytes[looked..]) {

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use overlane::decisions::story::Story;
 use overlane::decisions::{Decision, Found, KeyFrom};
@@ -13,7 +13,7 @@ use overlane::stats::Stats;
 use overlane_config::route::Role;
 use overlane_tests::stage;
 
-use super::hub::{ask, command, until};
+use super::hub::{ask, command, follower, hub_of, open, until, url};
 
 fn get(admin: SocketAddr, path: &str) -> String {
     let (status, body) = ask(admin, "GET", path, &[], "");
@@ -159,7 +159,10 @@ impl Tap {
 
     /// The next event's name, and what it says.
     fn event(&mut self) -> (String, serde_json::Value) {
+        let begun = Instant::now();
         loop {
+            // Signs of life come all the time.
+            assert!(begun.elapsed() < Duration::from_secs(30), "nothing is told");
             if let Some(name) = self.line().strip_prefix("event: ") {
                 let said = self.line();
                 let said = serde_json::from_str(said.strip_prefix("data: ").unwrap()).unwrap();
@@ -371,4 +374,142 @@ fn top_shows_rates_by_overlay_and_service() {
     demo.stop();
     let (code, _, notes) = command(&["top", "--interval", "0s"]);
     assert_eq!((code, notes.contains("write a time such as `1s`")), (2, true), "{notes}");
+}
+
+/// A hub over a folder with the usual environments, and proxies that follow it. Whoever is asked for is routed nowhere.
+fn fleet(folder: &tempfile::TempDir, followers: usize) -> (stage::Started, Vec<stage::Started>) {
+    for (name, routing) in
+        [("base", "mode: baseline, holdFor: 10ms"), ("alice", "mode: overlay, baselineId: base")]
+    {
+        let text = format!(
+            "name: {name}\nrouting: {{{routing}}}\nservices: [{{name: web, expose: true, url: 'http://127.0.0.1:1'}}]\n"
+        );
+        std::fs::write(folder.path().join(format!("{name}.yaml")), text).unwrap();
+    }
+    let hub = hub_of(folder.path(), open());
+    let proxies: Vec<_> = (0..followers).map(|_| follower(&url(&hub))).collect();
+    let asked = || serde_json::from_str::<Stats>(&get(hub.hub().unwrap(), "/api/v1/stats")).unwrap();
+    until("all of them answer the hub", || asked().proxies == followers + 1 && asked().silent.is_empty());
+    (hub, proxies)
+}
+
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+
+/// Asks each of these proxies for the overlay, in one trace.
+fn ask_each(proxies: &[stage::Started]) {
+    let parent = format!("00-{TRACE}-b7ad6b7169203331-01");
+    for (at, proxy) in proxies.iter().enumerate() {
+        let fields = [("x-overlay-id", "alice"), ("traceparent", &*parent)];
+        assert_eq!(send(proxy.addresses()[0], &format!("/{at}"), &fields), 503);
+    }
+}
+
+#[test]
+fn a_hub_answers_for_all_who_report_to_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (hub, proxies) = fleet(&folder, 2);
+    let at = hub.hub().unwrap();
+    ask_each(&proxies);
+    until("both tell what they decided", || decisions(at, "overlay=alice").len() == 2);
+    let newest: Vec<_> = decisions(at, "overlay=alice").into_iter().map(|one| one.path).collect();
+    assert_eq!(newest, ["/1", "/0"], "newest first, whoever decided");
+    assert_eq!(decisions(at, "overlay=alice&limit=1").len(), 1);
+    let told = story(at, TRACE);
+    let proxies: std::collections::BTreeSet<_> = told.hops.iter().map(|hop| &hop.proxy).collect();
+    assert_eq!((told.hops.len(), proxies.len()), (2, 2), "{told:#?}");
+    let stats: Stats = serde_json::from_str(&get(at, "/api/v1/stats")).unwrap();
+    let requests: u64 =
+        stats.services.iter().filter(|one| one.overlay == "alice").map(|one| one.counts.requests).sum();
+    assert_eq!((stats.proxies, requests), (3, 2));
+    assert!(why_not(at, "/api/v1/why/nothing", 404).contains("2 proxies and this one were asked"));
+    // The same for people.
+    let server = url(&hub);
+    let (code, result, notes) = command(&["why", TRACE, "--server", &server]);
+    assert_eq!((code, &*notes, result.matches("gateway → web").count()), (0, "", 2), "{result}");
+    let (code, result, _) = command(&["doctor", "--server", &server]);
+    assert!(code == 0 && result.starts_with("No calls were counted"), "{result}");
+    let (code, result, notes) = command(&["top", "--server", &server, "--once", "--interval", "10ms"]);
+    assert_eq!((code, &*result, &*notes), (0, "no requests within 10ms\n", ""));
+}
+
+#[test]
+fn a_tap_at_a_hub_tells_what_all_proxies_decide_and_they_stop_when_nobody_looks() {
+    let folder = tempfile::tempdir().unwrap();
+    let (hub, proxies) = fleet(&folder, 2);
+    let at = hub.hub().unwrap();
+    let is_full = |proxy: &stage::Started| {
+        let mut stream = TcpStream::connect(proxy.admin()).unwrap();
+        write!(stream, "GET /api/v1/tap HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).unwrap();
+        line.contains(" 503 ")
+    };
+    // As many as may look on: each of them takes a place at every proxy.
+    let mut taps: Vec<_> = (0..32).map(|_| Tap::open(at, "overlay=alice")).collect();
+    until("each proxy tells as many as it may", || proxies.iter().all(is_full));
+    ask_each(&proxies);
+    for tap in &mut taps {
+        let mut paths = [tap.event(), tap.event()].map(|(_, said)| said["path"].as_str().unwrap().to_owned());
+        paths.sort();
+        assert_eq!(paths, ["/0", "/1"]);
+    }
+    drop(taps);
+    until("nobody is told any more", || !proxies.iter().any(is_full));
+}
+
+#[test]
+fn who_comes_while_somebody_looks_is_asked_as_well() {
+    let folder = tempfile::tempdir().unwrap();
+    let (hub, _) = fleet(&folder, 0);
+    let mut tap = Tap::open(hub.hub().unwrap(), "");
+    let late = [follower(&url(&hub))];
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // From when it is asked, nobody else knows.
+        scope.spawn(|| {
+            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                ask_each(&late);
+            }
+        });
+        assert_eq!(tap.event().0, "decision");
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn a_proxy_that_does_not_answer_is_named_and_not_waited_for_for_long() {
+    let folder = tempfile::tempdir().unwrap();
+    let (hub, proxies) = fleet(&folder, 1);
+    let at = hub.hub().unwrap();
+    ask_each(&proxies);
+    let mut mute = TcpStream::connect(at).unwrap();
+    write!(mute, "GET /hub/v1/questions?id=mute HTTP/1.1\r\nHost: {at}\r\n\r\n").unwrap();
+    let mut line = String::new();
+    BufReader::new(&mute).read_line(&mut line).unwrap();
+    assert!(line.contains(" 200 "), "{line}");
+    let found: Found = serde_json::from_str(&get(at, "/api/v1/decisions?overlay=alice")).unwrap();
+    assert_eq!((found.silent, found.decisions.len()), (vec!["mute".to_owned()], 1));
+    assert!(story(at, TRACE).findings.contains(&"hops may be missing: mute did not answer".to_owned()));
+    assert!(why_not(at, "/api/v1/why/nothing", 404).contains("mute did not answer"));
+    let (_, _, notes) = command(&["top", "--server", &url(&hub), "--once", "--interval", "1ms"]);
+    assert_eq!(notes, "warning: mute did not answer: the sums are without them\n");
+    drop(mute);
+    until("who went away is asked no more", || {
+        serde_json::from_str::<Stats>(&get(at, "/api/v1/stats")).unwrap().silent.is_empty()
+    });
+}
+
+#[test]
+fn answers_to_nothing_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (hub, _) = fleet(&folder, 0);
+    let json = [("content-type", "application/json")];
+    for (body, status) in [
+        (r#"{"id":"x","number":77,"told":{"of":[]}}"#, 410),
+        (r#"{"id":"x","number":77,"told":{"else":[]}}"#, 400),
+        ("{", 400),
+    ] {
+        assert_eq!(ask(hub.hub().unwrap(), "POST", "/hub/v1/answers", &json, body).0, status, "{body}");
+    }
+    assert_eq!(ask(hub.hub().unwrap(), "GET", "/hub/v1/questions?id=", &[], "").0, 400);
 }
