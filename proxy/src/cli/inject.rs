@@ -59,6 +59,7 @@ pub struct Inject {
 #[command(next_help_heading = "The sidecar")]
 pub struct SidecarArgs {
     /// A hub that it asks for blueprints, such as http://overlane-hub.overlane.svc:7484; `--store etcd:…` is the same for an etcd
+    #[allow(rustdoc::bare_urls, reason = "it is read in a terminal")]
     #[arg(long, value_name = "URL", conflicts_with = "config_map")]
     hub: Option<HubAddress>,
     /// The Secret with its token for the hub

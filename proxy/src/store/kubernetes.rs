@@ -3,7 +3,7 @@
 //!
 //! An object is an environment and what is attached to it; a write of one object is a compare-and-swap by its resource
 //! version. Kubernetes has no transactions, so what depends on more than one object goes through a journal, which is one
-//! object too: see [`commit`]. That holds among all who write through Overlane; `kubectl` asks no journal.
+//! object too (`kubernetes/commit.rs`). That holds among all who write through Overlane; `kubectl` asks no journal.
 
 pub mod address;
 mod commit;
