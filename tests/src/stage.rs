@@ -1,5 +1,6 @@
 //! Running proxies, one for each engine, that all cases of a test process share; and proxies of one case's own.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
@@ -17,13 +18,15 @@ use overlane_config::route::{Listener, Role};
 
 use crate::panics;
 
-/// How many cases can share a proxy at once.
-const SLOTS: usize = 16;
+/// How many gateways a shared proxy has: many more than cases at once. A request whose client went away with its case may be held
+/// for a moment, and must not find the upstream of another one.
+const SLOTS: usize = 64;
 
 /// A shared proxy: a gateway for each of its slots, and behind each a baseline with one service.
 struct Shared {
     running: Started,
-    free: Mutex<Vec<usize>>,
+    /// The one that rested longest first.
+    free: Mutex<VecDeque<usize>>,
     freed: Condvar,
 }
 
@@ -47,7 +50,7 @@ impl Slot {
         let shared = shared.get_or_init(|| Shared::start(engine));
         let mut free = shared.free.lock().unwrap();
         let number = loop {
-            match free.pop() {
+            match free.pop_front() {
                 Some(number) => break number,
                 None => free = shared.freed.wait(free).unwrap(),
             }
@@ -85,7 +88,7 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.shared.free.lock().unwrap().push(self.number);
+        self.shared.free.lock().unwrap().push_back(self.number);
         self.shared.freed.notify_one();
         panics::assert_none();
     }
