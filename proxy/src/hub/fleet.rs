@@ -17,10 +17,10 @@ use crate::status::{Instance, REPORT};
 
 /// Who is silent for so long is gone.
 const SILENT: Duration = REPORT.saturating_mul(4);
-/// The most proxies that are known; more are not heard.
-const MOST: usize = 10_000;
+/// The most proxies that are known; more are neither heard nor asked.
+pub(super) const MOST: usize = 10_000;
 /// The longest name of one, in bytes.
-const NAME: usize = 256;
+pub(super) const NAME: usize = 256;
 /// The largest report, in bytes.
 const REPORT_BYTES: usize = 256 * 1024;
 

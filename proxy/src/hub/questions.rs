@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Hub;
+use super::fleet::{MOST, NAME};
 use super::wire::LINES;
 use crate::admin::problem;
 use crate::decisions::{Decision, Filter, Found};
@@ -43,10 +44,6 @@ const OPEN: usize = 64;
 /// The most answers that nobody has read yet, of one question; and the most decisions in them, of one that lasts.
 const UNREAD: usize = 1024;
 const UNREAD_DECISIONS: usize = 5000;
-/// The most proxies that are asked.
-const MOST: usize = 10_000;
-/// The longest name of one, in bytes.
-const NAME: usize = 256;
 
 /// What is asked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

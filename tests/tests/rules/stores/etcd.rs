@@ -8,13 +8,13 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use overlane::store::etcd::Etcd as Store;
 use overlane::store::etcd::access::{Access, Password, User};
-use overlane::store::shared::{
-    Change, Changes, Commit, CommitError, Revision, Shared, WatchError, Watching, Write,
-};
+use overlane::store::shared::{Change, Changes, Commit, CommitError, Revision, Shared, WatchError};
 use overlane::tls::certificates::Pair;
 use overlane_tests::cable::{Cable, Plugged};
 use overlane_tests::etcd::{self, Etcd, Tls};
 use tokio::time::timeout;
+
+use super::{commit, told, write};
 
 /// Whatever is waited for comes long before.
 const LONG: Duration = Duration::from_secs(30);
@@ -25,27 +25,6 @@ fn store(address: &str, access: Access) -> Store {
 
 fn open(etcd: &Etcd) -> Store {
     store(&etcd.at().to_string(), Access::default())
-}
-
-fn write(name: &str, known: Option<&Revision>, text: Option<&str>) -> Write {
-    Write { name: name.to_owned(), known: known.cloned(), text: text.map(str::to_owned) }
-}
-
-fn commit(writes: Vec<Write>) -> Commit {
-    Commit { writes, ..Commit::default() }
-}
-
-/// The next that is told and is a change.
-async fn told(watching: &mut Watching) -> Result<Changes, WatchError> {
-    let next = async {
-        loop {
-            match watching.next().await.expect("an end is an error") {
-                Ok(changes) if changes.changes.is_empty() => {}
-                told => return told,
-            }
-        }
-    };
-    timeout(LONG, next).await.expect("in time")
 }
 
 fn texts(changes: &[Change]) -> Vec<(&str, Option<&str>)> {
@@ -69,7 +48,7 @@ async fn what_is_written_is_listed_and_told_and_lies_below_the_prefix() {
         .commit(&commit(vec![write("a.yaml", None, Some("1")), write("b.yaml", None, Some("2"))]))
         .await
         .unwrap();
-    let changes = told(&mut watching).await.unwrap();
+    let changes = told(&mut watching, LONG).await.unwrap();
     assert_eq!(texts(&changes.changes), [("a.yaml", Some("1")), ("b.yaml", Some("2"))]);
     assert_eq!(changes.revision, made.revision);
     // What lies beside is nobody's.
@@ -85,7 +64,7 @@ async fn what_is_written_is_listed_and_told_and_lies_below_the_prefix() {
     let known = made.entries[0].as_ref();
     let gone = store.commit(&commit(vec![write("a.yaml", known, None)])).await.unwrap();
     assert_eq!(gone.entries, [None]);
-    assert_eq!(texts(&told(&mut watching).await.unwrap().changes), [("a.yaml", None)]);
+    assert_eq!(texts(&told(&mut watching, LONG).await.unwrap().changes), [("a.yaml", None)]);
     let listing = store.list().await.unwrap();
     assert_eq!(listing.revision, gone.revision);
     assert_eq!(listing.entries.len(), 1);
@@ -156,24 +135,24 @@ async fn a_watch_goes_on_where_it_was_and_says_when_that_is_forgotten() {
     let second =
         store.commit(&commit(vec![write("a.yaml", first.entries[0].as_ref(), Some("2"))])).await.unwrap();
     let mut all = store.watch(&start).await.unwrap();
-    let mut changes = told(&mut all).await.unwrap().changes;
+    let mut changes = told(&mut all, LONG).await.unwrap().changes;
     if changes.len() < 2 {
-        changes.extend(told(&mut all).await.unwrap().changes);
+        changes.extend(told(&mut all, LONG).await.unwrap().changes);
     }
     assert_eq!(texts(&changes), [("a.yaml", Some("1")), ("a.yaml", Some("2"))]);
     let mut rest = store.watch(&first.revision).await.unwrap();
-    assert_eq!(texts(&told(&mut rest).await.unwrap().changes), [("a.yaml", Some("2"))]);
+    assert_eq!(texts(&told(&mut rest, LONG).await.unwrap().changes), [("a.yaml", Some("2"))]);
     // Also across its death, whatever it was told last.
     etcd.kill();
-    assert!(matches!(told(&mut rest).await, Err(WatchError::Fault(_))));
+    assert!(matches!(told(&mut rest, LONG).await, Err(WatchError::Fault(_))));
     assert!(store.watch(&first.revision).await.is_err_and(|error| matches!(error, WatchError::Fault(_))));
     etcd.again();
     let mut rest = store.watch(&first.revision).await.unwrap();
-    assert_eq!(told(&mut rest).await.unwrap().revision, second.revision);
+    assert_eq!(told(&mut rest, LONG).await.unwrap().revision, second.revision);
     etcd.compact().await;
     let forgotten = async {
         match store.watch(&start).await {
-            Ok(mut watching) => told(&mut watching).await.unwrap_err(),
+            Ok(mut watching) => told(&mut watching, LONG).await.unwrap_err(),
             Err(error) => error,
         }
     };
@@ -278,7 +257,7 @@ async fn users_and_passwords_are_asked_for_as_the_token_needs_it() {
     let start = store.list().await.unwrap().revision;
     let mut watching = store.watch(&start).await.unwrap();
     store.commit(&commit(vec![write("a.yaml", None, Some("1"))])).await.unwrap();
-    told(&mut watching).await.unwrap();
+    told(&mut watching, LONG).await.unwrap();
     // Every change of users makes the tokens that there are void for what is written.
     let token =
         etcd.call("/v3/auth/authenticate", None, serde_json::json!({"name": "root", "password": "secret"}));
@@ -286,7 +265,7 @@ async fn users_and_passwords_are_asked_for_as_the_token_needs_it() {
     let role = serde_json::json!({"name": "another"});
     etcd.call("/v3/auth/role/add", Some(&token), role).await;
     store.commit(&commit(vec![write("b.yaml", None, Some("1"))])).await.unwrap();
-    told(&mut watching).await.unwrap();
+    told(&mut watching, LONG).await.unwrap();
     assert_eq!(store.list().await.unwrap().entries.len(), 2);
 }
 
@@ -342,7 +321,7 @@ async fn tls_is_verified_both_ways() {
     let start = watching.list().await.unwrap().revision;
     let mut told_of = watching.watch(&start).await.unwrap();
     watching.commit(&commit(vec![write("a.yaml", None, Some("1"))])).await.unwrap();
-    told(&mut told_of).await.unwrap();
+    told(&mut told_of, LONG).await.unwrap();
     for (scheme, access) in [
         ("http://", access.clone()),
         ("https://", Access { pair: None, ..access.clone() }),

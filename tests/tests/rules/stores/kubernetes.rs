@@ -7,15 +7,15 @@ use futures_util::StreamExt;
 use overlane::plane::trust::Trust;
 use overlane::settings::Settings;
 use overlane::store::kubernetes::Kubernetes as Store;
-use overlane::store::shared::{
-    Change, Changes, Commit, CommitError, Entry, Revision, Shared, WatchError, Watching, Write,
-};
+use overlane::store::shared::{Change, Commit, CommitError, Entry, Revision, Shared, WatchError};
 use overlane_config::route::Role;
 use overlane_tests::cable::{Cable, Plugged};
 use overlane_tests::kubernetes::Kubernetes;
 use overlane_tests::stage::{self, Started};
 use serde_json::json;
 use tokio::time::timeout;
+
+use super::{commit, told, write};
 
 /// Whatever is waited for comes long before.
 const LONG: Duration = Duration::from_secs(60);
@@ -26,14 +26,6 @@ fn store(address: &str) -> Store {
 
 fn open(cluster: &Kubernetes) -> Store {
     store(&cluster.address(None))
-}
-
-fn write(name: &str, known: Option<&Revision>, text: Option<&str>) -> Write {
-    Write { name: name.to_owned(), known: known.cloned(), text: text.map(str::to_owned) }
-}
-
-fn commit(writes: Vec<Write>) -> Commit {
-    Commit { writes, ..Commit::default() }
 }
 
 /// A baseline, with a comment.
@@ -53,19 +45,6 @@ fn attachment(id: &str, url: &str) -> String {
     format!(
         "apiVersion: overlane.dev/v1alpha1\nkind: Attachment\nmetadata:\n  name: {id}\nspec:\n  services:\n  - name: web\n    url: {url}\n"
     )
-}
-
-/// The next that is told and is a change of what is known.
-async fn told(watching: &mut Watching) -> Result<Changes, WatchError> {
-    let next = async {
-        loop {
-            match watching.next().await.expect("an end is an error") {
-                Ok(changes) if changes.changes.is_empty() => {}
-                told => return told,
-            }
-        }
-    };
-    timeout(LONG, next).await.expect("in time")
 }
 
 fn text_of(change: &Change) -> (&str, Option<&str>) {
@@ -92,14 +71,14 @@ async fn what_is_written_is_listed_and_told_as_it_was_written_and_is_an_object_f
     let mut watching = store.watch(&empty.revision).await.unwrap();
     let text = baseline("base", 1);
     let made = store.commit(&commit(vec![write("base.yaml", None, Some(&text))])).await.unwrap();
-    let changes = told(&mut watching).await.unwrap();
+    let changes = told(&mut watching, LONG).await.unwrap();
     assert_eq!(texts(&changes.changes), [("base.yaml", Some(text.as_str())), ("base.attached.yaml", None)]);
     assert!(changes.revision.is_at_least(&made.revision), "{changes:?} {made:?}");
     let object = cluster.object("baselines", "base").unwrap();
     assert_eq!(object["spec"]["services"][0]["image"], "1.10");
     let overlay = overlay("alice", "base");
     store.commit(&commit(vec![write("alice.yaml", None, Some(&overlay))])).await.unwrap();
-    told(&mut watching).await.unwrap();
+    told(&mut watching, LONG).await.unwrap();
     let object = cluster.object("overlays", "alice").unwrap();
     assert_eq!(
         (&object["metadata"]["labels"], &object["spec"]["labels"]),
@@ -110,7 +89,7 @@ async fn what_is_written_is_listed_and_told_as_it_was_written_and_is_an_object_f
     let attached = attachment("alice", "http://127.0.0.1:7");
     let attach = write("alice.attached.yaml", None, Some(&attached));
     let done = store.commit(&commit(vec![attach])).await.unwrap();
-    let changes = told(&mut watching).await.unwrap();
+    let changes = told(&mut watching, LONG).await.unwrap();
     // The environment is as it was.
     assert_eq!(changes.changes[0], Change::Put(known.clone()));
     assert!(
@@ -126,7 +105,7 @@ async fn what_is_written_is_listed_and_told_as_it_was_written_and_is_an_object_f
     ]);
     assert_eq!(store.commit(&gone).await.unwrap().entries, [None, None]);
     assert_eq!(
-        texts(&told(&mut watching).await.unwrap().changes),
+        texts(&told(&mut watching, LONG).await.unwrap().changes),
         [("alice.yaml", None), ("alice.attached.yaml", None)]
     );
     assert_eq!(cluster.object("overlays", "alice"), None);
@@ -239,7 +218,7 @@ async fn an_environment_becomes_one_of_the_other_kind_with_what_is_attached_to_i
     let start = store.list().await.unwrap().revision;
     let mut watching = store.watch(&start).await.unwrap();
     cluster.delete("overlays", "a");
-    let left = told(&mut watching).await.unwrap();
+    let left = told(&mut watching, LONG).await.unwrap();
     assert!(matches!(&left.changes[0], Change::Put(entry) if !entry.text.contains("---")), "{left:?}");
 }
 
@@ -297,7 +276,7 @@ async fn a_watch_goes_on_where_it_was_and_says_when_that_is_forgotten_or_of_anot
     let start = store.list().await.unwrap().revision;
     store.commit(&commit(vec![write("base.yaml", None, Some(&baseline("base", 1)))])).await.unwrap();
     let mut watching = store.watch(&start).await.unwrap();
-    let first = told(&mut watching).await.unwrap();
+    let first = told(&mut watching, LONG).await.unwrap();
     cluster.cut();
     let cut = async {
         loop {
@@ -311,18 +290,18 @@ async fn a_watch_goes_on_where_it_was_and_says_when_that_is_forgotten_or_of_anot
     // Each is quiet until it ends, and then goes on by itself, from where it was.
     timeout(LONG, cut).await.unwrap().unwrap().unwrap();
     store.commit(&commit(vec![write("alice.yaml", None, Some(&overlay("alice", "base")))])).await.unwrap();
-    let next = told(&mut watching).await.unwrap();
+    let next = told(&mut watching, LONG).await.unwrap();
     assert_eq!(texts(&next.changes)[0].0, "alice.yaml");
     cluster.forget();
     let mut forgotten = store.watch(&start).await.unwrap();
-    assert_eq!(told(&mut forgotten).await.unwrap_err(), WatchError::Compacted);
+    assert_eq!(told(&mut forgotten, LONG).await.unwrap_err(), WatchError::Compacted);
     assert!(store.watch(&next.revision).await.is_ok());
     for elsewhere in ["7", "v1:other"] {
         assert_eq!(store.watch(&Revision::new(elsewhere)).await.err(), Some(WatchError::Compacted));
     }
     cluster.anew();
     let mut ahead = store.watch(&first.revision).await.unwrap();
-    assert_eq!(told(&mut ahead).await.unwrap_err(), WatchError::Compacted);
+    assert_eq!(told(&mut ahead, LONG).await.unwrap_err(), WatchError::Compacted);
 }
 
 #[tokio::test]
