@@ -2,14 +2,17 @@
 """The image, built by the Dockerfile around a binary that is there, and run as its users run it.
 
     deploy/image/check.py target/dist/overlane
+    deploy/image/check.py --compile              # and the stage that compiles, as it stands: a whole build, optimized
 
-Wants root, buildah, podman, runc and mmdebstrap, as Debian has them, and no registry: the base image is made of the same packages of Debian, under
-its name in the Dockerfile, in a storage of its own. So what is not held here is the base image itself, and the stage that compiles.
+Wants root, buildah, podman, runc and mmdebstrap, as Debian has them, and no registry: the base images are made of the same packages of Debian, and of the
+toolchain that is here, under their names in the Dockerfile, in a storage of its own. So what is not held here is the base images themselves. What cargo downloads is
+downloaded before.
 """
 
 import argparse
 import contextlib
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -42,12 +45,37 @@ class Engine:
         return run("podman", *self.storage, "--runtime", "runc", *words, check=check)
 
     def build(self, context, binary, tag):
-        return run("buildah", *self.storage, "bud", "--pull-never", "--format", "docker", "--isolation", "chroot", "--build-context",
-                   f"binary={binary}", "--build-arg", "REVISION=tried", "--build-arg", "SOURCE=https://example.com/overlane", "-t", tag, context)
+        """The image of a context: around a folder with the binary, or with what it compiles itself."""
+        around = ["--build-context", f"binary={binary}"] if binary else []
+        return run("buildah", *self.storage, "bud", "--pull-never", "--format", "docker", "--isolation", "chroot", *around, "--build-arg", "REVISION=tried", "--build-arg", "SOURCE=https://example.com/overlane", "-t", tag, context)
+
+
+def bases():
+    """The names of the image in which is compiled, and of the one that the binary is put into."""
+    names = re.findall(r"^FROM ([a-z.]\S+[:/]\S+)", (ROOT / "Dockerfile").read_text(), re.M)
+    return names[0], names[-1]
+
+
+def compiler(engine, folder):
+    """An image as Rust's own: Debian, a C compiler, and the toolchain that is here with what cargo downloaded."""
+    name, archive = bases()[0], folder / "compiler.tar"
+    home = pathlib.Path(os.environ.get("CARGO_HOME", pathlib.Path.home() / ".cargo"))
+    run("cargo", "fetch", "--locked", "--manifest-path", ROOT / "Cargo.toml")
+    run("mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--include=binutils,ca-certificates,gcc,libc6-dev", name.rpartition("-")[2], archive)
+    put(archive, run("rustc", "--print", "sysroot").stdout.strip(), ["."], "usr/local")
+    put(archive, home, ["registry/cache", "registry/index", *(name for name in ("config.toml", "config") if (home / name).exists())], "usr/local/cargo")
+    told = ["CARGO_HOME=/usr/local/cargo", "CARGO_NET_OFFLINE=true", "PATH=/usr/local/bin:/usr/bin:/bin"]
+    engine.podman("import", *(word for variable in told for word in ("--change", f"ENV {variable}")), archive, name)
+    archive.unlink()
+
+
+def put(archive, folder, names, below):
+    """Adds files of a folder to an archive, below another one."""
+    run("tar", "--append", "--file", archive, "--directory", folder, "--transform", f"s,^,./{below}/,S", *names)
 
 
 def base(engine, folder):
-    name = re.findall(r"^FROM (\S+)$", (ROOT / "Dockerfile").read_text(), re.M)[-1]
+    name = bases()[1]
     suite = re.search(r"debian(\d+)", name)[1]
     suites = {"12": "bookworm", "13": "trixie"}
     archive = folder / "base.tar"
@@ -136,8 +164,11 @@ services: [{name: web, url: 'http://127.0.0.1:9000', expose: true}]
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("binary", type=pathlib.Path)
-    binary = parser.parse_args().binary
+    parser.add_argument("binary", type=pathlib.Path, nargs="?")
+    parser.add_argument("--compile", action="store_true", help="compile as the Dockerfile does, in place of a binary that is there")
+    binary = (options := parser.parse_args()).binary
+    if bool(binary) == options.compile:
+        parser.error("either the program or --compile")
     missing = [tool for tool in ("buildah", "podman", "runc", "mmdebstrap", "nsenter", "strip") if not shutil.which(tool)]
     if missing:
         sys.exit(f"{', '.join(missing)}: not here; Debian has them (apt-get install buildah podman runc mmdebstrap)")
@@ -147,20 +178,23 @@ def main():
             (folder / name).mkdir()
         for name in ("Dockerfile", "LICENSE"):
             shutil.copy(ROOT / name, folder / "context")
-        run("strip", binary, "-o", folder / "binary/overlane")
+        if binary:
+            run("strip", binary, "-o", folder / "binary/overlane")
         (folder / "store/staging.yaml").write_text(STORE)
         for path in (folder, folder / "store"):
             path.chmod(0o755)
         engine, tag = Engine(folder), "overlane:tried"
         base(engine, folder)
         try:
-            engine.build(folder / "context", folder / "binary", tag)
+            if options.compile:
+                compiler(engine, folder)
+            engine.build(*((ROOT, None) if options.compile else (folder / "context", folder / "binary")), tag)
             size = check_config(engine, tag)
             check_run(engine, tag, folder / "store")
-            own = (folder / "binary/overlane").stat().st_size
+            own = f"{(folder / 'binary/overlane').stat().st_size / 1e6:.1f} MB of them the binary" if binary else "compiled by its Dockerfile"
         finally:
             engine.podman("rmi", "--all", "--force", check=False)
-    print(f"the image runs as nobody, with a read-only root and without capabilities; {size / 1e6:.1f} MB in all, {own / 1e6:.1f} MB of them the binary")
+    print(f"the image runs as nobody, with a read-only root and without capabilities; {size / 1e6:.1f} MB in all, {own}")
 
 
 if __name__ == "__main__":

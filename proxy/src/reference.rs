@@ -1,8 +1,10 @@
-//! The pages of the documentation that the code itself writes: `docs/cli.md`, `docs/metrics.md`, `docs/api.md`.
+//! The pages of the documentation that the code itself writes: `docs/cli.md`, `docs/settings.md`, `docs/metrics.md`, `docs/api.md`.
 //!
-//! What is between their marks is what this makes of the command line, the metrics' own help, and the OpenAPI document.
+//! What is between their marks is what this makes of the command line, the settings' schema, the metrics' own help, and the OpenAPI document.
 //! `UPDATE_REFERENCE=1 cargo test -p overlane --lib reference::` writes it anew.
 #![allow(clippy::unwrap_used)]
+
+mod settings;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;

@@ -1097,7 +1097,7 @@ fn read_file(path: &Path) -> Result<File, SettingsError> {
         return Ok(File::default());
     }
     serde_yaml::from_str(&text)
-        .map_err(|why| error(format!("{}: {why}", path.display()), "docs/operating.md lists the settings"))
+        .map_err(|why| error(format!("{}: {why}", path.display()), "docs/settings.md lists the settings"))
 }
 
 fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(key: &str, text: &str) -> Result<T, SettingsError> {

@@ -3,9 +3,8 @@
 //! Each file is a session in a fresh folder. A block ```` ```yaml staging.yaml ```` writes a file; a
 //! block ```` ```console ```` holds commands (`$ overlane …`, or `$ cat FILE`) and what follows them:
 //! `? 1` where the exit code is not 0, then standard output, then standard error. `[..]` in an
-//! expected line matches anything, and `> FILE` at the end of a command keeps its output. Of a block
-//! ```` ```sh ````, for a cluster, only the files are looked at. `UPDATE_TRANSCRIPTS=1` rewrites the
-//! expectations that differ.
+//! expected line matches anything, and `> FILE` at the end of a command keeps its output.
+//! `UPDATE_TRANSCRIPTS=1` rewrites the expectations that differ.
 //!
 //! Those that are about a store are played over every store that there is, with the same expectations: the entries of
 //! another store stand for the files in `./environments`.
@@ -200,37 +199,11 @@ fn play(text: &str, folder: &Path, kept: Option<&dyn Kept>) -> String {
                 fs::write(path, body.join("\n") + "\n").unwrap();
                 body.iter().for_each(|line| writeln!(out, "{line}").unwrap());
             }
-            None if block == "sh" => {
-                body.iter().for_each(|line| told_to_a_cluster(line, folder));
-                body.iter().for_each(|line| writeln!(out, "{line}").unwrap());
-            }
             None if block == "console" => out.push_str(&replay(&body, folder, kept)),
             None => body.iter().for_each(|line| writeln!(out, "{line}").unwrap()),
         }
     }
     out
-}
-
-/// What a command for a cluster needs is there: files, with objects that have a kind and a name.
-fn told_to_a_cluster(line: &str, folder: &Path) {
-    assert!(line.starts_with("kubectl "), "a block of `sh` is for a cluster, and `{line}` is not");
-    let words: Vec<_> = line.split_whitespace().collect();
-    for file in words.iter().filter_map(|word| word.strip_prefix("--from-file=")) {
-        assert!(folder.join(file).exists(), "`{line}`: there is no {file}");
-    }
-    let files = words.windows(2).filter(|pair| pair[0] == "-f" && pair[1] != "-");
-    for file in files.map(|pair| pair[1]) {
-        let text =
-            fs::read_to_string(folder.join(file)).unwrap_or_else(|why| panic!("`{line}`: {file}: {why}"));
-        for document in text.split("\n---\n") {
-            let object: serde_yaml::Value = serde_yaml::from_str(document).unwrap();
-            let known = |field: &str| object.get(field).and_then(serde_yaml::Value::as_str).is_some();
-            assert!(
-                known("apiVersion") && known("kind") && object["metadata"]["name"].is_string(),
-                "{file}: {document}"
-            );
-        }
-    }
 }
 
 /// The commands of a block and their output; an expectation that matches stays as it is written.
@@ -256,11 +229,7 @@ fn replay(body: &[&str], folder: &Path, kept: Option<&dyn Kept>) -> String {
 }
 
 fn transcript(name: &str, kept: Option<&dyn Kept>) {
-    transcript_at(&Path::new("tests/transcripts").join(name).with_extension("md"), kept);
-}
-
-fn transcript_at(path: &Path, kept: Option<&dyn Kept>) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts").join(name).with_extension("md");
     let text = fs::read_to_string(&path).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let played = play(&text, folder.path(), kept);
@@ -312,11 +281,6 @@ transcripts! {
     quick_apply
     rendering
     starting
-}
-
-#[test]
-fn the_commands_of_the_page_on_kubernetes_are_run() {
-    transcript_at(Path::new("../docs/kubernetes.md"), None);
 }
 
 /// The transcripts that are about what a store holds.
