@@ -229,7 +229,8 @@ fn replay(body: &[&str], folder: &Path, kept: Option<&dyn Kept>) -> String {
 }
 
 fn transcript(name: &str, kept: Option<&dyn Kept>) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts").join(name).with_extension("md");
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts").join(name).with_extension("md");
     let text = fs::read_to_string(&path).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let played = play(&text, folder.path(), kept);

@@ -44,7 +44,7 @@ fn fields(schema: &Value) -> Option<&Map<String, Value>> {
     forms.filter_map(|form| form.get("properties")?.as_object()).next()
 }
 
-/// Every key of the settings file, by its path, in the order of the schema.
+/// Every key of the settings file, by its path.
 fn keys<'s>(schema: &'s Value, before: &str, found: &mut Vec<(String, &'s Value)>) {
     for (name, field) in fields(schema).into_iter().flatten() {
         let path = format!("{before}{name}");
@@ -117,7 +117,8 @@ fn flags() -> BTreeMap<String, Arg> {
     let run = command.find_subcommand("run").unwrap();
     let told = run.get_arguments().filter_map(|arg| Some((arg.get_long()?, arg)));
     // The file itself, and the way to a hub, which every command has.
-    let of_a_key = told.filter(|(flag, _)| !["config", "help"].contains(flag) && !flag.starts_with("server"));
+    let of_a_key =
+        told.filter(|(flag, _)| !["config", "help", "version"].contains(flag) && !flag.starts_with("server"));
     of_a_key.map(|(flag, arg)| (key_of(flag), arg.clone())).collect()
 }
 
@@ -126,7 +127,8 @@ fn the_page_of_settings_is_what_the_schema_and_the_command_line_say() {
     let schema: Value = serde_json::from_str(schema::SETTINGS).unwrap();
     let (mut found, mut flags) = (Vec::new(), flags());
     keys(&schema, "", &mut found);
-    let mut text = "\n| key | type | default | flag | variable | what |\n|---|---|---|---|---|---|\n".to_owned();
+    let mut text =
+        "\n| key | type | default | flag | variable | what |\n|---|---|---|---|---|---|\n".to_owned();
     for (path, field) in found {
         let (flag, variable) = flags.remove(&path).map_or_else(Default::default, |arg| {
             let variable = arg.get_env().unwrap().display().to_string();
@@ -170,7 +172,8 @@ fn the_defaults_of_the_schema_are_those_that_are_used() {
         "tls": {"certificates": [{"certificate": "a", "key": "b"}], "clientCa": "c"}, "authorizer": {"url": "http://a"},
         "tokens": {"keys": ["a"], "audience": "b"}, "upstreamTls": [{"hosts": ["a"]}],
     });
-    let loopback = json!({"timeouts": {"lameDuck": "0s"}, "hub": {"address": "127.0.0.1:7484"}, "tokens": {}});
+    let loopback =
+        json!({"timeouts": {"lameDuck": "0s"}, "hub": {"address": "127.0.0.1:7484"}, "tokens": {}});
     for told in [edge, loopback] {
         let mut all = told.clone();
         fill(all.as_object_mut().unwrap(), &schema);
