@@ -101,9 +101,8 @@ async fn admit_tls(
     gate: Arc<Gate>,
     worker: Arc<Worker>,
 ) {
-    // Boxed, so that its memory is gone when the handshake is over.
-    if let Some((conn, peer)) = Box::pin(accept(conn, address, &tls, &gate, &worker)).await {
-        drop(tls);
-        serve(conn, gate, peer, worker).await;
+    // Boxed one by one, so that the memory of each is gone when it is over.
+    if let Some((conn, peer)) = Box::pin(accept(conn, address, tls, &gate, &worker)).await {
+        Box::pin(serve(conn, gate, peer, worker)).await;
     }
 }

@@ -98,7 +98,7 @@ impl HandshakeFailure {
 pub async fn accept(
     mut conn: Conn<Socket>,
     address: IpAddr,
-    tls: &Credentials,
+    tls: Arc<Credentials>,
     gate: &Gate,
     worker: &Worker,
 ) -> Option<(Conn<Tls>, Arc<Standing>)> {
@@ -111,11 +111,12 @@ pub async fn accept(
     // A handshake begins with a byte that is no letter; a request begins with a method.
     if conn.ahead().filled().first().is_some_and(u8::is_ascii_uppercase) {
         failed(HandshakeFailure::PlainHttp, address, &"a request in the clear");
-        refuse(conn, &plain_http(), gate, &Standing::of_peer(address, &gate.trust), worker).await;
+        // Boxed, as what comes after a failure: a handshake that goes on does not pay for it.
+        Box::pin(refuse(conn, &plain_http(), gate, &Standing::of_peer(address, &gate.trust), worker)).await;
         return None;
     }
     let (io, ahead) = conn.into_parts();
-    match handshake(Wire { io, ahead }, tls, until).await {
+    match handshake(Wire { io, ahead }, &tls, until).await {
         Ok(stream) => {
             let (_, session) = stream.get_ref();
             count(match session.handshake_kind() {
@@ -123,13 +124,13 @@ pub async fn accept(
                 _ => Event::Handshake,
             });
             let peer = Standing::over_tls(address, &gate.trust, identity(session));
-            Some((Conn::new(Tls(Box::new(stream)), limits.write_pace()), peer))
+            Some((Conn::new(Tls(stream), limits.write_pace()), peer))
         }
         Err(Failed { failure, why, wire }) => {
             failed(failure, address, &why);
             if let Some(wire) = wire {
                 // Closed with something unread, it would be reset, and the alert could be lost.
-                see_off(&mut Conn::new(wire.io, limits.write_pace()), worker).await;
+                Box::pin(see_off(&mut Conn::new(wire.io, limits.write_pace()), worker)).await;
             }
             None
         }
@@ -157,7 +158,7 @@ async fn handshake(
     wire: Wire<Socket>,
     tls: &Credentials,
     until: Instant,
-) -> Result<TlsStream<Wire<Socket>>, Failed> {
+) -> Result<Box<TlsStream<Wire<Socket>>>, Failed> {
     let mut accepting = TlsAcceptor::from(tls.config()).accept(wire).into_fallible();
     let deadline = Deadline::default();
     deadline.arm(until);
@@ -173,7 +174,7 @@ async fn handshake(
         deadline.poll(cx).map(|()| None)
     });
     match made.await {
-        Some(Ok(stream)) => Ok(stream),
+        Some(Ok(stream)) => Ok(Box::new(stream)),
         Some(Err((error, wire))) => {
             let failure = HandshakeFailure::of(&error);
             let told = error.kind() == io::ErrorKind::InvalidData;
