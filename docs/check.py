@@ -11,7 +11,7 @@ own, so that its ports are free. A block ```` ```yaml FILE ```` (or any other la
 `--update` writes what was printed in place of what differs.
 
 What is shown and not run says why: `<!-- not run: WHY -->` is before its block, or `<!-- nothing is run: WHY -->` anywhere in a page; a block of `sh` is never run. Of what is not run, and of
-what stands between words, each `overlane …` is asked whether it has such flags. `--list` says what is not run, and why. `--letter BEGAN` builds what the README says, where it says so, and tells how long after that point in time the first request was routed.
+what stands between words, each `overlane …` is asked whether it has such flags. `--list` says what a reader types for each page, what is not run, and why. `--letter BEGAN` builds what the README says, where it says so, and tells how long after that point in time the first request was routed.
 """
 
 import argparse
@@ -39,7 +39,7 @@ SECONDS = 60
 # A build of everything, on a slow machine.
 BUILD = 3600
 FENCED = re.compile(r"(^```\S.*?^```\n)", re.M | re.S)
-NOT_RUN = re.compile(r"<!-- not run: (.*?) -->\s*$", re.S)
+NOT_RUN = re.compile(r"<!-- not run: ((?:(?!-->).)*) -->\s*$", re.S)
 NOTHING_RUN = re.compile(r"<!-- nothing is run: (.*?) -->", re.S)
 # An `overlane …` among other words of a shell; what another program gets from it is no part of it.
 SPOKEN = re.compile(r"(?<!-p )(?<![\w./:-])overlane ((?:'[^'\n]*'|\"[^\"\n]*\"|[^|#)&><;\n])+)")
@@ -305,6 +305,9 @@ def check_others(binary, show):
         read |= (said := spoken(page, others))
         faults += [f"docs/{page}:{line}: `{block[0]}` is not run, and nothing says why" for line, block, why in others if not why]
         faults += [f"docs/{page}: {fault}" for fault in (unknown(binary, command) for command in sorted(said)) if fault]
+        if show and played:
+            files = re.findall(r"^```yaml \S+\n(.*?)^```", (HERE / page).read_text(), re.M | re.S)
+            print(f"docs/{page}: {played} commands and {sum(len(file.splitlines()) for file in files)} lines of YAML to type")
         for line, block, why in others if show else []:
             print(f"docs/{page}:{line}: {len(block)} not run: {why}")
     if faults:
@@ -327,7 +330,7 @@ def main():
     parser.add_argument("binary", type=pathlib.Path, nargs="?", default=HERE.parent / "target/release/overlane")
     parser.add_argument("pages", nargs="*", metavar="PAGE", help=f"of {', '.join(PAGES)}")
     parser.add_argument("--update", action="store_true")
-    parser.add_argument("--list", action="store_true", help="say what is not run, and why")
+    parser.add_argument("--list", action="store_true", help="say what a reader types for each page, what is not run, and why")
     parser.add_argument("--letter", type=float, metavar="BEGAN", help="follow the README as it stands, here")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
