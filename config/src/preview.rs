@@ -169,6 +169,13 @@ impl Previews {
         self.url.port
     }
 
+    /// The same, where browsers reach a gateway at this port: on their own machine they know it by that alone.
+    #[must_use]
+    pub fn at_port(&self, port: u16) -> Self {
+        let port = if self.is_local() { port } else { self.url.port };
+        Self { url: Url { port, ..self.url.clone() } }
+    }
+
     /// Where a label is: `https://web--alice.preview.example.com`.
     #[must_use]
     pub fn origin(&self, label: &str) -> String {
@@ -235,6 +242,12 @@ mod tests {
         let longest = format!("{}.localhost", "a".repeat(63));
         assert!(matches!(local.read(&longest), Host::Preview(_)));
         assert_eq!(local.read(&format!("a{longest}")), Host::Nothing);
+    }
+
+    #[test]
+    fn previews_on_this_machine_are_at_the_port_of_its_gateway_and_others_where_they_are_said_to_be() {
+        assert_eq!(Previews::default().at_port(8081).to_string(), "http://localhost:8081");
+        assert_eq!(previews("https://p.example.com").at_port(8081).to_string(), "https://p.example.com");
     }
 
     #[test]

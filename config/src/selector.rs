@@ -1,7 +1,7 @@
 //! Selectors of environments by their labels, in the syntax of `kubectl -l`: `team=payments,tier!=web,env in (dev,ci),!old`.
 //!
 //! All requirements must hold. `!=` and `notin` also hold where there is no such label. As in Kubernetes
-//! (k8s.io/apimachinery/pkg/labels), `in ()` is the empty value.
+//! (k8s.io/apimachinery/pkg/labels), `in ()` is the empty value. `>` and `<` are refused: labels are texts.
 
 use std::fmt;
 use std::str::FromStr;
@@ -46,13 +46,15 @@ impl FromStr for Selector {
     fn from_str(text: &str) -> Result<Self, String> {
         let mut rest = Rest(text);
         let mut requirements = Vec::new();
-        while !rest.is_empty() {
+        if rest.is_empty() {
+            return Ok(Self(requirements));
+        }
+        loop {
             requirements.push(rest.requirement()?);
-            if !rest.take(",") && !rest.is_empty() {
-                return Err(rest.unexpected("`,`"));
+            if !rest.take(",") {
+                return if rest.is_empty() { Ok(Self(requirements)) } else { Err(rest.unexpected("`,`")) };
             }
         }
-        Ok(Self(requirements))
     }
 }
 
@@ -80,7 +82,7 @@ impl<'t> Rest<'t> {
     /// The longest word that is next; may be empty.
     fn word(&mut self) -> &'t str {
         self.0 = self.0.trim_start();
-        let end = self.0.find(|c: char| c.is_whitespace() || "=!,()".contains(c)).unwrap_or(self.0.len());
+        let end = self.0.find(|c: char| c.is_whitespace() || "=!<>,()".contains(c)).unwrap_or(self.0.len());
         let (word, rest) = self.0.split_at(end);
         self.0 = rest;
         word
@@ -104,7 +106,9 @@ impl<'t> Rest<'t> {
         }
         let before = self.0;
         match self.word() {
-            "" => Ok(Requirement { key, negated: false, values: None }),
+            "" if self.is_empty() || self.0.starts_with(',') => {
+                Ok(Requirement { key, negated: false, values: None })
+            }
             "in" => Ok(Requirement { key, negated: false, values: Some(self.values()?) }),
             "notin" => Ok(Requirement { key, negated: true, values: Some(self.values()?) }),
             _ => {
@@ -203,6 +207,12 @@ mod tests {
             ("=a", "at `=a` a label's key is expected"),
             ("!", "it ends where a label's key is expected"),
             ("a,,b", "at `,b` a label's key is expected"),
+            ("a,", "it ends where a label's key is expected"),
+            (",", "at `,` a label's key is expected"),
+            // Kubernetes compares whole numbers so; labels here are texts.
+            ("n>5", "at `>5` `=`, `!=`, `in`, `notin` or `,` is expected"),
+            ("n < 5", "at `< 5` `=`, `!=`, `in`, `notin` or `,` is expected"),
+            ("a=b>c", "at `>c` `,` is expected"),
             ("a in b", "at `b` `(` is expected"),
             ("a in (b", "it ends where `,` or `)` is expected"),
             ("a like b", "at `like b` `=`, `!=`, `in`, `notin` or `,` is expected"),

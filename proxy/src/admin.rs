@@ -92,6 +92,12 @@ pub struct Admin {
 }
 
 impl Admin {
+    /// The port of the gateway of this process, where it is one.
+    pub(crate) fn gateway_port(&self) -> Option<u16> {
+        let gateway = self.gates.iter().find(|gate| gate.role() == "gateway")?;
+        Some(gateway.address.tcp()?.port())
+    }
+
     /// Everything.
     pub fn router(self) -> Router {
         let [reading, asking, writing] = Api { admin: self.clone(), fleet: None }.routers();

@@ -105,6 +105,8 @@ pub struct Control {
     names: Names,
     /// The state of the store that is in force, where it has any.
     revision: watch::Sender<Option<Revision>>,
+    /// How often texts were taken in, also those that change nothing that is routed, such as leases that are renewed.
+    taken: watch::Sender<u64>,
 }
 
 impl Control {
@@ -122,7 +124,8 @@ impl Control {
             expiring: BTreeSet::new(),
             lapsed: HashMap::default(),
         };
-        Self { state: Mutex::new(state), published, names, revision: watch::Sender::new(None) }
+        let (revision, taken) = (watch::Sender::new(None), watch::Sender::new(0));
+        Self { state: Mutex::new(state), published, names, revision, taken }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -137,11 +140,15 @@ impl Control {
 
     /// Takes in changed files, publishes what they mean, and logs it.
     pub fn apply(&self, files: &[FileChange], trigger: Trigger) -> Report {
+        let any = !files.is_empty();
         let files = cores::map(files, parsed);
         let mut state = self.state();
         let applied = state.lineages.apply_at(files, clock::now());
         let changes: Vec<_> = changes(&state.lineages, &applied).iter().map(ToString::to_string).collect();
         let generation = self.publish(&mut state, &applied);
+        if any {
+            self.taken.send_modify(|times| *times += 1);
+        }
         let failed = applied.diagnostics.iter().any(Diagnostic::is_error);
         if failed {
             state.reloads_failed += 1;
@@ -268,11 +275,17 @@ impl Control {
         self.state().store_problem.is_some()
     }
 
-    /// The generation in force, and the texts from which it can be made again: see [`Lineages::texts`].
+    /// How often texts were taken in, and those from which what is in force can be made again: see [`Lineages::texts`].
     #[must_use]
     pub fn texts(&self) -> (u64, Vec<Vec<Arc<Source>>>) {
         let state = self.state();
-        (self.published.load().generation, state.lineages.texts())
+        (*self.taken.borrow(), state.lineages.texts())
+    }
+
+    /// A receiver of how often texts were taken in: a level, not an edge.
+    #[must_use]
+    pub fn taken(&self) -> watch::Receiver<u64> {
+        self.taken.subscribe()
     }
 
     /// What is wrong now: with the store, with files, with environments.

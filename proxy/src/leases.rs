@@ -20,11 +20,16 @@ use overlane_config::time::UnixMillis;
 use crate::clock;
 use crate::control::Control;
 use crate::metrics::{Meter, MeterDoor, gather};
+use crate::pauses::Pauses;
 use crate::store::StoreAddress;
 use crate::store::open::{OpenStore, WriteError};
 
 /// How often it is looked what was used, at most and at least. Between these it is an eighth of the shortest ttl.
 const LOOK: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
+
+/// Where leases cannot be extended from here, the longest pause before that is tried again, or a fourth of the shortest ttl; the first
+/// ones are as [`LOOK`] says.
+const RETRY: Duration = Duration::from_secs(300);
 
 type Map<V> = HashMap<EnvironmentId, V, RandomState>;
 
@@ -114,7 +119,7 @@ fn counts(meter: &Meter, leases: &Map<Lease>, lineages: &Lineages) -> Map<u64> {
 /// Extends what is used, in the store, while anything can be published.
 pub(crate) async fn extend_used(control: Arc<Control>, doors: Vec<MeterDoor>, store: StoreAddress) {
     let mut uses = Uses::default();
-    let mut failing = false;
+    let mut failing: Option<Pauses> = None;
     let mut generations = control.published().generations();
     loop {
         let leases = control.lineages(leases);
@@ -125,7 +130,9 @@ pub(crate) async fn extend_used(control: Arc<Control>, doors: Vec<MeterDoor>, st
             continue;
         }
         let shortest = leases.values().map(|lease| lease.ttl).min().unwrap_or(Duration::MAX);
-        tokio::time::sleep((shortest / 8).clamp(LOOK.0, LOOK.1)).await;
+        let look = (shortest / 8).clamp(LOOK.0, LOOK.1);
+        // Who may only read is not heard any sooner for asking again and again, and each attempt lists the store.
+        tokio::time::sleep(failing.as_mut().map_or(look, |pauses| pauses.next().max(look))).await;
         let meter = gather(&doors).await;
         if !meter.is_whole() {
             // What a worker counted that did not answer in time would look like uses when it does.
@@ -145,13 +152,16 @@ pub(crate) async fn extend_used(control: Arc<Control>, doors: Vec<MeterDoor>, st
             Err(error) => Some(error.to_string()),
         };
         match &problem {
-            Some(problem) if !failing => tracing::warn!(
+            Some(problem) if failing.is_none() => tracing::warn!(
                 %problem, "leases of overlays that are used cannot be extended from here; others may do so"
             ),
-            None if failing => tracing::info!("leases of overlays that are used can be extended again"),
+            None if failing.is_some() => {
+                tracing::info!("leases of overlays that are used can be extended again");
+            }
             _ => {}
         }
-        failing = problem.is_some();
+        let longest = (shortest / 4).clamp(look, RETRY);
+        failing = problem.map(|_| failing.unwrap_or_else(|| Pauses::new(look, longest)));
     }
 }
 

@@ -21,7 +21,7 @@ use crate::store::StoreAddress;
 use crate::store::hub::{HubAddress, HubStore};
 use crate::tunnel::Outward;
 
-pub use heartbeat::{Heartbeat, Leased};
+pub use heartbeat::{Heartbeat, Leased, linger};
 
 /// What is run: a service of an overlay.
 #[derive(Debug, Clone)]

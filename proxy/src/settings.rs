@@ -61,7 +61,7 @@ pub struct RunArgs {
     /// The baseline that the listeners serve; the only one in the store by default
     #[arg(long, value_name = "ID", env = "OVERLANE_BASELINE")]
     pub baseline: Option<EnvironmentId>,
-    /// Listen as ingress gateway; 127.0.0.1:7480 where no listener is asked for
+    /// Listen as ingress gateway; 127.0.0.1:7480 where no listener and no hub is asked for
     #[arg(long, value_name = "ADDR", env = "OVERLANE_GATEWAY")]
     pub gateway: Option<Address>,
     /// Listen for a service's own calls, as its HTTP proxy
@@ -531,7 +531,8 @@ impl Settings {
         let forwarding = Forwarding { hops, dialect: flags.forwarded.or(file.forwarded).unwrap_or_default() };
         let engine = flags.engine.or(file.engine).unwrap_or_default();
         let upstream_tls = upstream_tls(file.upstream_tls, engine)?;
-        let mut listeners = asked.listeners()?;
+        let serves = flags.hub.or(file.hub.as_ref().and_then(|hub| hub.address)).is_some();
+        let mut listeners = asked.listeners(serves)?;
         let passage = PassageSettings {
             connect_ports: file.connect_ports,
             intercept: flags.intercept.or(file.intercept).unwrap_or(false),
@@ -820,8 +821,9 @@ struct Asked {
 }
 
 impl Asked {
-    fn listeners(self) -> Result<Vec<ListenerSettings>, SettingsError> {
-        let none = self.gateway.is_none() && self.outbound.is_none() && self.inbound.is_none();
+    /// Those that were asked for; where none was and the process does not serve its store to others either, a gateway.
+    fn listeners(self, serves: bool) -> Result<Vec<ListenerSettings>, SettingsError> {
+        let none = !serves && self.gateway.is_none() && self.outbound.is_none() && self.inbound.is_none();
         let gateway = if none { Some(parse("gateway", DEFAULT_GATEWAY)?) } else { self.gateway.clone() };
         let mut listeners = Vec::new();
         if let Some(address) = gateway {
@@ -1248,6 +1250,17 @@ mod tests {
 
     fn merge(flags: RunArgs) -> Result<Settings, SettingsError> {
         Settings::merge(flags, None)
+    }
+
+    #[test]
+    fn who_only_serves_its_store_to_others_opens_no_gateway() {
+        let hub = Some(([127, 0, 0, 1], 0).into());
+        assert!(merge(RunArgs { hub, ..RunArgs::default() }).expect("settings").listeners.is_empty());
+        let gateway = "127.0.0.1:0".parse().ok();
+        assert_eq!(
+            merge(RunArgs { hub, gateway, ..RunArgs::default() }).expect("settings").listeners.len(),
+            1
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@
 pub mod behind;
 pub mod cache;
 pub mod directory;
+#[cfg(feature = "etcd")]
 pub mod etcd;
 pub mod hub;
 #[cfg(feature = "kubernetes")]
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
+#[cfg(feature = "etcd")]
 use etcd::{Etcd, EtcdAddress};
 use hub::{Access, HubAddress, HubStore};
 #[cfg(feature = "kubernetes")]
@@ -29,6 +31,7 @@ pub enum StoreAddress {
     /// A directory.
     Directory(PathBuf),
     /// Keys of an etcd.
+    #[cfg(feature = "etcd")]
     Etcd(EtcdAddress),
     /// Custom resources of a Kubernetes cluster.
     #[cfg(feature = "kubernetes")]
@@ -59,6 +62,7 @@ impl StoreAddress {
     pub fn reach(&self) -> Result<Reached<'_>, Fault> {
         match self {
             Self::Directory(path) => Ok(Reached::Directory(path)),
+            #[cfg(feature = "etcd")]
             Self::Etcd(address) => {
                 Ok(Reached::Shared(Arc::new(Etcd::new(address, etcd::Access::from_environment()?)?)))
             }
@@ -97,6 +101,7 @@ impl StoreAddress {
                 let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
                 format!("dir:{}", path.display())
             }
+            #[cfg(feature = "etcd")]
             Self::Etcd(address) => address.to_string(),
             #[cfg(feature = "kubernetes")]
             Self::Kubernetes(address) => address.resolved(),
@@ -111,13 +116,22 @@ impl FromStr for StoreAddress {
     fn from_str(text: &str) -> Result<Self, String> {
         let path = match text.split_once(':') {
             Some(("dir", path)) => path,
+            #[cfg(feature = "etcd")]
             Some(("etcd", address)) => return Ok(Self::Etcd(address.parse()?)),
             #[cfg(feature = "kubernetes")]
             Some(("kubernetes", address)) => return Ok(Self::Kubernetes(address.parse()?)),
             Some(("hub", address)) => return address.parse().map(Self::Hub),
+            // Features of this crate, each called as its scheme.
+            #[cfg(not(all(feature = "etcd", feature = "kubernetes")))]
+            Some((scheme @ ("etcd" | "kubernetes"), _)) => {
+                return Err(format!(
+                    "`{scheme}:` stores were left out of this build: take one that was released, or build with \
+                     `--features {scheme}`"
+                ));
+            }
             Some((scheme, _)) if !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_alphanumeric()) => {
                 return Err(format!(
-                    "`{scheme}:` stores are not in this build; write `dir:PATH`, a path, `etcd:ENDPOINTS`, \
+                    "there are no `{scheme}:` stores; write `dir:PATH`, a path, `etcd:ENDPOINTS`, \
                      `kubernetes:NAMESPACE` or `hub:URL`"
                 ));
             }
@@ -131,6 +145,7 @@ impl fmt::Display for StoreAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Directory(path) => path.display().fmt(f),
+            #[cfg(feature = "etcd")]
             Self::Etcd(address) => address.fmt(f),
             #[cfg(feature = "kubernetes")]
             Self::Kubernetes(address) => address.fmt(f),
@@ -150,5 +165,17 @@ mod tests {
         }
         assert!("redis:127.0.0.1".parse::<StoreAddress>().expect_err("scheme").contains("redis"));
         assert!("dir:".parse::<StoreAddress>().is_err());
+    }
+
+    #[test]
+    fn a_store_that_was_left_out_of_the_build_says_how_to_get_one() {
+        for (scheme, is_there) in
+            [("etcd", cfg!(feature = "etcd")), ("kubernetes", cfg!(feature = "kubernetes"))]
+        {
+            match format!("{scheme}:team").parse::<StoreAddress>() {
+                Ok(_) => assert!(is_there, "{scheme}"),
+                Err(why) => assert!(!is_there && why.contains(&format!("--features {scheme}")), "{why}"),
+            }
+        }
     }
 }

@@ -206,6 +206,50 @@ impl World {
 }
 
 #[test]
+fn the_command_is_not_told_what_lets_us_into_stores_and_hubs() {
+    let world = World::new("");
+    let secrets = ["OVERLANE_SERVER_TOKEN", "OVERLANE_ADMIN_TOKEN", "ETCDCTL_USER", "ETCDCTL_PASSWORD"];
+    let arguments = [
+        "overlay",
+        "run",
+        "--file",
+        "alice.yaml",
+        "--",
+        "sh",
+        "-c",
+        "env | grep -c =secret: && exit 8; exit 9",
+    ];
+    let mut command = overlane(&arguments, world.folder.path());
+    let done = command.envs(secrets.map(|name| (name, "secret:x"))).output().unwrap();
+    assert_eq!(done.status.code(), Some(9), "{}", String::from_utf8_lossy(&done.stdout));
+}
+
+#[test]
+fn an_overlay_that_was_made_for_a_command_ends_by_itself_and_is_made_anew_where_it_did() {
+    let world = World::new("");
+    let stored = world.store().join("alice.yaml");
+    let (mut child, _lines) = world.start(&["--", "python3", APP], |_| {});
+    let told = world.until("in the overlay", |(status, body)| *status == 200 && body.starts_with('{'));
+    let text = fs::read_to_string(&stored).unwrap();
+    assert!(text.contains("expiresAt"), "{text}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    kill_application(&told);
+    // An hour later.
+    fs::remove_file(world.store().join("alice.attached.yaml")).unwrap();
+    let (before, rest) = text.split_once("expiresAt: \"").unwrap();
+    let (_, after) = rest.split_once('"').unwrap();
+    fs::write(&stored, format!("{before}expiresAt: \"2020-01-01T00:00:00Z\"{after}")).unwrap();
+    let (code, said) = world.run(&["--", "sh", "-c", "exit 9"]);
+    assert_eq!(code, Some(9), "{said}");
+    assert!(said.contains("overlay alice had expired, and is made anew"), "{said}");
+    assert!(said.contains("overlay alice deleted"), "{said}");
+    assert!(!stored.exists());
+    let told = world.ask("/");
+    assert_eq!(told.1, "the baseline's web");
+}
+
+#[test]
 fn where_it_is_killed_its_address_is_used_no_longer_than_its_lease_lasts() {
     let world = World::new("");
     let (mut child, _lines) = world.start(&["--lease", "3s", "--", "python3", APP], |_| {});
@@ -222,7 +266,12 @@ fn where_it_is_killed_its_address_is_used_no_longer_than_its_lease_lasts() {
     child.wait().unwrap();
     world.until("lapsed", |(status, body)| *status == 503 && body.contains("pending"));
     assert!(world.store().join("alice.attached.yaml").exists(), "nobody cleaned up");
-    let told: Value = serde_json::from_str(&told).unwrap();
+    kill_application(&told);
+}
+
+/// Ends the command that a killed `overlane` left behind, by what it told.
+fn kill_application(told: &str) {
+    let told: Value = serde_json::from_str(told).unwrap();
     let pid = Pid::from_raw(i32::try_from(told["pid"].as_i64().unwrap()).unwrap()).unwrap();
     kill_process(pid, Signal::KILL).unwrap();
 }

@@ -10,12 +10,20 @@
 //! another store stand for the files in `./environments`.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod child;
+
 use std::fmt::Write as _;
 use std::fs;
+use std::io::{Read, Write as _};
+use std::net::TcpStream;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_overlane");
+/// The longest that a hub is waited for.
+const LIMIT: Duration = Duration::from_secs(60);
 /// The store, as transcripts have it.
 const SHOWN: &str = "./environments";
 
@@ -97,6 +105,76 @@ impl Kept for InKubernetes {
             "spec": self.object(name)?["attached"],
         });
         Some(serde_yaml::to_string(&record).unwrap())
+    }
+}
+
+/// A hub of a directory.
+struct InHub {
+    folder: tempfile::TempDir,
+    hub: String,
+    running: Child,
+    /// So that what it says has somewhere to go.
+    _lines: Receiver<String>,
+}
+
+impl InHub {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let arguments = ["run", "--store", ".", "--hub", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+        let mut running = child::overlane(&arguments, folder.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = child::lines(&mut running);
+        let hub = loop {
+            let line = lines.recv_timeout(LIMIT).expect("a hub listens");
+            let told: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+            if told["message"] == "listening" && told["role"] == "hub" {
+                break told["address"].as_str().unwrap().to_owned();
+            }
+        };
+        Self { folder, hub, running, _lines: lines }
+    }
+
+    /// What it says of all that it knows.
+    fn entries(&self) -> String {
+        let mut stream = TcpStream::connect(&self.hub).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        let request =
+            format!("GET /hub/v1/entries HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", self.hub);
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+}
+
+impl Drop for InHub {
+    fn drop(&mut self) {
+        let _ = self.running.kill();
+        let _ = self.running.wait();
+    }
+}
+
+impl Kept for InHub {
+    fn address(&self) -> String {
+        format!("hub:http://{}", self.hub)
+    }
+
+    fn put(&self, name: &str, text: &str) {
+        let beside = self.folder.path().join(".beside");
+        fs::write(&beside, text).unwrap();
+        fs::rename(beside, self.folder.path().join(name)).unwrap();
+        let (text, begun) = (serde_json::to_string(text).unwrap(), Instant::now());
+        while !self.entries().contains(&text) {
+            assert!(begun.elapsed() < LIMIT, "the hub does not see {name}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn text(&self, name: &str) -> Option<String> {
+        fs::read_to_string(self.folder.path().join(name)).ok()
     }
 }
 
@@ -300,6 +378,13 @@ fn commands_and_their_errors_are_the_same_over_kubernetes() {
     // An object is one environment, so there is no file with several that could not be edited.
     for name in ABOUT_STORES.into_iter().filter(|name| *name != "deleting") {
         transcript(name, Some(&InKubernetes::start()));
+    }
+}
+
+#[test]
+fn commands_and_their_errors_are_the_same_over_a_hub() {
+    for name in ABOUT_STORES {
+        transcript(name, Some(&InHub::start()));
     }
 }
 

@@ -180,7 +180,9 @@ fn revision(answer: &Value) -> u64 {
     answer["header"]["revision"].as_str().unwrap().parse().unwrap()
 }
 
-fn base64(bytes: impl AsRef<[u8]>) -> String {
+/// As its JSON gateway has keys and values.
+#[must_use]
+pub fn base64(bytes: impl AsRef<[u8]>) -> String {
     use base64::Engine as _;
     base64::engine::general_purpose::STANDARD.encode(bytes)
 }

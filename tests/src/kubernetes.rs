@@ -1,9 +1,12 @@
 //! A stand-in for a Kubernetes API server, over plain HTTP: as much of its API as clients of custom resources and
 //! ConfigMaps use. It lists in pages of one state, follows with bookmarks, forgets (410), refuses what is out of date (409),
-//! what is not allowed (403), and what the definitions' schemas do not have (422), and keeps what is of a status apart.
-//! It does not evaluate the definitions' rules (CEL), and does not apply on the server's side.
+//! what is not allowed (403), and what the definitions' schemas do not have (422), and keeps what is of a status apart. It notes who
+//! manages which fields, and applies on the server's side. It does not evaluate the definitions' rules (CEL).
 //!
 //! Held against the API's concepts: <https://kubernetes.io/docs/reference/using-api/api-concepts/>.
+
+#[path = "kubernetes/managed.rs"]
+mod managed;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::convert::Infallible;
@@ -33,6 +36,11 @@ const GROUP: &str = "overlane.dev";
 const API: &str = "overlane.dev/v1alpha1";
 /// A watch that names no end lasts so long.
 const LASTS: u64 = 300;
+
+/// What is applied on the server's side.
+pub const APPLY: &str = "application/apply-patch+yaml";
+/// The manager of what `kubectl apply` writes without `--server-side`.
+const KUBECTL: &str = "kubectl-client-side-apply";
 
 type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 /// The plural of a resource, and a name.
@@ -177,10 +185,10 @@ impl Kubernetes {
         let mut state = self.shared.state();
         let known = state.objects.get(&(resource.to_owned(), name.clone())).cloned();
         let done = match known {
-            None => state.create(resource, object.clone(), false),
+            None => state.create(resource, object.clone(), KUBECTL, false),
             Some(mut known) => {
                 merge(&mut known, object);
-                state.update(resource, &name, known, false, false)
+                state.update(resource, &name, known, KUBECTL, false, false)
             }
         };
         assert!(done.is_ok(), "{:?}", done.err().map(|refused| refused.2));
@@ -232,7 +240,19 @@ impl State {
         object
     }
 
-    fn create(&mut self, resource: &str, mut object: Value, dry: bool) -> Result<Value, Refused> {
+    fn create(
+        &mut self,
+        resource: &str,
+        mut object: Value,
+        manager: &str,
+        dry: bool,
+    ) -> Result<Value, Refused> {
+        managed::note(None, &mut object, manager, false, &now());
+        self.make(resource, object, dry)
+    }
+
+    /// Makes an object of which it is noted already who manages what.
+    fn make(&mut self, resource: &str, mut object: Value, dry: bool) -> Result<Value, Refused> {
         let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         let place = Self::place(resource, &name);
         if self.objects.contains_key(&place) {
@@ -247,7 +267,6 @@ impl State {
         metadata["uid"] = format!("{:08x}-{}", self.revision + 1, "0000-4000-8000-000000000000").into();
         metadata["creationTimestamp"] = now().into();
         metadata["generation"] = 1.into();
-        metadata["managedFields"] = managed();
         if dry {
             return Ok(object);
         }
@@ -262,11 +281,80 @@ impl State {
         resource: &str,
         name: &str,
         mut object: Value,
+        manager: &str,
+        status: bool,
+        dry: bool,
+    ) -> Result<Value, Refused> {
+        let known = self.known(resource, name)?;
+        managed::note(Some(&known), &mut object, manager, status, &now());
+        self.change(resource, name, object, status, dry)
+    }
+
+    fn known(&self, resource: &str, name: &str) -> Result<Value, Refused> {
+        let known = self.objects.get(&Self::place(resource, name)).cloned();
+        known.ok_or_else(|| not_found(resource, name))
+    }
+
+    /// The object that comes of it where a part of it is applied on the server's side.
+    fn apply(
+        &mut self,
+        resource: &str,
+        name: &str,
+        applied: &Value,
+        query: &HashMap<String, String>,
+        dry: bool,
+    ) -> Result<Value, Refused> {
+        let Some(manager) = query.get("fieldManager").filter(|manager| !manager.is_empty()) else {
+            let why = "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch";
+            return Err((422, "Invalid", why.to_owned(), name.to_owned()));
+        };
+        if !applied["metadata"]["managedFields"].is_null() {
+            let why = "metadata.managedFields must be nil".to_owned();
+            return Err((400, "BadRequest", why, name.to_owned()));
+        }
+        let force = query.get("force").is_some_and(|force| force == "true");
+        let known = self.objects.get(&Self::place(resource, name)).cloned();
+        // What definitions do not have is nobody's.
+        let mut fitting_part = applied.clone();
+        fitting(resource, name, &mut fitting_part)?;
+        let next = managed::apply(known.as_ref(), &fitting_part, manager, force, &now());
+        let next = next.map_err(|conflicts| {
+            let each = |(field, manager): &(String, String)| format!("conflict with \"{manager}\": {field}");
+            let all: Vec<_> = conflicts.iter().map(each).collect();
+            let message = format!(
+                "Apply failed with {} conflict{}: {}",
+                all.len(),
+                if all.len() == 1 { "" } else { "s" },
+                all.join(", ")
+            );
+            (409, "Conflict", message, name.to_owned())
+        })?;
+        match known {
+            None => self.make(resource, next, dry),
+            Some(known) => {
+                let mut next = next;
+                let version = &applied["metadata"]["resourceVersion"];
+                next["metadata"]["resourceVersion"] = if version.is_null() {
+                    known["metadata"]["resourceVersion"].clone()
+                } else {
+                    version.clone()
+                };
+                self.change(resource, name, next, false, dry)
+            }
+        }
+    }
+
+    /// Writes an object of which it is noted already who manages what.
+    fn change(
+        &mut self,
+        resource: &str,
+        name: &str,
+        mut object: Value,
         status: bool,
         dry: bool,
     ) -> Result<Value, Refused> {
         let place = Self::place(resource, name);
-        let known = self.objects.get(&place).cloned().ok_or_else(|| not_found(resource, name))?;
+        let known = self.known(resource, name)?;
         fitting(resource, name, &mut object)?;
         let metadata = |object: &Value, field: &str| object["metadata"][field].as_str().map(str::to_owned);
         match metadata(&object, "resourceVersion") {
@@ -288,8 +376,9 @@ impl State {
         let mut next = known.clone();
         if status {
             next["status"] = object["status"].clone();
+            next["metadata"]["managedFields"] = object["metadata"]["managedFields"].clone();
         } else {
-            for field in ["uid", "creationTimestamp", "generation", "managedFields", "resourceVersion"] {
+            for field in ["uid", "creationTimestamp", "generation", "resourceVersion"] {
                 object["metadata"][field] = known["metadata"][field].clone();
             }
             if resource != "configmaps" {
@@ -303,9 +392,6 @@ impl State {
             if said(&next) != said(&known) {
                 let generation = known["metadata"]["generation"].as_u64().unwrap_or(0) + 1;
                 next["metadata"]["generation"] = generation.into();
-            }
-            if next["spec"] != known["spec"] {
-                next["metadata"]["managedFields"] = managed();
             }
         }
         // What changes nothing is no change.
@@ -373,14 +459,6 @@ fn now() -> String {
     let now = overlane::clock::now().to_string();
     // Whole seconds, as the API server has them.
     now.split_once('.').map_or(now.clone(), |(seconds, _)| format!("{seconds}Z"))
-}
-
-/// Who wrote the spec last, and when.
-fn managed() -> Value {
-    json!([{
-        "manager": "tests", "operation": "Update", "apiVersion": API, "time": now(),
-        "fieldsType": "FieldsV1", "fieldsV1": { "f:spec": {} },
-    }])
 }
 
 /// Refuses an object that its definition does not have so, and drops what that does not know.
@@ -584,12 +662,15 @@ async fn answer(shared: Shared, request: Request<Incoming>) -> Result<Answer, In
     }
     let sent: Value = match body.is_empty() {
         true => Value::Null,
+        // What is applied on the server's side may be YAML; whoever does so here writes JSON, which is that too.
         false => match serde_json::from_slice(&body) {
             Ok(sent) => sent,
             Err(why) => return Ok(refused((400, "BadRequest", why.to_string(), String::new()))),
         },
     };
     let dry = query.get("dryRun").is_some_and(|dry| dry == "All");
+    let applies = head.headers.get("content-type").is_some_and(|kind| kind == APPLY);
+    let verb = if verb == "patch" && applies { "apply" } else { verb };
     let done = act(&mut shared.state(), &asked, verb, sent, &query, dry);
     shared.told.send_replace(());
     Ok(match done {
@@ -607,6 +688,7 @@ fn act(
     dry: bool,
 ) -> Result<Value, Refused> {
     let Asked { namespace, resource, name, status } = asked;
+    let manager = query.get("fieldManager").map_or("unknown", String::as_str);
     if namespace != NAMESPACE {
         return match verb {
             "list" => State::default().list(resource, query),
@@ -623,13 +705,13 @@ fn act(
             let object = state.objects.get(&State::place(resource, name));
             object.cloned().ok_or_else(|| not_found(resource, name))
         }
-        "create" => state.create(resource, sent, dry),
-        "update" => state.update(resource, name, sent, *status, dry),
+        "create" => state.create(resource, sent, manager, dry),
+        "update" => state.update(resource, name, sent, manager, *status, dry),
+        "apply" => state.apply(resource, name, &sent, query, dry),
         "patch" => {
-            let known = state.objects.get(&State::place(resource, name)).cloned();
-            let mut object = known.ok_or_else(|| not_found(resource, name))?;
+            let mut object = state.known(resource, name)?;
             merge(&mut object, &sent);
-            state.update(resource, name, object, *status, dry)
+            state.update(resource, name, object, manager, *status, dry)
         }
         _ => state.delete(resource, name, &sent, dry),
     }

@@ -143,7 +143,7 @@ fn lineage_of(api: &Api, name: &str) -> Answer {
             .into_iter()
             .map(|(id, resolved)| json!({ "id": id.as_str(), "services": services(resolved) }))
             .collect();
-        let links = links(&id, lineages).into_iter();
+        let links = links(&id, lineages, api.admin.gateway_port()).into_iter();
         (lineage, links.map(|(service, url)| json!({ "service": service.as_str(), "url": url })).collect())
     });
     Ok(axum::Json(json!({ "lineage": lineage, "links": links })).into_response())

@@ -175,8 +175,27 @@ pub struct QuickApply {
     /// A service that it owns and its image; where it is, `--url` says, else the baseline's overlayUrl; repeatable
     #[arg(long, value_name = "SERVICE=IMAGE", value_delimiter = ',', value_parser = service_image)]
     image: Vec<(ServiceName, String)>,
+    /// Delete afterwards what the files do not have, of what `-l` and `--owner` select
+    #[arg(long, requires = "files")]
+    prune: bool,
+    #[command(flatten)]
+    selection: Selection,
     #[command(flatten)]
     how: How,
+}
+
+impl QuickApply {
+    /// What is deleted where the files do not have it.
+    fn pruned(&self) -> Result<Option<&Selection>, CliError> {
+        match (self.prune, self.selection.is_given()) {
+            (false, false) => Ok(None),
+            (true, true) => Ok(Some(&self.selection)),
+            (true, false) => Err(CliError::usage("`--prune` alone would delete everything else")
+                .hint("say what these files are all of: `--prune -l team=payments`, or `--owner NAME`")),
+            (false, true) => Err(CliError::usage("`-l` and `--owner` say what is deleted with `--prune`")
+                .hint("add `--prune`, or leave them out")),
+        }
+    }
 }
 
 fn service_image(text: &str) -> Result<(ServiceName, String), String> {
@@ -260,7 +279,10 @@ pub fn overlay(verb: OverlayVerb, store: &StoreAddress, out: &mut Output<'_>) ->
 
 fn run(verb: Verb, kind: Kind, store: &StoreAddress, out: &mut Output<'_>) -> Result<(), CliError> {
     match verb {
-        Verb::Create(from) => write_files(&from.files, &from.how, true, Some(kind), store, out),
+        Verb::Create(from) => {
+            let what = What { create: true, kind: Some(kind), pruned: None };
+            write_sources(&sources(&from.files)?, &from.how, &what, store, out)
+        }
         Verb::Apply(apply) => apply_as(&apply, Some(kind), store, out),
         Verb::Get { id, selection, columns, format } => {
             let shown = Shown { kind, selection, labels: columns.labels, format: format.output };
@@ -310,12 +332,14 @@ fn apply_as(
     store: &StoreAddress,
     out: &mut Output<'_>,
 ) -> Result<(), CliError> {
+    let pruned = apply.pruned()?;
     let (Some(id), Some(parent)) = (&apply.id, &apply.how.baseline) else {
         if apply.files.is_empty() {
             return Err(CliError::usage("nothing to apply")
                 .hint("give `--file FILE`, or `--id pr-12 --baseline staging --url payments-api=http://…`"));
         }
-        return write_files(&apply.files, &apply.how, false, kind, store, out);
+        let what = What { create: false, kind, pruned };
+        return write_sources(&sources(&apply.files)?, &apply.how, &what, store, out);
     };
     if apply.url.is_empty() && apply.image.is_empty() {
         return Err(CliError::usage("an overlay without `--url` and `--image` would own nothing")
@@ -326,7 +350,7 @@ fn apply_as(
         services(&apply.url, &apply.image)
     );
     let source = Arc::new(Source::new("(flags)".into(), text, None));
-    write_sources(&[source], &apply.how, false, kind, store, out)
+    write_sources(&[source], &apply.how, &What { create: false, kind, pruned }, store, out)
 }
 
 /// The services of a blueprint, each with the image and the address that it was given.
@@ -342,18 +366,6 @@ fn services(urls: &[(ServiceName, Url)], images: &[(ServiceName, String)]) -> St
         }
     }
     all.iter().map(|(service, lines)| format!("  - name: {service}\n{lines}")).collect()
-}
-
-fn write_files(
-    files: &[PathBuf],
-    how: &How,
-    create: bool,
-    kind: Option<Kind>,
-    store: &StoreAddress,
-    out: &mut Output<'_>,
-) -> Result<(), CliError> {
-    let sources = sources(files)?;
-    write_sources(&sources, how, create, kind, store, out)
 }
 
 /// The texts of files, and of those in directories: parents before their children.
@@ -414,14 +426,24 @@ pub(super) fn source(file: &Path) -> Result<Arc<Source>, CliError> {
     }
 }
 
+/// What files are written as.
+struct What<'w> {
+    /// None of it may be there.
+    create: bool,
+    /// All of it must be of this kind.
+    kind: Option<Kind>,
+    /// Of these, what is in no file is deleted.
+    pruned: Option<&'w Selection>,
+}
+
 fn write_sources(
     sources: &[Arc<Source>],
     how: &How,
-    create: bool,
-    kind: Option<Kind>,
+    what: &What<'_>,
     store: &StoreAddress,
     out: &mut Output<'_>,
 ) -> Result<(), CliError> {
+    let What { create, kind, .. } = *what;
     let put = Put { create, dry_run: how.dry_run, ttl: how.ttl, parent: how.baseline.clone(), only: None };
     let mut open = OpenStore::write(store)?;
     let mut written = Vec::new();
@@ -437,6 +459,10 @@ fn write_sources(
     }
     for (blueprint, outcome) in &written {
         report(blueprint, *outcome, how, out)?;
+    }
+    if let Some(selection) = what.pruned {
+        let written: Vec<_> = written.iter().map(|(blueprint, _)| &blueprint.id.value).collect();
+        prune(selection, kind, &written, how, &mut open, out)?;
     }
     if let Some((blueprint, _)) =
         written.last().filter(|_| how.format.output == Format::Table && !how.dry_run)
@@ -460,6 +486,35 @@ fn write_sources(
     // Nobody else waits meanwhile.
     drop(open);
     wait(&how.wait, &wanted, state.as_ref(), store, out)
+}
+
+/// Deletes what is selected and was not written: children before their parents.
+fn prune(
+    selection: &Selection,
+    kind: Option<Kind>,
+    written: &[&EnvironmentId],
+    how: &How,
+    open: &mut OpenStore,
+    out: &mut Output<'_>,
+) -> Result<(), CliError> {
+    if written.is_empty() {
+        return Err(CliError::failure("there is no environment in these files: nothing is deleted")
+            .hint("`overlane overlay delete -l SELECTOR` deletes all that is selected"));
+    }
+    let dry_run = how.dry_run;
+    for kind in [Kind::Overlay, Kind::Baseline].into_iter().filter(|one| kind.is_none_or(|kind| kind == *one))
+    {
+        let mut ids = selected(kind, selection, open.lineages());
+        ids.retain(|id| !written.contains(&id));
+        for id in &ids {
+            let known = open.lineages().claims(id).next().cloned();
+            let deleted = remove(id, &Deletion { kind, ignore_not_found: true, dry_run, with: &ids }, open)?;
+            if let Some((known, outcome)) = known.zip(deleted) {
+                report(&known, outcome, how, out)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn refuse_other_kind(source: &Arc<Source>, kind: Kind) -> Result<(), CliError> {
@@ -539,10 +594,16 @@ fn delete(
     open: &mut OpenStore,
     out: &mut Output<'_>,
 ) -> Result<(), CliError> {
+    let Some(outcome) = remove(id, how, open)? else { return Ok(()) };
+    out.line(format_args!("{} {id} {}{}", how.kind.as_str(), outcome.as_str(), dry(how.dry_run)))
+}
+
+/// What became of one; none where it was not there, and need not have been.
+fn remove(id: &EnvironmentId, how: &Deletion<'_>, open: &mut OpenStore) -> Result<Option<Outcome>, CliError> {
     let Deletion { kind, dry_run, .. } = *how;
     let is_kind = open.lineages().claims(id).next().map(|known| Kind::of(known));
     match is_kind {
-        None if how.ignore_not_found => return Ok(()),
+        None if how.ignore_not_found => return Ok(None),
         None => return Err(not_found(id, kind, open.lineages())),
         Some(is) if is != kind => {
             return Err(CliError::failure(format!("`{id}` is {}", is.with_article()))
@@ -550,16 +611,14 @@ fn delete(
         }
         Some(_) => {}
     }
-    let outcome = match open.delete(id, None, dry_run) {
+    match open.delete(id, None, dry_run) {
         Err(WriteError::HasChildren(_, children))
             if dry_run && children.iter().all(|child| how.with.contains(child)) =>
         {
-            Outcome::Deleted
+            Ok(Some(Outcome::Deleted))
         }
-        done => done?,
-    };
-    let dry = dry(dry_run);
-    out.line(format_args!("{} {id} {}{dry}", kind.as_str(), outcome.as_str()))
+        done => Ok(Some(done?)),
+    }
 }
 
 pub(super) fn dry(run: bool) -> &'static str {

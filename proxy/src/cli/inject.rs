@@ -116,9 +116,9 @@ impl SidecarArgs {
     pub(super) fn sidecar(&self, environment: Option<EnvironmentId>, told: Option<&StoreAddress>) -> Sidecar {
         let store = match (&self.hub, told) {
             (Some(hub), _) => Store::Shared(format!("hub:{hub}")),
-            (None, Some(told @ (StoreAddress::Etcd(_) | StoreAddress::Hub(_)))) => {
-                Store::Shared(told.to_string())
-            }
+            #[cfg(feature = "etcd")]
+            (None, Some(told @ StoreAddress::Etcd(_))) => Store::Shared(told.to_string()),
+            (None, Some(told @ StoreAddress::Hub(_))) => Store::Shared(told.to_string()),
             (None, _) => Store::ConfigMap(self.config_map.clone()),
         };
         let amounts = |all: &[(String, String)]| all.iter().cloned().collect::<Amounts>();

@@ -11,6 +11,7 @@ use clap::Args;
 use overlane_config::blueprint::{Blueprint, Document, parse};
 use overlane_config::diagnostic::{Diagnostic, Source};
 use overlane_config::name::{EnvironmentId, ServiceName};
+use overlane_config::time::UnixMillis;
 use tokio::sync::watch;
 
 use super::environment::{source, ttl};
@@ -19,7 +20,7 @@ use super::preview::print_links;
 use super::run::raise_descriptors;
 use crate::clock;
 use crate::local::child::{Local, NotListening, Program, Signals, container_runtime, environment};
-use crate::local::{Changed, Heartbeat, Leased, Sidecar, free_port, without_proxy};
+use crate::local::{Changed, Heartbeat, Leased, Sidecar, free_port, linger, without_proxy};
 use crate::logs;
 use crate::plane::drain::{Drain, Stage};
 use crate::store::StoreAddress;
@@ -46,7 +47,7 @@ pub struct RunLocal {
     /// The admin listener of its sidecar
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     admin: SocketAddr,
-    /// For how long it is still attached where this command dies without a word
+    /// For how long it is still attached where this command dies without a word. An overlay that was created for this, and says nothing of a ttl, expires an hour later
     #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = lease)]
     lease: Duration,
     /// How long the command may take until it listens
@@ -88,9 +89,11 @@ pub fn run(args: &RunLocal, store: &StoreAddress, out: &mut Output<'_>) -> Resul
     let id = &blueprint.id.value;
     let mut open = OpenStore::write(store)?;
     let created = create(&source, &blueprint, args, &mut open, out)?;
-    let ran = prepare(args, store, id, &service, open, image).and_then(|ready| ready.run(args, store, out));
-    if let Some(revision) = created.filter(|_| !args.keep) {
-        delete(id, &revision, store, out);
+    let until = created.as_ref().and_then(|created| created.until);
+    let ran =
+        prepare(args, store, id, &service, open, image).and_then(|ready| ready.run(args, until, store, out));
+    if let Some(created) = created.filter(|_| !args.keep) {
+        delete(id, &created.revision, store, out);
     }
     match ran? {
         0 => Ok(()),
@@ -160,24 +163,41 @@ fn image(
     }
 }
 
-/// Creates the overlay where it is not there; the state in which it is then.
+/// An overlay that was made for this.
+struct Created {
+    /// The state in which it is.
+    revision: Revision,
+    /// When it ends by itself where nothing is heard of this one any more; none where its blueprint or a flag says when.
+    until: Option<UnixMillis>,
+}
+
+/// Creates the overlay where it is not there, or has expired.
 fn create(
     source: &Arc<Source>,
     blueprint: &Blueprint,
     args: &RunLocal,
     open: &mut OpenStore,
     out: &mut Output<'_>,
-) -> Result<Option<Revision>, CliError> {
+) -> Result<Option<Created>, CliError> {
     let id = &blueprint.id.value;
-    if open.lineages().claims(id).next().is_some() {
+    let now = clock::now();
+    let known = open.lineages().claims(id).next();
+    let expired = known.is_some_and(|known| open.lineages().expiry(known).is_some_and(|until| until <= now));
+    if known.is_some() && !expired {
         out.note(format_args!("overlay {id} is there: it stays as it is in the store"));
         return Ok(None);
     }
-    let put = Put { create: true, ttl: args.ttl, ..Put::default() };
-    let written = open.put(source, &put, clock::now())?;
+    let says_when = args.ttl.is_some() || blueprint.ttl.is_some() || blueprint.expires_at.is_some();
+    let lingers = (!says_when && !args.keep).then(|| linger(args.lease).max(args.wait * 2));
+    let put = Put { create: !expired, ttl: lingers.or(args.ttl), ..Put::default() };
+    let written = open.put(source, &put, now)?;
     out.diagnostics(&written.warnings);
-    out.note(format_args!("overlay {id} created"));
-    Ok(open.revision(id))
+    out.note(format_args!(
+        "overlay {id} {}",
+        if expired { "had expired, and is made anew" } else { "created" }
+    ));
+    let until = lingers.map(|ttl| now.after(ttl));
+    Ok(open.revision(id).map(|revision| Created { revision, until }))
 }
 
 /// All that is needed to run it.
@@ -256,7 +276,13 @@ fn hub_between(args: &RunLocal, store: &StoreAddress) -> Option<HubAddress> {
 
 impl Ready {
     /// Runs it from its start to its end; its exit code.
-    fn run(self, args: &RunLocal, store: &StoreAddress, out: &mut Output<'_>) -> Result<u8, CliError> {
+    fn run(
+        self,
+        args: &RunLocal,
+        overlay: Option<UnixMillis>,
+        store: &StoreAddress,
+        out: &mut Output<'_>,
+    ) -> Result<u8, CliError> {
         let Self { changed, hub, sidecar, program, app } = self;
         let (inbound, outbound) = (sidecar.inbound, sidecar.outbound);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -283,7 +309,7 @@ impl Ready {
                 };
                 let attached = place.map_err(WriteError::Store).and_then(|place| {
                     let url = place.borrow().clone().unwrap_or_else(|| changed.url(inbound));
-                    let leased = Leased { url, lease: args.lease, changed };
+                    let leased = Leased { url, lease: args.lease, overlay, changed };
                     attach(&leased, store).map(|()| (leased, place))
                 });
                 match attached {

@@ -60,18 +60,24 @@ pub struct SharesArgs {
     format: FormatArg,
 }
 
-/// Where the exposed services of an environment are seen in a browser: their names, and the addresses with their paths.
-pub(crate) fn links(id: &EnvironmentId, lineages: &Lineages) -> Vec<(ServiceName, String)> {
+/// Where the exposed services of an environment are seen in a browser: their names, and the addresses with their paths. Of
+/// previews on this machine the gateway's port is `gateway`, where that is known.
+pub(crate) fn links(
+    id: &EnvironmentId,
+    lineages: &Lineages,
+    gateway: Option<u16>,
+) -> Vec<(ServiceName, String)> {
     let Some(resolved) = lineages.standing(id).and_then(Standing::resolved) else { return Vec::new() };
+    let previews = resolved.previews.at_port(gateway.unwrap_or(resolved.previews.port()));
     let link = |(service, path): (&ServiceName, &str)| {
-        Some((service.clone(), resolved.previews.link(Some(service), id).ok()? + path))
+        Some((service.clone(), previews.link(Some(service), id).ok()? + path))
     };
     lineages.exposed(id).into_iter().filter_map(link).collect()
 }
 
 /// Prints them, each on a line of its own.
 pub(super) fn print_links(id: &EnvironmentId, lineages: &Lineages, out: &mut Output<'_>) {
-    for (at, (service, link)) in links(id, lineages).iter().enumerate() {
+    for (at, (service, link)) in links(id, lineages, None).iter().enumerate() {
         let label = if at == 0 { "Open:" } else { "" };
         out.note(format_args!("{label:5} {link}    ({service})"));
     }
@@ -95,7 +101,7 @@ pub fn share(args: &ShareArgs, store: &StoreAddress, out: &mut Output<'_>) -> Re
     let mut open = OpenStore::write(store)?;
     let id = &args.id;
     resolved_overlay(id, open.lineages())?;
-    let links: Vec<_> = links(id, open.lineages())
+    let links: Vec<_> = links(id, open.lineages(), None)
         .into_iter()
         .filter(|(service, _)| args.service.as_ref().is_none_or(|wanted| wanted == service))
         .collect();

@@ -386,7 +386,7 @@ fn describe_resolved(
     if resolved.on_unknown == OnUnknown::Reject {
         out.line("           unknown keys are rejected")?;
     }
-    for (at, (service, link)) in links(id, lineages).iter().enumerate() {
+    for (at, (service, link)) in links(id, lineages, None).iter().enumerate() {
         let label = if at == 0 { "Previews:" } else { "" };
         out.line(format_args!("{label:10} {link} ({service})"))?;
     }

@@ -1,10 +1,12 @@
 //! The local process itself: a command, or a container of an image; signals to it and its end.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{self, IsTerminal};
+use std::fs::File;
+use std::future::pending;
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::ExitStatus;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, getpgrp, kill_process};
@@ -12,12 +14,17 @@ use rustix::termios::tcgetpgrp;
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// Between two attempts to reach it while it starts.
 const POLL: Duration = Duration::from_millis(25);
 /// How long it may take to end where it is told to since it does not listen.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// What lets this process into a store or a hub: the command is somebody else's program, and is not told.
+const SECRETS: [&str; 4] =
+    ["OVERLANE_SERVER_TOKEN", "OVERLANE_ADMIN_TOKEN", "ETCDCTL_USER", "ETCDCTL_PASSWORD"];
+/// How long a container may take to end once it is told to; then it is removed.
+const GRACE: Duration = Duration::from_secs(10);
 /// The programs that run images, in the order in which they are looked for.
 const CONTAINERS: [&str; 2] = ["docker", "podman"];
 
@@ -30,6 +37,8 @@ pub struct Program {
     pub arguments: Vec<OsString>,
     /// What is set in its environment.
     pub environment: Vec<(&'static str, String)>,
+    /// The name of the container that it runs, if it does: that outlives the program where it is killed.
+    pub container: Option<String>,
 }
 
 impl Program {
@@ -42,7 +51,7 @@ impl Program {
             Some(text) => text.replace("{port}", &port.to_string()).into(),
             None => word.clone(),
         });
-        Some(Self { program: words.next()?, arguments: words.collect(), environment })
+        Some(Self { program: words.next()?, arguments: words.collect(), environment, container: None })
     }
 
     /// A container of an image, in the network of this machine: only so it listens where the sidecar looks for it, and
@@ -60,7 +69,7 @@ impl Program {
             arguments.extend(["--env".into(), OsString::from(variable)]);
         }
         arguments.push(image.into());
-        Self { program: runtime.into(), arguments, environment }
+        Self { program: runtime.into(), arguments, environment, container: Some(name.to_owned()) }
     }
 }
 
@@ -122,19 +131,29 @@ impl Signals {
     }
 }
 
-/// Whether a terminal sends such a signal to the child as well: then passing it on would send it twice.
+/// Whether a terminal sends such a signal to the child as well, wherever its standard streams lead: then passing it on would send
+/// it twice.
 fn terminal_sends(signal: rustix::process::Signal) -> bool {
     use rustix::process::Signal as To;
-    let stdin = io::stdin();
-    (signal == To::INT || signal == To::QUIT)
-        && stdin.is_terminal()
-        && tcgetpgrp(&stdin).is_ok_and(|foreground| foreground == getpgrp())
+    let in_foreground =
+        || File::open("/dev/tty").is_ok_and(|tty| tcgetpgrp(tty).is_ok_and(|group| group == getpgrp()));
+    (signal == To::INT || signal == To::QUIT) && in_foreground()
+}
+
+/// Whether a signal tells a process to end.
+fn ends(signal: rustix::process::Signal) -> bool {
+    use rustix::process::Signal as To;
+    [To::INT, To::TERM, To::HUP, To::QUIT].contains(&signal)
 }
 
 /// A local process that runs.
 pub struct Local {
     child: Child,
     signals: Signals,
+    /// What ran the container, and its name, where it is one.
+    container: Option<(OsString, String)>,
+    /// When a container is removed that was told to end.
+    patience: Option<Instant>,
 }
 
 /// Why it does not listen.
@@ -155,11 +174,28 @@ impl Local {
     /// It cannot be executed.
     pub fn start(program: &Program, signals: Signals) -> io::Result<Self> {
         let environment = program.environment.iter().map(|(name, value)| (name, value));
-        let child = Command::new(&program.program).args(&program.arguments).envs(environment).spawn()?;
-        Ok(Self { child, signals })
+        let mut command = Command::new(&program.program);
+        for secret in SECRETS {
+            command.env_remove(secret);
+        }
+        let child = command.args(&program.arguments).envs(environment).spawn()?;
+        let container = program.container.clone().map(|name| (program.program.clone(), name));
+        Ok(Self { child, signals, container, patience: None })
     }
 
-    fn pass(&self, signal: rustix::process::Signal) {
+    /// Removes the container, where it is one: what runs it may be gone, or have been told in vain.
+    async fn remove_container(&self) {
+        let Some((runtime, name)) = &self.container else { return };
+        let mut remove = Command::new(runtime);
+        remove.args(["rm", "--force", name]).stdout(Stdio::null()).stderr(Stdio::null());
+        // It may have gone by itself just now.
+        let _ = timeout(PATIENCE, remove.status()).await;
+    }
+
+    fn pass(&mut self, signal: rustix::process::Signal) {
+        if self.container.is_some() && ends(signal) {
+            self.patience = self.patience.or_else(|| Some(Instant::now() + GRACE));
+        }
         let pid = self.child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
         if let Some(pid) = pid.filter(|_| !terminal_sends(signal)) {
             // It may be gone just now.
@@ -194,6 +230,7 @@ impl Local {
                 let ended = match timeout(PATIENCE, self.child.wait()).await {
                     Ok(ended) => ended,
                     Err(_) => {
+                        self.remove_container().await;
                         self.child.start_kill().map_err(NotListening::Io)?;
                         self.child.wait().await
                     }
@@ -204,19 +241,31 @@ impl Local {
     }
 
     /// Tells it to end.
-    pub fn end(&self) {
+    pub fn end(&mut self) {
         self.pass(rustix::process::Signal::TERM);
     }
 
-    /// Waits for its end, and passes signals on meanwhile.
+    /// Waits for its end, and passes signals on meanwhile. A container that does not end when it is told to is removed: as the first
+    /// process of its own it does not hear of signals that it does not ask for.
     ///
     /// # Errors
     /// What the system says.
     pub async fn ended(&mut self) -> io::Result<ExitStatus> {
         loop {
+            let until = self.patience;
+            let patience = async {
+                match until {
+                    Some(at) => sleep_until(at).await,
+                    None => pending().await,
+                }
+            };
             tokio::select! {
                 ended = self.child.wait() => return ended,
                 signal = self.signals.next() => self.pass(signal),
+                () = patience => {
+                    self.patience = None;
+                    self.remove_container().await;
+                }
             }
         }
     }
@@ -241,6 +290,35 @@ mod tests {
             "{line}"
         );
         assert!(line.ends_with("--env OVERLANE_OUTBOUND org/api:1"), "{line}");
+    }
+
+    #[tokio::test]
+    async fn a_container_that_does_not_end_when_it_is_told_to_is_removed() {
+        let folder = tempfile::tempdir().expect("folder");
+        let (docker, removed) = (folder.path().join("docker"), folder.path().join("removed"));
+        let run = format!(
+            "trap '' TERM; echo $$ > '{0}/pid'; while :; do sleep 0.05; done",
+            folder.path().display()
+        );
+        let remove =
+            format!("echo $* > '{}'; kill -9 $(cat '{}/pid')", removed.display(), folder.path().display());
+        std::fs::write(&docker, format!("#!/bin/sh\ncase $1 in run) {run};; *) {remove};; esac\n"))
+            .expect("script");
+        std::fs::set_permissions(&docker, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .expect("script");
+        let program = Program::container(docker, "org/api:1", "overlane-alice-web-1", Vec::new());
+        let caught = signal(SignalKind::user_defined2()).expect("signals");
+        let signals = Signals(vec![(rustix::process::Signal::USR2, caught)]);
+        let mut local = Local::start(&program, signals).expect("started");
+        while !folder.path().join("pid").exists() {
+            sleep(POLL).await;
+        }
+        local.end();
+        local.patience = Some(Instant::now());
+        let ended = timeout(Duration::from_secs(30), local.ended()).await.expect("in time").expect("ended");
+        assert!(!ended.success());
+        let told = std::fs::read_to_string(removed).expect("told");
+        assert_eq!(told.trim(), "rm --force overlane-alice-web-1");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use overlane_config::time::UnixMillis;
 use overlane_config::url::Url;
 use tokio::sync::watch;
 
@@ -25,6 +26,18 @@ pub struct Leased {
     pub url: Url,
     /// For how long each time.
     pub lease: Duration,
+    /// Until when the overlay lives, where it was made for this and ends by itself when nobody says that this one does.
+    pub overlay: Option<UnixMillis>,
+}
+
+/// How long an overlay that was made for a process lives on without a word from it: long enough that its requests are refused,
+/// and not silently the baseline's, while somebody may still look.
+const LINGER: Duration = Duration::from_secs(3600);
+
+/// How long an overlay lives that was made for a process whose lease is so long.
+#[must_use]
+pub fn linger(lease: Duration) -> Duration {
+    LINGER.max(lease * 2)
 }
 
 impl Leased {
@@ -42,7 +55,25 @@ impl Leased {
         let (id, service) = (&self.changed.overlay, &self.changed.service);
         let renewed = open.renew(id, service, &self.url, to, clock::now().after(self.lease))?;
         self.url = to.clone();
+        if renewed {
+            self.extend(open)?;
+        }
         Ok(renewed)
+    }
+
+    /// Has the overlay live on, where that hangs on this: seldom, and long before it ends.
+    fn extend(&mut self, open: &mut OpenStore) -> Result<(), WriteError> {
+        let (now, linger) = (clock::now(), linger(self.lease));
+        if self.overlay.is_none_or(|until| until > now.after(linger / 2)) {
+            return Ok(());
+        }
+        self.overlay = match open.extend(&self.changed.overlay, now.after(linger), None, false) {
+            Ok((_, until)) => Some(until),
+            // Somebody else wrote it, and said so: it is no longer this one's to end.
+            Err(WriteError::NeverExpires(_)) => None,
+            Err(error) => return Err(error),
+        };
+        Ok(())
     }
 
     /// Takes it away, if it is still attached.
@@ -124,5 +155,67 @@ fn renew_until(
             }
         };
         due = Instant::now() + pause;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use overlane_config::diagnostic::Source;
+    use overlane_config::url::Scheme;
+
+    use super::*;
+    use crate::store::open::Put;
+
+    const OVERLAY: &str =
+        "name: alice\nrouting: {mode: overlay, baselineId: staging}\nservices: [{name: web}]\n";
+    const BASELINE: &str =
+        "name: staging\nrouting: {mode: baseline}\nservices: [{name: web, url: 'http://127.0.0.1:1'}]\n";
+
+    /// A store with an overlay that lives for so long, and what is leased in it.
+    fn leased(ttl: Option<Duration>) -> (tempfile::TempDir, OpenStore, Leased) {
+        let folder = tempfile::tempdir().expect("folder");
+        let mut open = OpenStore::write(&StoreAddress::directory(folder.path())).expect("open");
+        let mut put = |text: &str, ttl| {
+            let source = Arc::new(Source::new("input.yaml".into(), text.to_owned(), None));
+            open.put(&source, &Put { ttl, ..Put::default() }, clock::now()).expect("written");
+        };
+        put(BASELINE, None);
+        put(OVERLAY, ttl);
+        let changed = Changed {
+            overlay: "alice".parse().expect("id"),
+            service: "web".parse().expect("name"),
+            baseline: "staging".parse().expect("id"),
+            scheme: Scheme::Http,
+        };
+        let (url, lease) = ("http://127.0.0.1:9".parse().expect("url"), Duration::from_secs(60));
+        let leased = Leased { changed, url, lease, overlay: ttl.map(|ttl| clock::now().after(ttl)) };
+        leased.attach(&mut open).expect("attached");
+        (folder, open, leased)
+    }
+
+    fn expiry(open: &OpenStore) -> Option<UnixMillis> {
+        let known = open.lineages().claims(&"alice".parse().expect("id")).next().expect("there");
+        open.lineages().expiry(known)
+    }
+
+    #[test]
+    fn an_overlay_that_was_made_for_a_process_lives_as_long_as_that_is_heard_of_and_is_written_seldom() {
+        let (_folder, mut open, mut leased) = leased(Some(Duration::from_secs(600)));
+        let url = leased.url.clone();
+        assert!(leased.renew(&url, &mut open).expect("renewed"));
+        let extended = expiry(&open).expect("it ends");
+        assert!(extended > clock::now().after(LINGER - Duration::from_secs(60)), "{extended}");
+        assert!(leased.renew(&url, &mut open).expect("renewed"));
+        assert_eq!(expiry(&open), Some(extended), "half of it is left");
+    }
+
+    #[test]
+    fn an_overlay_that_was_there_lives_as_long_as_it_says() {
+        let (_folder, mut open, mut leased) = leased(None);
+        let url = leased.url.clone();
+        assert!(leased.renew(&url, &mut open).expect("renewed"));
+        assert_eq!(expiry(&open), None);
     }
 }

@@ -23,6 +23,8 @@ use std::time::{Duration, Instant};
 use overlane_config::diagnostic::Source;
 use overlane_config::time::UnixMillis;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::StoreAddress;
 use crate::clock;
@@ -37,6 +39,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// A write that took long is followed by a pause this many times longer: at most a twentieth of the time is
 /// spent writing, however large the store and however often it changes.
 const DUTY: u32 = 20;
+/// What changes nothing that is routed, such as leases that are renewed, is kept so long afterwards: they are, all the time.
+const RENEWALS: Duration = Duration::from_secs(30);
 /// After a write that failed.
 const RETRY: Duration = Duration::from_secs(10);
 
@@ -112,8 +116,8 @@ pub struct Cache {
     /// The file's name without its ending.
     name: String,
     store: String,
-    /// The generation that it holds.
-    saved: Mutex<u64>,
+    /// Which texts it holds: how often some were taken in until then.
+    saved: Mutex<Option<u64>>,
     written: AtomicU64,
     failed: AtomicU64,
 }
@@ -132,7 +136,7 @@ impl Cache {
             directory: directory.to_owned(),
             name,
             store,
-            saved: Mutex::new(0),
+            saved: Mutex::default(),
             written: AtomicU64::new(0),
             failed: AtomicU64::new(0),
         }
@@ -212,14 +216,14 @@ impl Cache {
         if control.store_unreadable() {
             return Ok(true);
         }
-        let (generation, texts) = control.texts();
-        if generation == *saved {
+        let (taken, texts) = control.texts();
+        if *saved == Some(taken) {
             return Ok(true);
         }
         let outcome = self.write(&texts);
         match &outcome {
             Ok(true) => {
-                *saved = generation;
+                *saved = Some(taken);
                 self.written.fetch_add(1, Relaxed);
             }
             // Another process of the same store writes: the same.
@@ -319,14 +323,24 @@ impl Write for Summed {
     }
 }
 
+/// Waits until there is something to keep that was not: at once where something is routed otherwise. False when nobody can publish
+/// any more.
+async fn changed(generations: &mut watch::Receiver<u64>, taken: &mut watch::Receiver<u64>) -> bool {
+    tokio::select! {
+        published = generations.changed() => return published.is_ok(),
+        renewed = taken.changed() => if renewed.is_err() { return false },
+    }
+    !matches!(timeout(RENEWALS, generations.changed()).await, Ok(Err(_)))
+}
+
 /// Writes the cache after each change, at once after a while without one. Never ends.
 pub async fn keep(cache: Arc<Cache>, control: Arc<Control>) {
-    let mut generations = control.published().generations();
+    let (mut generations, mut taken) = (control.published().generations(), control.taken());
     generations.mark_changed();
     let mut failing = false;
-    // Fails only when nobody can publish any more.
-    while generations.changed().await.is_ok() {
+    while changed(&mut generations, &mut taken).await {
         loop {
+            taken.borrow_and_update();
             let began = Instant::now();
             let saved = tokio::task::spawn_blocking({
                 let (cache, control) = (cache.clone(), control.clone());
@@ -416,6 +430,45 @@ mod tests {
         control.apply(&[change("staging.yaml", &baseline(2))], Trigger::Change);
         cache.save(&control).expect("nothing newer");
         assert_eq!(cache.figures().written, 1);
+    }
+
+    #[test]
+    fn a_lease_that_was_renewed_is_kept_though_it_changes_nothing_that_is_routed() {
+        let folder = tempfile::tempdir().expect("folder");
+        let overlay = "name: alice\nrouting: {mode: overlay, baselineId: staging}\nservices: [{name: web}]\n";
+        let renewed = |until: &str| {
+            let text = format!(
+                "apiVersion: overlane.dev/v1alpha1\nkind: Attachment\nmetadata: {{name: alice}}\nspec:\n  services:\n  \
+                 - {{name: web, url: 'http://127.0.0.1:9', expiresAt: '{until}'}}\n"
+            );
+            change("alice.attached.yaml", &text)
+        };
+        let first = renewed("2999-01-01T00:00:00Z");
+        let control = control(&[change("staging.yaml", &baseline(1)), change("alice.yaml", overlay), first]);
+        assert_eq!(control.problems(), Vec::<String>::new());
+        let cache = cache(&folder);
+        cache.save(&control).expect("saved");
+        let generation = control.published().load().generation;
+        control.apply(&[renewed("2999-01-01T00:02:00Z")], Trigger::Change);
+        assert_eq!(control.published().load().generation, generation);
+        cache.save(&control).expect("saved");
+        let kept = lists(&cache);
+        assert!(kept.iter().flatten().any(|kept| kept.text.contains("2999-01-01T00:02:00Z")), "{kept:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_routed_otherwise_is_kept_at_once_and_what_is_renewed_after_a_while() {
+        let (generation, times) = (watch::Sender::new(0), watch::Sender::new(0));
+        let (mut generations, mut taken) = (generation.subscribe(), times.subscribe());
+        let begun = tokio::time::Instant::now();
+        times.send_replace(1);
+        generation.send_replace(1);
+        assert!(changed(&mut generations, &mut taken).await);
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        taken.borrow_and_update();
+        times.send_replace(2);
+        assert!(changed(&mut generations, &mut taken).await);
+        assert_eq!(begun.elapsed(), RENEWALS);
     }
 
     #[test]

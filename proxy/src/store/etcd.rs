@@ -1,8 +1,8 @@
 //! Keys of an etcd as store: `/overlane/alice.yaml` holds what the file `alice.yaml` would.
 //!
 //! It is asked by its own API, gRPC (docs/decisions/0038-etcd-by-its-own-api.md), of version 3.4 and later. A write is one
-//! transaction. That nothing else was written is told by the keys that are there: what was only removed by others does
-//! not count.
+//! transaction. That no environment was written meanwhile is told by the keys that are there: what was only removed by others
+//! does not count, nor does what is attached to others, which is written all the time.
 
 pub mod access;
 pub mod address;
@@ -11,6 +11,7 @@ mod messages;
 mod watch;
 
 pub use access::Access;
+use address::Endpoint;
 pub use address::EtcdAddress;
 
 use std::ffi::OsStr;
@@ -20,6 +21,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::directory::read::is_blueprint;
+use super::open::is_attachment;
 use super::shared::{
     Commit, CommitError, Committed, Entry, Fault, Listing, Revision, Shared, WatchError, Watching,
 };
@@ -32,7 +34,11 @@ use messages::{
 const RANGE: &str = "/etcdserverpb.KV/Range";
 const TXN: &str = "/etcdserverpb.KV/Txn";
 /// So many keys are asked for at once.
-const PAGE: i64 = 5000;
+const PAGE: i64 = 1000;
+/// So often is a write sent again before which only attachments of others were written.
+const AGAIN: u32 = 16;
+/// The most of those that are looked at.
+const OTHERS: i64 = 256;
 /// So often is a listing begun anew that etcd forgot in between.
 const LISTINGS: u32 = 3;
 
@@ -88,8 +94,20 @@ impl Etcd {
     /// An etcd; it is not asked yet.
     ///
     /// # Errors
-    /// A file that it takes is of no use.
+    /// A password would be sent in the clear.
     pub fn new(address: &EtcdAddress, access: Access) -> Result<Self, Fault> {
+        let speaks_tls = |endpoint: &Endpoint| endpoint.tls.unwrap_or_else(|| access.speaks_tls());
+        let in_the_clear = |endpoint: &&Endpoint| !speaks_tls(endpoint) && !endpoint.is_local();
+        if access.user.is_some()
+            && !access.in_the_clear
+            && let Some(endpoint) = address.endpoints.iter().find(in_the_clear)
+        {
+            return Err(Fault(format!(
+                "the password of etcd's user would go to {endpoint} in the clear: write https://{}, with ETCDCTL_CACERT where \
+                 its authority is none of the system's; or OVERLANE_ETCD_IN_THE_CLEAR=true where something else encrypts",
+                endpoint.authority()
+            )));
+        }
         let keys = Keys::new(&address.prefix());
         let connection = Connection::new(address.endpoints.clone(), access);
         Ok(Self { address: address.to_string(), keys, connection: connection.into() })
@@ -100,7 +118,8 @@ impl Etcd {
         let (mut entries, mut revision) = (Vec::new(), 0);
         let mut key = self.keys.prefix.clone();
         loop {
-            let request = RangeRequest { key, range_end: self.keys.end.clone(), limit: PAGE, revision };
+            let range_end = self.keys.end.clone();
+            let request = RangeRequest { key, range_end, limit: PAGE, revision, ..RangeRequest::default() };
             let page: RangeResponse = self.connection.ask(RANGE, &request, true).await?;
             if revision == 0 {
                 revision = page.header.map_or(0, |header| header.revision);
@@ -124,28 +143,59 @@ impl Etcd {
         })
     }
 
-    fn transaction(&self, commit: &Commit) -> Result<TxnRequest, CommitError> {
+    /// A write, if no environment was written after `since`; what was written since then is told where it is refused.
+    fn transaction(&self, commit: &Commit, since: Option<i64>) -> Result<TxnRequest, CommitError> {
         let written = commit.writes.iter().map(|write| self.compare(&write.name, write.known.as_ref()));
         let unchanged = commit.unchanged.iter().map(|(name, known)| self.compare(name, Some(known)));
         let mut compare = written.chain(unchanged).collect::<Result<Vec<_>, _>>()?;
-        if let Some(since) = &commit.alone_since {
-            let since = number(since).ok_or(CommitError::Conflict)?;
+        let mut failure = Vec::new();
+        if let Some(since) = since {
+            let (key, range_end) = (self.keys.prefix.clone(), self.keys.end.clone());
+            let mod_revision = Some(since + 1);
             compare.push(Compare {
                 result: LESS,
                 target: MOD,
-                key: self.keys.prefix.clone(),
-                mod_revision: Some(since + 1),
-                range_end: self.keys.end.clone(),
+                key: key.clone(),
+                mod_revision,
+                range_end: range_end.clone(),
+            });
+            failure.push(RequestOp {
+                range: Some(RangeRequest {
+                    key,
+                    range_end,
+                    limit: OTHERS,
+                    keys_only: true,
+                    min_mod_revision: since + 1,
+                    ..RangeRequest::default()
+                }),
+                ..RequestOp::default()
             });
         }
         let success = commit.writes.iter().map(|write| {
             let key = self.keys.key(&write.name);
             match write.text.clone() {
-                Some(text) => RequestOp { put: Some(Put { key, value: text.into() }), delete: None },
-                None => RequestOp { put: None, delete: Some(DeleteRange { key }) },
+                Some(text) => {
+                    RequestOp { put: Some(Put { key, value: text.into() }), ..RequestOp::default() }
+                }
+                None => RequestOp { delete: Some(DeleteRange { key }), ..RequestOp::default() },
             }
         });
-        Ok(TxnRequest { compare, success: success.collect() })
+        Ok(TxnRequest { compare, success: success.collect(), failure })
+    }
+
+    /// The state until which nothing was written but what is attached to other environments than a commit is about; none where
+    /// something else was.
+    fn still_alone(&self, commit: &Commit, refused: &TxnResponse) -> Option<i64> {
+        let others = refused.responses.first()?.range.as_ref()?;
+        let of_others = |kv: &KeyValue| {
+            let name = self.keys.name(&kv.key);
+            name.is_none_or(|name| {
+                is_attachment(&name) && commit.writes.iter().all(|write| write.name != name)
+            })
+        };
+        // Where there is none, another condition does not hold.
+        let only_these = !others.kvs.is_empty() && !others.more && others.kvs.iter().all(of_others);
+        refused.header.as_ref().filter(|_| only_these).map(|header| header.revision)
     }
 }
 
@@ -172,18 +222,23 @@ impl Shared for Etcd {
     }
 
     async fn commit(&self, commit: &Commit) -> Result<Committed, CommitError> {
-        let request = self.transaction(commit)?;
-        let answer: TxnResponse = self.connection.ask(TXN, &request, false).await.map_err(|failure| {
-            match failure.is_ambiguous() {
-                true => CommitError::Unsure(failure.fault()),
-                false => CommitError::Fault(failure.fault()),
+        let alone = commit.alone_since.as_ref();
+        let mut since = alone.map(|since| number(since).ok_or(CommitError::Conflict)).transpose()?;
+        for _ in 0..AGAIN {
+            let request = self.transaction(commit, since)?;
+            let answer: TxnResponse = self.connection.ask(TXN, &request, false).await.map_err(|failure| {
+                match failure.is_ambiguous() {
+                    true => CommitError::Unsure(failure.fault()),
+                    false => CommitError::Fault(failure.fault()),
+                }
+            })?;
+            if answer.succeeded {
+                let revision = Revision::new(answer.header.map_or(0, |header| header.revision));
+                let entries = commit.writes.iter().map(|write| write.text.as_ref().map(|_| revision.clone()));
+                return Ok(Committed { entries: entries.collect(), revision });
             }
-        })?;
-        if !answer.succeeded {
-            return Err(CommitError::Conflict);
+            since = Some(self.still_alone(commit, &answer).ok_or(CommitError::Conflict)?);
         }
-        let revision = Revision::new(answer.header.map_or(0, |header| header.revision));
-        let entries = commit.writes.iter().map(|write| write.text.as_ref().map(|_| revision.clone()));
-        Ok(Committed { entries: entries.collect(), revision })
+        Err(CommitError::Conflict)
     }
 }

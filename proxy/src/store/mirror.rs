@@ -35,6 +35,8 @@ pub struct Step {
     pub changes: Vec<(Arc<str>, Option<Kept>)>,
     /// The state afterwards.
     pub revision: Revision,
+    /// Whether it is all that is known of what happened since the step before: what came and went again is not in it.
+    listed: bool,
     written: OnceLock<Bytes>,
 }
 
@@ -204,7 +206,7 @@ impl Mirror {
             // The store was restored from a backup: its older states are others than those that were known.
             state.forget();
         }
-        self.step(state, steps, listing.revision);
+        self.step(state, steps, listing.revision, true);
         files
     }
 
@@ -218,7 +220,7 @@ impl Mirror {
                 Change::Gone(name) => Self::drop_entry(&mut state, &name, &mut files, &mut steps),
             }
         }
-        self.step(state, steps, changes.revision);
+        self.step(state, steps, changes.revision, false);
         files
     }
 
@@ -247,7 +249,7 @@ impl Mirror {
         }
         let epoch = self.epoch.as_deref().unwrap_or_default();
         let revision = Revision::new(format!("{epoch}.{}", state.steps + 1));
-        self.step(state, steps, revision);
+        self.step(state, steps, revision, false);
     }
 
     /// Takes in an entry. What is known of its text stays, and with it the only copy.
@@ -298,13 +300,17 @@ impl Mirror {
         mut state: MutexGuard<'_, State>,
         changes: Vec<(Arc<str>, Option<Kept>)>,
         revision: Revision,
+        listed: bool,
     ) {
         if changes.is_empty() && state.revision.as_ref() == Some(&revision) {
             return;
         }
         // What is known at first is no step: nobody follows from nothing.
         match state.revision.is_some() {
-            true => state.remember(Step { changes, revision: revision.clone(), written: OnceLock::new() }),
+            true => {
+                let (revision, written) = (revision.clone(), OnceLock::new());
+                state.remember(Step { changes, revision, listed, written });
+            }
             false => state.before = Some(revision.clone()),
         }
         state.steps += 1;
@@ -335,13 +341,16 @@ impl Mirror {
         if !now.is_at_least(revision) && revision.is_at_least(now) {
             return Err(Unknown::Ahead);
         }
-        let first = state.steps - state.past.len() as u64;
         let reached = state.past.iter().rposition(|step| revision.is_at_least(&step.revision));
-        match (reached, &state.before) {
-            (Some(at), _) => Ok(first + at as u64 + 1),
-            (None, Some(before)) if revision.is_at_least(before) => Ok(first),
-            _ => Err(Unknown::Forgotten),
-        }
+        let next = reached.map_or(0, |at| at + 1);
+        let before = next.checked_sub(1).map_or(state.before.as_ref(), |at| Some(&state.past[at].revision));
+        let follows = before.is_some_and(|before| match state.past.get(next) {
+            // Who knows a state in between may know what came and went again.
+            Some(step) if step.listed => revision == before,
+            _ => revision.is_at_least(before),
+        });
+        let first = state.steps - state.past.len() as u64;
+        if follows { Ok(first + next as u64) } else { Err(Unknown::Forgotten) }
     }
 
     /// What happened after the first `steps` steps, how many there are now, and the state after them; `None` where that is
@@ -470,6 +479,17 @@ mod tests {
         assert_eq!(mirror.after(&Revision::new(5)), Err(Unknown::Forgotten));
         assert_eq!(mirror.after(&Revision::new(9)), Err(Unknown::Ahead));
         assert_eq!(texts(&mirror)["a.yaml"], "1");
+    }
+
+    #[test]
+    fn who_knows_a_state_that_a_listing_skipped_lists_anew() {
+        let mirror = Mirror::new("x:".to_owned());
+        mirror.replace(listing(vec![entry("a.yaml", "1", 5)], 5));
+        // Another hub told of `b.yaml` at 7; it was gone at 9, when this one came back to its store.
+        mirror.replace(listing(vec![entry("a.yaml", "1", 5)], 9));
+        mirror.take(put("a.yaml", "2", 12));
+        let after = |revision: u64| mirror.after(&Revision::new(revision));
+        assert_eq!([after(5), after(7), after(9), after(10)], [Ok(1), Err(Unknown::Forgotten), Ok(2), Ok(2)]);
     }
 
     #[test]

@@ -30,7 +30,8 @@ use crate::pauses::Pauses;
 use crate::{clock, cores};
 
 pub use attached::NewShare;
-use attached::{ATTACHED, attachment_entry};
+use attached::attachment_entry;
+pub(super) use attached::is_attachment;
 pub use reopened::Reopened;
 
 /// How often a write is tried where others write at the same time.
@@ -165,13 +166,13 @@ pub struct OpenStore {
 /// What keeps it.
 enum Kept {
     /// And the files that were read, by name.
-    Directory(Directory, HashMap<String, Arc<Source>, RandomState>),
+    Directory(Box<Directory>, HashMap<String, Arc<Source>, RandomState>),
     Shared(Box<Listed>),
 }
 
 impl Kept {
     fn directory(directory: Directory) -> Self {
-        Self::Directory(directory, HashMap::default())
+        Self::Directory(Box::new(directory), HashMap::default())
     }
 
     /// The state of an entry.
@@ -183,11 +184,14 @@ impl Kept {
     }
 }
 
-/// A file of a directory that could be read, by name.
-fn text(change: &FileChange) -> Option<(String, Arc<Source>)> {
-    match &change.content {
-        Content::Text(source) => Some((name_of(&change.path).to_owned(), source.clone())),
-        _ => None,
+/// Takes in files of a directory: those that could be read, by name.
+fn take(texts: &mut HashMap<String, Arc<Source>, RandomState>, changes: &[FileChange]) {
+    for change in changes {
+        let name = name_of(&change.path);
+        match &change.content {
+            Content::Text(source) => drop(texts.insert(name.to_owned(), source.clone())),
+            _ => drop(texts.remove(name)),
+        }
     }
 }
 
@@ -262,13 +266,32 @@ impl OpenStore {
         let changes = match &mut self.kept {
             Kept::Directory(directory, texts) => {
                 let changes = directory.list()?;
-                *texts = changes.iter().filter_map(text).collect();
+                texts.clear();
+                take(texts, &changes);
                 changes
             }
             Kept::Shared(listed) => listed.list()?,
         };
         // A command cannot know what a running proxy allows: whatever is below `/` may be a socket.
         self.lineages = Lineages::new(Rules { unix_under: vec!["/".to_owned()] });
+        self.lineages.apply_at(cores::map(&changes, FileChange::parsed), clock::now());
+        Ok(())
+    }
+
+    /// Lets others write to a directory, until it is [entered](OpenStore::enter) again.
+    fn leave(&mut self) {
+        if let Kept::Directory(directory, _) = &mut self.kept {
+            directory.leave();
+        }
+    }
+
+    /// Locks a directory again that was left, and reads what changed meanwhile. What several machines share is as it was read: a
+    /// write says whether it still is.
+    fn enter(&mut self) -> Result<(), WriteError> {
+        let Kept::Directory(directory, texts) = &mut self.kept else { return Ok(()) };
+        directory.enter()?;
+        let changes = directory.changes()?;
+        take(texts, &changes);
         self.lineages.apply_at(cores::map(&changes, FileChange::parsed), clock::now());
         Ok(())
     }
@@ -312,8 +335,11 @@ impl OpenStore {
             return Ok(None);
         }
         let revision = match &mut self.kept {
-            Kept::Directory(directory, _) => {
-                for (name, text) in &edits.edits {
+            Kept::Directory(directory, texts) => {
+                // What is not there need not go.
+                let changed =
+                    |(name, text): &&(String, Option<String>)| text.is_some() || texts.contains_key(name);
+                for (name, text) in edits.edits.iter().filter(changed) {
                     directory.put(name, text.as_deref())?;
                 }
                 None
@@ -392,7 +418,7 @@ impl OpenStore {
             let revision = listed.revision(&name).filter(|_| !told);
             commit.unchanged.extend(revision.map(|revision| (name, revision.clone())));
         }
-        let goes = |write: &Write| write.text.is_none() && !write.name.ends_with(ATTACHED);
+        let goes = |write: &Write| write.text.is_none() && !is_attachment(&write.name);
         if commit.alone_since.is_none() && commit.writes.iter().any(goes) {
             commit.alone_since = listed.whole_revision().cloned();
         }
@@ -641,7 +667,9 @@ impl OpenStore {
         }
         self.expect(id, only)?;
         let name = own_entry(id, known)?;
-        let attached = self.own_attachments(id).next().map(|_| attachment_entry(id));
+        // Also where nothing is attached: nothing may have come meanwhile. What is something else stays.
+        let attached = Some(attachment_entry(id))
+            .filter(|entry| self.own_attachments(id).next().is_some() || self.kept.revision(entry).is_none());
         if !dry_run {
             // In a directory the one goes after the other: what is attached must not be left to the next of that id.
             let edits = attached.into_iter().chain([name]).map(|name| (name, None)).collect();

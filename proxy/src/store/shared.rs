@@ -131,7 +131,8 @@ pub struct Commit {
     pub writes: Vec<Write>,
     /// Entries that must still be in these states.
     pub unchanged: Vec<(String, Revision)>,
-    /// The state after which nothing at all may have been written.
+    /// The state after which no environment may have been written. What is attached to others may have been; whether it is
+    /// is the engine's choice.
     pub alone_since: Option<Revision>,
 }
 

@@ -89,7 +89,8 @@ pub async fn serve<S: Client>(conn: Conn<S>, gate: Arc<Gate>, peer: Arc<Standing
         .max_send_buffer_size(SEND_BUFFER);
     let cork = Cork::new(conn, Side::Client, limits.head, limits.write);
     // Boxed, so that its memory is gone when it is over.
-    let Ok(Ok(mut connection)) = Box::pin(timeout(limits.head, builder.handshake::<_, Bytes>(cork))).await else {
+    let Ok(Ok(mut connection)) = Box::pin(timeout(limits.head, builder.handshake::<_, Bytes>(cork))).await
+    else {
         return count(Event::HeadRefused);
     };
     let mut streams = JoinSet::new();

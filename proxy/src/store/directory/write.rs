@@ -23,15 +23,16 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> At {
 /// A directory that is written to, or only read once.
 pub struct Directory {
     path: PathBuf,
-    /// Held until the store is closed.
-    _lock: Option<File>,
+    reader: DirReader,
+    /// Held until the store is closed, or [left](Directory::leave) for now.
+    lock: Option<File>,
 }
 
 impl Directory {
     /// A directory that is only read.
     #[must_use]
     pub fn read(path: &Path) -> Self {
-        Self { path: path.to_owned(), _lock: None }
+        Self { path: path.to_owned(), reader: DirReader::new(path), lock: None }
     }
 
     /// Makes the directory where it is not there, and takes the writers' lock.
@@ -39,11 +40,27 @@ impl Directory {
     /// # Errors
     /// The directory cannot be made or locked.
     pub fn lock(path: &Path) -> Result<Self, At> {
-        fs::create_dir_all(path).map_err(at(path))?;
-        let name = path.join(LOCK);
+        let mut directory = Self::read(path);
+        directory.enter()?;
+        Ok(directory)
+    }
+
+    /// Takes the writers' lock.
+    ///
+    /// # Errors
+    /// See [`Directory::lock`].
+    pub fn enter(&mut self) -> Result<(), At> {
+        fs::create_dir_all(&self.path).map_err(at(&self.path))?;
+        let name = self.path.join(LOCK);
         let lock = File::options().create(true).truncate(false).write(true).open(&name).map_err(at(&name))?;
         lock.lock().map_err(at(&name))?;
-        Ok(Self { path: path.to_owned(), _lock: Some(lock) })
+        self.lock = Some(lock);
+        Ok(())
+    }
+
+    /// Lets others write.
+    pub fn leave(&mut self) {
+        self.lock = None;
     }
 
     /// The directory.
@@ -56,8 +73,17 @@ impl Directory {
     ///
     /// # Errors
     /// It cannot be read.
-    pub fn list(&self) -> Result<Vec<FileChange>, At> {
-        let scan = DirReader::new(&self.path).read_all(Moment::now());
+    pub fn list(&mut self) -> Result<Vec<FileChange>, At> {
+        self.reader = DirReader::new(&self.path);
+        self.changes()
+    }
+
+    /// What is different from when it was last asked: only that is read.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn changes(&mut self) -> Result<Vec<FileChange>, At> {
+        let scan = self.reader.read_all(Moment::now());
         match scan.problem {
             Some(problem) => Err((self.path.clone(), io::Error::other(problem))),
             None => Ok(scan.changes),

@@ -22,6 +22,8 @@ pub struct Access {
     pub pair: Option<Pair>,
     /// Who we are there (`ETCDCTL_USER`, `ETCDCTL_PASSWORD` or `OVERLANE_ETCD_PASSWORD_FILE`).
     pub user: Option<User>,
+    /// Whether its password may go over a network in the clear (`OVERLANE_ETCD_IN_THE_CLEAR`): something else encrypts it.
+    pub in_the_clear: bool,
 }
 
 /// A user of etcd.
@@ -94,7 +96,14 @@ impl Access {
             (None, Some(_)) => return Err(Fault("a password for etcd needs ETCDCTL_USER".to_owned())),
             (None, None) => None,
         };
-        Ok(Self { ca: path("ETCDCTL_CACERT"), pair, user })
+        let in_the_clear = match variable("OVERLANE_ETCD_IN_THE_CLEAR").as_deref() {
+            None | Some("false") => false,
+            Some("true") => true,
+            Some(other) => {
+                return Err(Fault(format!("OVERLANE_ETCD_IN_THE_CLEAR is `true` or `false`, not `{other}`")));
+            }
+        };
+        Ok(Self { ca: path("ETCDCTL_CACERT"), pair, user, in_the_clear })
     }
 
     /// Whether endpoints that do not say so are spoken to in TLS.

@@ -26,6 +26,13 @@ impl Endpoint {
         self.host.trim_start_matches('[').trim_end_matches(']')
     }
 
+    /// Whether it is on this machine: what is sent to it is seen by nobody else.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        let host = self.host();
+        host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+    }
+
     /// Its host and port.
     #[must_use]
     pub fn authority(&self) -> String {

@@ -341,19 +341,9 @@ impl Channel {
         // There is room for one.
         let _ = sender.try_send(framed(request));
         drop(sender);
-        let answer = async {
-            let mut answers = self.open(method, Messages(requests)).await?;
-            let answer = answers.next().await?;
-            answer.ok_or_else(|| answers.broken("it answered nothing"))
-        };
-        let slow = |_| {
-            Err(Failure::Broken(format!(
-                "etcd at {} does not answer within {} s",
-                self.endpoint,
-                ANSWER.as_secs()
-            )))
-        };
-        timeout(ANSWER, answer).await.unwrap_or_else(slow)
+        let mut answers = self.open(method, Messages(requests)).await?;
+        let answer = answers.next_within(ANSWER).await?;
+        answer.ok_or_else(|| answers.broken("it answered nothing"))
     }
 
     async fn open(&self, method: &'static str, requests: Messages) -> Result<Answers, Failure> {
@@ -439,20 +429,48 @@ impl Answers {
     /// The next message; none where the stream ended well.
     pub(super) async fn next<A: Message + Default>(&mut self) -> Result<Option<A>, Failure> {
         loop {
-            if let Some(message) = self.unframe()? {
-                let message = A::decode(message);
-                return message.map(Some).map_err(|why| self.broken(&format!("it answers nonsense: {why}")));
+            if let Some(message) = self.unframed()? {
+                return Ok(Some(message));
             }
-            let mut body = pin!(&mut self.body);
-            match poll_fn(|context| body.as_mut().poll_frame(context)).await {
-                None => return Ok(None),
-                Some(Err(why)) => return Err(self.broken(&whole(&why))),
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => self.unread.extend_from_slice(&data),
-                    Err(frame) => status(&frame.into_trailers().unwrap_or_default(), &self.by)?,
-                },
+            if !self.read().await? {
+                return Ok(None);
             }
         }
+    }
+
+    /// The same where something of it comes all the time: a large one may take long, and is not silence.
+    async fn next_within<A: Message + Default>(&mut self, silence: Duration) -> Result<Option<A>, Failure> {
+        loop {
+            if let Some(message) = self.unframed()? {
+                return Ok(Some(message));
+            }
+            let read = timeout(silence, self.read()).await;
+            let silent = |_| Err(self.broken(&format!("does not answer within {} s", silence.as_secs())));
+            if !read.unwrap_or_else(silent)? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Reads on; whether there was anything.
+    async fn read(&mut self) -> Result<bool, Failure> {
+        let mut body = pin!(&mut self.body);
+        match poll_fn(|context| body.as_mut().poll_frame(context)).await {
+            None => return Ok(false),
+            Some(Err(why)) => return Err(self.broken(&whole(&why))),
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => self.unread.extend_from_slice(&data),
+                Err(frame) => status(&frame.into_trailers().unwrap_or_default(), &self.by)?,
+            },
+        }
+        Ok(true)
+    }
+
+    /// The message that was read whole, if one was.
+    fn unframed<A: Message + Default>(&mut self) -> Result<Option<A>, Failure> {
+        let Some(message) = self.unframe()? else { return Ok(None) };
+        let message = A::decode(message);
+        message.map(Some).map_err(|why| self.broken(&format!("it answers nonsense: {why}")))
     }
 
     fn unframe(&mut self) -> Result<Option<Bytes>, Failure> {

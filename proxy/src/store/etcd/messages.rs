@@ -30,6 +30,11 @@ pub(super) struct RangeRequest {
     pub(super) limit: i64,
     #[prost(int64, tag = "4")]
     pub(super) revision: i64,
+    #[prost(bool, tag = "8")]
+    pub(super) keys_only: bool,
+    /// Those that were written before are left out.
+    #[prost(int64, tag = "10")]
+    pub(super) min_mod_revision: i64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -58,6 +63,8 @@ pub(super) struct DeleteRange {
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct RequestOp {
+    #[prost(message, optional, tag = "1")]
+    pub(super) range: Option<RangeRequest>,
     #[prost(message, optional, tag = "2")]
     pub(super) put: Option<Put>,
     #[prost(message, optional, tag = "3")]
@@ -92,6 +99,14 @@ pub(super) struct TxnRequest {
     pub(super) compare: Vec<Compare>,
     #[prost(message, repeated, tag = "2")]
     pub(super) success: Vec<RequestOp>,
+    #[prost(message, repeated, tag = "3")]
+    pub(super) failure: Vec<RequestOp>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ResponseOp {
+    #[prost(message, optional, tag = "1")]
+    pub(super) range: Option<RangeResponse>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -100,6 +115,8 @@ pub(super) struct TxnResponse {
     pub(super) header: Option<Header>,
     #[prost(bool, tag = "2")]
     pub(super) succeeded: bool,
+    #[prost(message, repeated, tag = "3")]
+    pub(super) responses: Vec<ResponseOp>,
 }
 
 #[derive(Clone, PartialEq, Message)]

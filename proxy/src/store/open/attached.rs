@@ -14,7 +14,12 @@ use super::{Edits, OpenStore, Outcome, WriteError};
 use crate::store::shared::follow::name_of;
 
 /// How the names of these records end.
-pub(super) const ATTACHED: &str = ".attached.yaml";
+const ATTACHED: &str = ".attached.yaml";
+
+/// Whether an entry of this name is such a record.
+pub(in crate::store) fn is_attachment(entry: &str) -> bool {
+    entry.ends_with(ATTACHED)
+}
 
 /// The entry of what is attached to an environment.
 pub(super) fn attachment_entry(id: &EnvironmentId) -> String {

@@ -1,10 +1,10 @@
 //! A store that is written to again and again.
 
-use super::{Kept, OpenStore, WriteError};
+use super::{OpenStore, WriteError};
 use crate::store::StoreAddress;
 
-/// A store that one process writes to again and again. Nobody waits for it in between: a directory is read anew each
-/// time, and what several machines share is only read anew where somebody else came before.
+/// A store that one process writes to again and again. Nobody waits for it in between: of a directory only what changed is
+/// read each time, and what several machines share is only read anew where somebody else came before.
 pub struct Reopened {
     again: Box<dyn Fn() -> Result<OpenStore, WriteError> + Send>,
     open: Option<OpenStore>,
@@ -31,15 +31,20 @@ impl Reopened {
         mut with: impl FnMut(&mut OpenStore) -> Result<T, WriteError>,
     ) -> Result<T, WriteError> {
         if let Some(mut open) = self.open.take()
-            && let Ok(done) = with(&mut open)
+            && let Ok(done) = open.enter().and_then(|()| with(&mut open))
         {
-            self.open = Some(open);
+            self.keep(open);
             return Ok(done);
         }
         // Of what was kept open, the connection may be gone by now.
         let mut open = (self.again)()?;
         let done = with(&mut open)?;
-        self.open = Some(open).filter(|open| matches!(open.kept, Kept::Shared(_)));
+        self.keep(open);
         Ok(done)
+    }
+
+    fn keep(&mut self, mut open: OpenStore) {
+        open.leave();
+        self.open = Some(open);
     }
 }

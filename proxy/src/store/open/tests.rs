@@ -362,6 +362,25 @@ fn an_attached_address_is_renewed_and_released_by_who_attached_it_and_by_nobody_
 }
 
 #[test]
+fn a_directory_that_is_written_to_again_is_left_to_others_in_between_and_only_what_changed_is_taken_in() {
+    let tried = Tried::directory();
+    tried.put(&overlay("alice", "staging"), &Put::default()).expect("overlay");
+    let source = |open: &mut OpenStore, id: &str| {
+        let known = open.lineages().claims(&id.parse().expect("id")).next();
+        Ok(known.map(|known| known.source.clone()))
+    };
+    let mut own = Reopened::new(StoreAddress::directory(tried.path()));
+    let before = own.with(|open| source(open, "staging")).expect("read").expect("there");
+    // Somebody else can write: it is not locked.
+    tried.put(&overlay("bob", "staging"), &Put::default()).expect("overlay");
+    tried.open().delete(&id("alice"), None, false).expect("deleted");
+    assert!(own.with(|open| source(open, "bob")).expect("read").is_some());
+    assert!(own.with(|open| source(open, "alice")).expect("read").is_none());
+    let after = own.with(|open| source(open, "staging")).expect("read").expect("there");
+    assert!(Arc::ptr_eq(&before, &after), "it is another copy");
+}
+
+#[test]
 fn an_overlay_is_extended_but_never_shortened_and_where_it_is_used_only_while_it_lives() {
     let over = UnixMillis(NOW.0).after(Duration::from_secs(3600));
     let (later, latest) = (over.after(Duration::from_secs(60)), over.after(Duration::from_secs(120)));

@@ -20,8 +20,9 @@ use crate::store::mirror::Mirror;
 
 /// A store is never silent for longer; one that is has gone.
 pub const SILENCE: Duration = Duration::from_secs(30);
-/// A start waits so long for the store where nothing is kept of it.
-const FIRST: Duration = Duration::from_secs(5);
+/// A start waits so long for the store where nothing is kept of it, since it would begin with nothing: a large one takes its time, and
+/// one that is away is known to be sooner. Nobody is answered meanwhile, so it is less than what probes bear.
+const FIRST: Duration = Duration::from_secs(20);
 /// And so long where something is, with which it can start.
 const FIRST_WITH_CACHE: Duration = Duration::from_secs(1);
 /// Between two attempts, at most; the first ones follow sooner.
@@ -319,7 +320,7 @@ mod tests {
         async fn until_port(&self, port: Option<u16>) {
             let mut generations = self.control.published().generations();
             let stands = generations.wait_for(|_| self.port() == port);
-            let stood = timeout(Duration::from_secs(10), stands).await;
+            let stood = timeout(Duration::from_secs(60), stands).await;
             assert!(stood.is_ok(), "{:?} instead of {port:?}: {:?}", self.port(), self.control.problems());
         }
 
@@ -329,6 +330,18 @@ mod tests {
                 sleep(Duration::from_millis(10)).await;
             }
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_start_waits_for_a_listing_that_takes_its_time_and_where_something_is_kept_begins_with_that() {
+        let memory = Memory::new();
+        memory.put("staging.yaml", Some(&baseline(2)));
+        memory.slow(Duration::from_secs(15));
+        assert_eq!(Followed::new(memory.clone(), Vec::new()).await.port(), Some(2));
+        let kept = KeptText { name: "staging.yaml".to_owned(), text: baseline(1), modified: None };
+        let followed = Followed::new(memory, vec![vec![kept]]).await;
+        assert_eq!(followed.port(), Some(1));
+        followed.until_port(Some(2)).await;
     }
 
     #[tokio::test(start_paused = true)]

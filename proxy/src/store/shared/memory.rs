@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::stream;
 use tokio::sync::watch;
+use tokio::time::sleep;
 
 use super::{
     Change, Changes, Commit, CommitError, Committed, Entry, Fault, Listing, Revision, Shared, WatchError,
@@ -21,6 +23,8 @@ struct State {
     /// Watches from before this one are refused.
     compacted: u64,
     away: bool,
+    /// How long a listing takes.
+    listing: Duration,
     /// How often all watches were cut.
     cuts: u64,
     listings: u64,
@@ -55,6 +59,11 @@ impl Memory {
             state.away = away;
             state.cuts += 1;
         });
+    }
+
+    /// A listing takes so long from now on.
+    pub(crate) fn slow(&self, listing: Duration) {
+        self.state().listing = listing;
     }
 
     /// All who follow are cut off.
@@ -156,6 +165,8 @@ impl Shared for Memory {
     }
 
     async fn list(&self) -> Result<Listing, Fault> {
+        let takes = self.state().listing;
+        sleep(takes).await;
         let mut state = self.state();
         state.reachable()?;
         state.listings += 1;

@@ -11,7 +11,8 @@ use overlane::store::etcd::access::{Access, Password, User};
 use overlane::store::shared::{Change, Changes, Commit, CommitError, Revision, Shared, WatchError};
 use overlane::tls::certificates::Pair;
 use overlane_tests::cable::{Cable, Plugged};
-use overlane_tests::etcd::{self, Etcd, Tls};
+use overlane_tests::etcd::{self, Etcd, Tls, base64};
+use serde_json::json;
 use tokio::time::timeout;
 
 use super::{commit, told, write};
@@ -269,6 +270,57 @@ async fn users_and_passwords_are_asked_for_as_the_token_needs_it() {
     assert_eq!(store.list().await.unwrap().entries.len(), 2);
 }
 
+#[test]
+fn a_password_goes_to_no_other_machine_in_the_clear() {
+    let user = Some(User { name: "overlane".to_owned(), password: Password::Text("secret".to_owned()) });
+    let access = Access { user, ..Access::default() };
+    let opened = |address: &str, access: &Access| Store::new(&address.parse().unwrap(), access.clone()).err();
+    for address in ["10.0.0.1:2379", "127.0.0.1:1,etcd.example.com", "http://[2001:db8::1]:2379/x"] {
+        let why = opened(address, &access).expect("refused").0;
+        assert!(why.contains("in the clear") && why.contains("https://") && !why.contains("secret"), "{why}");
+        assert_eq!(opened(address, &Access { in_the_clear: true, ..access.clone() }), None);
+        assert_eq!(opened(address, &Access::default()), None, "{address}: no password");
+    }
+    for address in ["https://10.0.0.1:2379", "127.9.0.1:2379,localhost,[::1]:2379"] {
+        assert_eq!(opened(address, &access), None, "{address}");
+    }
+    let encrypted = Access { ca: Some("ca.crt".into()), ..access };
+    assert_eq!(opened("10.0.0.1:2379", &encrypted), None);
+}
+
+#[tokio::test]
+async fn what_is_attached_to_others_meanwhile_keeps_nobody_from_deleting_an_environment() {
+    let etcd = Etcd::start();
+    let store = open(&etcd);
+    let made = commit(vec![write("a.yaml", None, Some("1")), write("b.yaml", None, Some("1"))]);
+    let made = store.commit(&made).await.unwrap();
+    let gone = |since: &Revision| Commit {
+        writes: vec![write("a.attached.yaml", None, None), write("a.yaml", made.entries[0].as_ref(), None)],
+        unchanged: Vec::new(),
+        alone_since: Some(since.clone()),
+    };
+    // Leases of others are renewed, and somebody keeps something else there.
+    for number in 0..20 {
+        etcd.put("/overlane/b.attached.yaml", number.to_string().as_bytes()).await;
+        etcd.put("/overlane/notes.txt", b"x").await;
+    }
+    store.commit(&gone(&made.revision)).await.unwrap();
+    // What is attached to it itself, or an environment that may be its child, matters.
+    let again = store.commit(&commit(vec![write("a.yaml", None, Some("1"))])).await.unwrap();
+    let known = again.entries[0].as_ref();
+    let gone = |since: &Revision| Commit {
+        writes: vec![write("a.attached.yaml", None, None), write("a.yaml", known, None)],
+        unchanged: Vec::new(),
+        alone_since: Some(since.clone()),
+    };
+    etcd.put("/overlane/a.attached.yaml", b"x").await;
+    assert_eq!(store.commit(&gone(&again.revision)).await, Err(CommitError::Conflict));
+    etcd.call("/v3/kv/deleterange", None, json!({"key": base64("/overlane/a.attached.yaml")})).await;
+    etcd.put("/overlane/c.yaml", b"x").await;
+    assert_eq!(store.commit(&gone(&again.revision)).await, Err(CommitError::Conflict));
+    store.commit(&gone(&store.list().await.unwrap().revision)).await.unwrap();
+}
+
 /// Certificates of an authority, as files.
 struct Authority {
     folder: tempfile::TempDir,
@@ -310,8 +362,11 @@ async fn tls_is_verified_both_ways() {
     let tls = Tls { pair: authority.pair("server"), clients: authority.path("ca.crt") };
     let etcd = Etcd::start_with(Some(tls));
     let (certificate, key) = authority.pair("client");
-    let access =
-        Access { ca: Some(authority.path("ca.crt")), pair: Some(Pair { certificate, key }), user: None };
+    let access = Access {
+        ca: Some(authority.path("ca.crt")),
+        pair: Some(Pair { certificate, key }),
+        ..Access::default()
+    };
     let at = etcd.at().to_string();
     let store = |scheme: &str, access: Access| store(&format!("{scheme}{at}"), access);
     for scheme in ["", "https://"] {

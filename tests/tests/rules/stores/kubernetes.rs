@@ -1,19 +1,36 @@
 //! Against a stand-in for an API server: what it is told, what it tells, and what becomes of those who follow it when it
 //! forgets, is restored, or refuses.
 
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use bytes::Bytes;
 use futures_util::StreamExt;
+use http::Request;
+use http_body_util::Full;
+use overlane::client;
 use overlane::plane::trust::Trust;
 use overlane::settings::Settings;
 use overlane::store::kubernetes::Kubernetes as Store;
 use overlane::store::shared::{Change, Commit, CommitError, Entry, Revision, Shared, WatchError};
+use overlane::tls::certificates::Pair;
 use overlane_config::route::Role;
 use overlane_tests::cable::{Cable, Plugged};
-use overlane_tests::kubernetes::Kubernetes;
+use overlane_tests::kubernetes::{APPLY, Kubernetes, NAMESPACE};
 use overlane_tests::stage::{self, Started};
-use serde_json::json;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use serde_json::{Value, json};
 use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+
+use crate::tls_listeners::Authority;
 
 use super::{commit, told, write};
 
@@ -109,6 +126,69 @@ async fn what_is_written_is_listed_and_told_as_it_was_written_and_is_an_object_f
         [("alice.yaml", None), ("alice.attached.yaml", None)]
     );
     assert_eq!(cluster.object("overlays", "alice"), None);
+}
+
+/// Applies an overlay on the server's side, as `kubectl apply --server-side`, Flux and Argo CD do.
+async fn applied(cluster: &Kubernetes, name: &str, query: &str, object: &Value) -> (u16, Value) {
+    let path = format!("/apis/overlane.dev/v1alpha1/namespaces/{NAMESPACE}/overlays/{name}?{query}");
+    let at = cluster.at().to_string();
+    let request = Request::patch(path).header("host", &at).header("content-type", APPLY);
+    let request = request.body(Full::new(Bytes::from(object.to_string()))).unwrap();
+    let answer = client::send(&at, request).await.unwrap();
+    (answer.status().as_u16(), serde_json::from_slice(answer.body()).unwrap())
+}
+
+#[tokio::test]
+async fn what_is_applied_on_the_servers_side_leaves_what_others_manage_and_conflicts_where_it_would_not() {
+    let cluster = Kubernetes::start();
+    let store = open(&cluster);
+    let text = overlay("alice", "base");
+    store.commit(&commit(vec![write("alice.yaml", None, Some(&text))])).await.unwrap();
+    let record = attachment("alice", "http://127.0.0.1:7");
+    store.commit(&commit(vec![write("alice.attached.yaml", None, Some(&record))])).await.unwrap();
+    let alice = |parent: &str, labels: Value| {
+        json!({
+            "apiVersion": "overlane.dev/v1alpha1", "kind": "Overlay", "metadata": { "name": "alice", "labels": labels },
+            "spec": {
+                "routing": { "mode": "overlay", "baselineId": parent }, "services": [{ "name": "web" }],
+            },
+        })
+    };
+    // What says the same is shared, and keeps the text as it was written.
+    let (code, _) =
+        applied(&cluster, "alice", "fieldManager=argo", &alice("base", json!({"crew": "b"}))).await;
+    assert_eq!(code, 200);
+    let known = entry(&store, "alice.yaml").await.unwrap();
+    assert!(known.text.contains("team: a") && known.text.contains("crew: b"), "{}", known.text);
+    let (code, refused) = applied(&cluster, "alice", "fieldManager=argo", &alice("other", json!({}))).await;
+    assert_eq!(code, 409, "{refused}");
+    assert!(
+        refused["message"].as_str().unwrap().contains("conflict with \"overlane\": .spec.routing.baselineId"),
+        "{refused}"
+    );
+    assert_eq!(entry(&store, "alice.yaml").await.unwrap(), known, "nothing was changed");
+    let forced = "fieldManager=argo&force=true";
+    let (code, _) = applied(&cluster, "alice", forced, &alice("other", json!({}))).await;
+    assert_eq!(code, 200);
+    let known = entry(&store, "alice.yaml").await.unwrap();
+    assert!(known.text.contains("baselineId: other"), "{}", known.text);
+    assert!(known.text.contains("team: a"), "ours stays: {}", known.text);
+    assert!(!known.text.contains("crew"), "what it does not say any more goes: {}", known.text);
+    let kept = entry(&store, "alice.attached.yaml").await.unwrap();
+    assert!(kept.text.contains("http://127.0.0.1:7"), "what is attached is nobody else's: {}", kept.text);
+    // What the command line writes is written, and is its own from then on.
+    let again = write("alice.yaml", Some(&known.revision), Some(&text));
+    store.commit(&commit(vec![again])).await.unwrap();
+    assert_eq!(entry(&store, "alice.yaml").await.unwrap().text, text);
+    let (code, _) = applied(&cluster, "alice", "fieldManager=argo", &alice("other", json!({}))).await;
+    assert_eq!(code, 409);
+    let (code, refused) = applied(&cluster, "alice", "", &alice("base", json!({}))).await;
+    assert_eq!(code, 422, "{refused}");
+    // It makes what is not there.
+    let mut bob = alice("base", json!({}));
+    bob["metadata"]["name"] = "bob".into();
+    assert_eq!(applied(&cluster, "bob", "fieldManager=argo", &bob).await.0, 200);
+    assert!(entry(&store, "bob.yaml").await.unwrap().text.contains("baselineId: base"));
 }
 
 #[tokio::test]
@@ -467,4 +547,95 @@ fn a_proxy_that_may_not_say_what_is_in_force_serves_all_the_same() {
     assert!(running.control().published().load().table.environment("base").is_some());
     assert!(running.control().lineages(|lineages| lineages.standing(&id).is_some()));
     assert_eq!(running.control().problems(), Vec::<String>::new());
+}
+
+/// An API server behind TLS that asks for a certificate of its clients.
+fn in_tls(cluster: SocketAddr, own: &Pair, clients: &Path) -> SocketAddr {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(clients).unwrap()).unwrap();
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().unwrap();
+    let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let certificate = CertificateDer::from_pem_file(&own.certificate).unwrap();
+    let key = PrivateKeyDer::from_pem_file(&own.key).unwrap();
+    let config = config.with_client_cert_verifier(verifier).with_single_cert(vec![certificate], key).unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let at = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(mut client) = acceptor.accept(stream).await else { return };
+                let mut server = tokio::net::TcpStream::connect(cluster).await.unwrap();
+                // Whoever asks may go away.
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            });
+        }
+    });
+    at
+}
+
+/// A plugin of a kubeconfig, which prints what it is told to.
+fn plugin(folder: &Path, name: &str, status: &Value) -> Value {
+    let version = "client.authentication.k8s.io/v1";
+    let said = json!({ "apiVersion": version, "kind": "ExecCredential", "status": status });
+    let (script, answer) = (folder.join(name), folder.join(format!("{name}.json")));
+    std::fs::write(&answer, said.to_string()).unwrap();
+    std::fs::write(&script, format!("#!/bin/sh\ncat '{}'\n", answer.display())).unwrap();
+    std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
+    json!({ "exec": { "apiVersion": version, "command": script, "interactiveMode": "Never" } })
+}
+
+#[tokio::test]
+async fn client_certificates_and_plugins_of_a_kubeconfig_let_us_in() {
+    let cluster = Kubernetes::start();
+    let folder = tempfile::tempdir().unwrap();
+    let [authority, clients] = ["ours", "clients"].map(|name| Authority::new(folder.path(), name));
+    let (own, shown) = (authority.issue("server", &["localhost"]), clients.issue("client", &["tester"]));
+    let other = authority.issue("other", &["tester"]);
+    let at = in_tls(cluster.at(), &own, &clients.pem());
+    let text = |path: &Path| std::fs::read_to_string(path).unwrap();
+    let data = |path: &Path| base64::engine::general_purpose::STANDARD.encode(text(path));
+    let of = |pair: &Pair| json!({ "client-certificate": pair.certificate, "client-key": pair.key });
+    let inline = json!({
+        "client-certificate-data": data(&shown.certificate), "client-key-data": data(&shown.key),
+    });
+    let by_plugin = plugin(
+        folder.path(),
+        "certificate",
+        &json!({
+            "clientCertificateData": text(&shown.certificate), "clientKeyData": text(&shown.key),
+        }),
+    );
+    let token = |name: &str, token: &str| plugin(folder.path(), name, &json!({ "token": token }));
+    let (tls, clear) = (format!("https://localhost:{}", at.port()), format!("http://{}", cluster.at()));
+    for (number, (server, user, lets_in)) in [
+        (&tls, of(&shown), true),
+        (&tls, inline, true),
+        (&tls, by_plugin, true),
+        (&tls, of(&other), false),
+        (&tls, json!({}), false),
+        (&clear, token("good", "secret"), true),
+        (&clear, token("bad", "another"), false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "double",
+            "clusters": [{
+                "name": "double", "cluster": { "server": server, "certificate-authority": authority.pem() },
+            }],
+            "users": [{ "name": "tester", "user": user }],
+            "contexts": [{ "name": "double", "context": { "cluster": "double", "user": "tester" } }],
+        });
+        let path = folder.path().join(format!("{number}.json"));
+        std::fs::write(&path, config.to_string()).unwrap();
+        let listed = store(&format!("kubernetes:{NAMESPACE}?kubeconfig={}", path.display())).list().await;
+        assert_eq!(listed.is_ok(), lets_in, "{number}: {listed:?}");
+    }
 }

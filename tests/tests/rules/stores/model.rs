@@ -1,6 +1,7 @@
 //! Several writers at once over every store, each a command at a time: there is one order of what they did that explains
 //! every answer and what is there in the end, and whoever follows the store comes to the same. So nothing that was
-//! acknowledged is lost, nothing is half done, and nobody is left without a parent.
+//! acknowledged is lost, nothing is half done, and nobody is left without a parent. Leases are among it: what writers say of the
+//! time is theirs, and at a time that followers are told, each ends what the model says is over.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -14,7 +15,11 @@ use overlane::settings::Settings;
 use overlane::store::StoreAddress;
 use overlane::store::open::{OpenStore, Outcome, Put, WriteError};
 use overlane_config::diagnostic::Source;
+use overlane_config::lineage::Lineages;
+use overlane_config::name::ServiceName;
 use overlane_config::route::Role;
+use overlane_config::table::Environment;
+use overlane_config::time::UnixMillis;
 use overlane_tests::cable::{Cable, Plugged};
 use overlane_tests::etcd::Etcd;
 use overlane_tests::kubernetes::Kubernetes;
@@ -22,18 +27,34 @@ use overlane_tests::stage::{self, Started};
 use proptest::prelude::Rng;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 
+use crate::hub::{hub_of, open, url};
+
 const WRITERS: usize = 4;
 const EACH: usize = 8;
+/// Times are in so many parts of what a seed's time is.
+const PARTS: usize = 20;
 const IDS: [&str; 3] = ["a", "b", "c"];
 const FOLLOWERS: usize = 3;
 
-/// What a writer does. Ports are unique: they tell who wrote.
+/// A time, in milliseconds. All of these are far from now: no clock but the injected one ends anything.
+type Time = u64;
+/// Where the time of the first seed begins.
+const BEGIN: Time = 4_000_000_000_000;
+/// So much later begins that of the next seed.
+const SEED: Time = 100_000_000;
+/// The ports of addresses that several writers lease, renew and release.
+const LEASED: [u16; 2] = [901, 902];
+
+/// What a writer does. Ports and times are unique, but those of [`LEASED`]: they tell who wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Act {
-    Put { id: &'static str, parent: &'static str, port: u16, create: bool },
+    Put { id: &'static str, parent: &'static str, port: u16, create: bool, ends: Option<Time> },
     Delete(&'static str),
-    Attach(&'static str, u16),
+    Attach(&'static str, u16, Option<Time>),
     Detach(&'static str),
+    Renew(&'static str, u16, Time),
+    Release(&'static str, u16),
+    Extend { id: &'static str, until: Time, used: Option<Time> },
 }
 
 /// What it is told.
@@ -44,6 +65,7 @@ enum Answer {
     NotFound,
     Invalid,
     HasChildren,
+    NeverExpires,
 }
 
 /// An overlay, as the model has it.
@@ -51,7 +73,18 @@ enum Answer {
 struct Known {
     parent: String,
     port: u16,
-    attached: Option<u16>,
+    /// When its blueprint says that it ends, and until when it was extended.
+    ends: Option<Time>,
+    extended: Option<Time>,
+    /// The port of what is attached, and when that ends.
+    attached: Option<(u16, Option<Time>)>,
+}
+
+impl Known {
+    /// Until when it lives by itself; what never ends cannot be extended.
+    fn lives(&self) -> Option<Time> {
+        self.ends.map(|ends| ends.max(self.extended.unwrap_or(0)))
+    }
 }
 
 /// What a store holds beside its baseline.
@@ -60,7 +93,7 @@ type Model = BTreeMap<String, Known>;
 /// One command after the other, as anybody would write it down.
 fn act(model: &mut Model, act: &Act) -> Answer {
     match *act {
-        Act::Put { id, parent, port, create } => {
+        Act::Put { id, parent, port, create, ends } => {
             let before = model.get(id).cloned();
             if create && before.is_some() {
                 return Answer::Exists;
@@ -73,7 +106,10 @@ fn act(model: &mut Model, act: &Act) -> Answer {
                 }
             }
             let attached = before.as_ref().and_then(|known| known.attached);
-            model.insert(id.to_owned(), Known { parent: parent.to_owned(), port, attached });
+            // Who says how long it lives from now on takes back by how much it was extended.
+            let extended = before.as_ref().and_then(|known| known.extended).filter(|_| ends.is_none());
+            let known = Known { parent: parent.to_owned(), port, ends, extended, attached };
+            model.insert(id.to_owned(), known);
             Answer::Done(if before.is_some() { Outcome::Configured } else { Outcome::Created })
         }
         Act::Delete(id) if model.values().any(|known| known.parent == id) => Answer::HasChildren,
@@ -81,9 +117,9 @@ fn act(model: &mut Model, act: &Act) -> Answer {
             Some(_) => Answer::Done(Outcome::Deleted),
             None => Answer::NotFound,
         },
-        Act::Attach(id, port) => match model.get_mut(id) {
+        Act::Attach(id, port, until) => match model.get_mut(id) {
             None => Answer::NotFound,
-            Some(known) => match known.attached.replace(port) {
+            Some(known) => match known.attached.replace((port, until)) {
                 Some(_) => Answer::Done(Outcome::Configured),
                 None => Answer::Done(Outcome::Created),
             },
@@ -92,6 +128,33 @@ fn act(model: &mut Model, act: &Act) -> Answer {
             Some(_) => Answer::Done(Outcome::Deleted),
             None => Answer::NotFound,
         },
+        Act::Renew(id, port, until) => match model.get_mut(id).and_then(|known| known.attached.as_mut()) {
+            Some(attached) if attached.0 == port => {
+                attached.1 = Some(until);
+                Answer::Done(Outcome::Configured)
+            }
+            _ => Answer::NotFound,
+        },
+        Act::Release(id, port) => match model.get_mut(id) {
+            Some(known) if known.attached.is_some_and(|(own, _)| own == port) => {
+                known.attached = None;
+                Answer::Done(Outcome::Deleted)
+            }
+            _ => Answer::NotFound,
+        },
+        Act::Extend { id, until, used } => match model.get_mut(id) {
+            None => Answer::NotFound,
+            Some(known) => match known.lives() {
+                None => Answer::NeverExpires,
+                Some(lives) if lives >= until || used.is_some_and(|used| lives <= used) => {
+                    Answer::Done(Outcome::Unchanged)
+                }
+                Some(_) => {
+                    known.extended = Some(until);
+                    Answer::Done(Outcome::Configured)
+                }
+            },
+        },
     }
 }
 
@@ -99,21 +162,38 @@ fn act(model: &mut Model, act: &Act) -> Answer {
 fn act_on(store: &StoreAddress, act: &Act) -> Result<Answer, WriteError> {
     let mut open = OpenStore::write(store)?;
     let id = |id: &str| id.parse().unwrap();
+    let url = |port: u16| format!("http://127.0.0.1:{port}").parse().unwrap();
+    let web: ServiceName = "web".parse().unwrap();
+    let if_so = |done: Result<bool, WriteError>, outcome| match done {
+        Ok(true) => Ok(outcome),
+        Ok(false) => Err(WriteError::NotFound(String::new())),
+        Err(error) => Err(error),
+    };
     let done = match *act {
-        Act::Put { id, parent, port, create } => {
+        Act::Put { id, parent, port, create, ends } => {
             let text = format!(
                 "name: {id}\nrouting: {{mode: overlay, baselineId: {parent}}}\nservices: [{{name: web, url: 'http://127.0.0.1:{port}'}}]\n"
             );
             let source = Arc::new(Source::new(format!("{id}.yaml").into(), text, None));
-            let written = open.put(&source, &Put { create, ..Put::default() }, clock::now());
+            let put =
+                Put { create, ttl: ends.map(|ends| Duration::from_millis(ends - BEGIN)), ..Put::default() };
+            let written = open.put(&source, &put, UnixMillis(BEGIN));
             written.map(|written| written.environments[0].1)
         }
         Act::Delete(name) => open.delete(&id(name), None, false),
-        Act::Attach(name, port) => {
-            let url = format!("http://127.0.0.1:{port}").parse().unwrap();
-            open.attach(&id(name), &"web".parse().unwrap(), Some(&url), false)
+        Act::Attach(name, port, None) => open.attach(&id(name), &web, Some(&url(port)), false),
+        Act::Attach(name, port, Some(until)) => {
+            open.lease(&id(name), &web, &url(port), UnixMillis(until), false)
         }
-        Act::Detach(name) => open.attach(&id(name), &"web".parse().unwrap(), None, false),
+        Act::Detach(name) => open.attach(&id(name), &web, None, false),
+        Act::Renew(name, port, until) => {
+            let renewed = open.renew(&id(name), &web, &url(port), &url(port), UnixMillis(until));
+            if_so(renewed, Outcome::Configured)
+        }
+        Act::Release(name, port) => if_so(open.release(&id(name), &web, &url(port)), Outcome::Deleted),
+        Act::Extend { id: name, until, used } => {
+            open.extend(&id(name), UnixMillis(until), used.map(UnixMillis), false).map(|(outcome, _)| outcome)
+        }
     };
     match done {
         Ok(outcome) => Ok(Answer::Done(outcome)),
@@ -121,6 +201,7 @@ fn act_on(store: &StoreAddress, act: &Act) -> Result<Answer, WriteError> {
         Err(WriteError::NotFound(_)) => Ok(Answer::NotFound),
         Err(WriteError::Invalid(_)) => Ok(Answer::Invalid),
         Err(WriteError::HasChildren(..)) => Ok(Answer::HasChildren),
+        Err(WriteError::NeverExpires(_)) => Ok(Answer::NeverExpires),
         Err(error) => Err(error),
     }
 }
@@ -168,54 +249,108 @@ fn explained(lines: &[Vec<Done>], last: &Model) -> bool {
     false
 }
 
-fn chosen(random: &mut TestRng, port: u16) -> Act {
+/// What a writer does next. `number` is unlike that of any other act of all writers.
+fn chosen(random: &mut TestRng, seed: u64, number: usize) -> Act {
     let mut below = |count: usize| random.next_u32() as usize % count;
+    let port = u16::try_from(1000 + number).unwrap();
+    // In any order, and no two the same.
+    let time = |part: usize| {
+        let seconds = u64::try_from(part * WRITERS * EACH + number).unwrap();
+        BEGIN + seed * SEED + seconds * 1000
+    };
     let id = IDS[below(3)];
-    match below(8) {
-        0..4 => {
+    match below(14) {
+        0..5 => {
             let parent =
                 *["base", "a", "b", "c"].iter().filter(|parent| **parent != id).nth(below(3)).unwrap();
-            Act::Put { id, parent, port, create: below(2) == 0 }
+            let ends = (below(3) > 0).then(|| time(1 + below(PARTS)));
+            Act::Put { id, parent, port, create: below(2) == 0, ends }
         }
-        4 | 5 => Act::Delete(id),
-        6 => Act::Attach(id, port),
-        _ => Act::Detach(id),
+        5 | 6 => Act::Delete(id),
+        7 => Act::Attach(id, port, None),
+        8 => Act::Attach(id, LEASED[below(2)], Some(time(1 + below(PARTS)))),
+        9 => Act::Detach(id),
+        10 => Act::Renew(id, LEASED[below(2)], time(1 + below(PARTS))),
+        11 => Act::Release(id, LEASED[below(2)]),
+        _ => {
+            let used = (below(2) == 0).then(|| time(below(PARTS)));
+            Act::Extend { id, until: time(1 + below(PARTS)), used }
+        }
     }
+}
+
+/// An overlay as its entries have it.
+fn known(lineages: &Lineages, id: &str) -> Option<Known> {
+    let id = id.parse().unwrap();
+    let blueprint = lineages.claims(&id).next()?;
+    let record = lineages.attachments(&id).first();
+    let attached = record.and_then(|record| record.services.first());
+    Some(Known {
+        parent: blueprint.parent()?.value.to_string(),
+        port: blueprint.services[0].urls.first()?.port,
+        ends: blueprint.expiry().map(|at| at.0),
+        extended: record.and_then(|record| record.expires_at).map(|at| at.0),
+        attached: attached.map(|one| (one.url.value.port, one.expires_at.map(|at| at.0))),
+    })
 }
 
 /// What is there, as a new look at it finds it.
 fn held(store: &StoreAddress) -> Model {
     let open = OpenStore::read(store).unwrap();
-    let port = |url: &overlane_config::url::Url| url.port;
-    let known = IDS.into_iter().filter_map(|id| {
-        let id = id.parse().unwrap();
-        let blueprint = open.lineages().claims(&id).next()?;
-        let own = blueprint.services[0].urls.first()?;
-        let attached = open.lineages().attachments(&id).first().map(|all| port(&all.services[0].url.value));
-        let parent = blueprint.parent()?.value.to_string();
-        Some((id.to_string(), Known { parent, port: port(own), attached }))
-    });
-    let model = known.collect();
+    let all = IDS.iter().filter_map(|id| Some(((*id).to_owned(), known(open.lineages(), id)?)));
+    let model = all.collect();
     assert!(open.lineages().diagnostics().iter().all(|found| !found.is_error()), "{model:?}");
     model
 }
 
-/// Where a proxy sends requests for each overlay's service, and whose child it is.
+/// Where a proxy sends requests for an overlay's service.
+fn port(running: &Started, id: &str) -> Option<u16> {
+    let id = id.parse().unwrap();
+    let snapshot = running.control().published().load();
+    snapshot.table.own_routes(&id).next().map(|route| route.urls[0].port)
+}
+
+/// What a proxy routes by.
 fn routed(running: &Started) -> Model {
     let found = |id: &&str| {
-        let id = id.parse().unwrap();
-        let (parent, attached, port) = running.control().lineages(|lineages| {
-            let blueprint = lineages.claims(&id).next()?;
-            let attached = lineages.attachments(&id).first().map(|all| all.services[0].url.value.port);
-            let port = blueprint.services[0].urls.first()?.port;
-            Some((blueprint.parent()?.value.to_string(), attached, port))
-        })?;
-        let snapshot = running.control().published().load();
-        let routed = snapshot.table.own_routes(&id).next().map(|route| route.urls[0].port);
+        let known = running.control().lineages(|lineages| known(lineages, id))?;
         // What was published is what stands; it may come a moment later.
-        (routed == Some(attached.unwrap_or(port))).then(|| (id.to_string(), Known { parent, port, attached }))
+        let expected = known.attached.map_or(known.port, |(port, _)| port);
+        (port(running, id) == Some(expected)).then(|| ((*id).to_owned(), known))
     };
     IDS.iter().filter_map(found).collect()
+}
+
+/// Which overlays a proxy serves at a time, and where it sends their requests.
+fn served(running: &Started, at: Time) -> BTreeMap<String, u16> {
+    running.control().expire(UnixMillis(at));
+    let snapshot = running.control().published().load();
+    let lives = |id: &&str| match snapshot.table.environment(id) {
+        Some(Environment::Overlay(overlay)) => overlay.served_until.is_none_or(|until| until.0 > at),
+        _ => false,
+    };
+    let all = IDS.iter().filter(|id| lives(id));
+    all.filter_map(|id| Some(((*id).to_owned(), port(running, id)?))).collect()
+}
+
+/// The same, as the model has it: an overlay lives no longer than its ancestors, and an address no longer than its lease.
+fn living(model: &Model, at: Time) -> BTreeMap<String, u16> {
+    let lives = |id: &str| {
+        let mut next = model.get(id);
+        while let Some(known) = next {
+            if known.lives().is_some_and(|until| until <= at) {
+                return false;
+            }
+            next = model.get(&known.parent);
+        }
+        true
+    };
+    let port = |known: &Known| {
+        let attached = known.attached.filter(|(_, until)| until.is_none_or(|until| until > at));
+        attached.map_or(known.port, |(port, _)| port)
+    };
+    let all = model.iter().filter(|(id, _)| lives(id));
+    all.map(|(id, known)| (id.clone(), port(known))).collect()
 }
 
 fn follower(store: &StoreAddress) -> Started {
@@ -239,8 +374,7 @@ fn interleaved(store: &StoreAddress, seed: u64, meanwhile: impl Fn()) -> Vec<Vec
                 let mut line = Vec::new();
                 start.wait();
                 for number in 0..EACH {
-                    let port = u16::try_from(1000 + writer * EACH + number).unwrap();
-                    let act = chosen(&mut random, port);
+                    let act = chosen(&mut random, seed, writer * EACH + number);
                     let began = time.fetch_add(1, SeqCst);
                     let answer = match act_on(store, &act) {
                         Ok(answer) => Some(answer),
@@ -300,6 +434,10 @@ fn hold(store: &StoreAddress, seeds: u64, meanwhile: impl Fn()) {
         for follower in &followers {
             until(|| routed(follower) == last, || format!("{:?} instead of {last:?}", routed(follower)));
         }
+        let at = BEGIN + seed * SEED + u64::try_from(PARTS / 2 * WRITERS * EACH).unwrap() * 1000;
+        for follower in &followers {
+            assert_eq!(served(follower, at), living(&last, at), "OVERLANE_SEED={seed}: of {last:#?}");
+        }
         // The next ones begin with nothing.
         for _ in IDS {
             for id in IDS {
@@ -315,6 +453,14 @@ fn one_order_explains_all_that_writers_of_a_directory_are_told_and_followers_com
     let folder = tempfile::tempdir().unwrap();
     let store = StoreAddress::directory(folder.path());
     hold(&store, 8, thread::yield_now);
+}
+
+#[test]
+fn one_order_explains_all_that_writers_at_a_hub_are_told_and_followers_come_to_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let hub = hub_of(folder.path(), open());
+    let store = format!("hub:{}", url(&hub)).parse().unwrap();
+    hold(&store, 4, thread::yield_now);
 }
 
 #[test]
@@ -368,14 +514,16 @@ fn that_is_so_as_well_where_connections_break_and_states_are_forgotten() {
 #[test]
 fn what_no_order_explains_is_seen() {
     let put = |port, began, answer| Done {
-        act: Act::Put { id: "a", parent: "base", port, create: true },
+        act: Act::Put { id: "a", parent: "base", port, create: true, ends: None },
         began,
         ended: began + 3,
         answer: Some(answer),
     };
     let created = Answer::Done(Outcome::Created);
-    let held =
-        |port| Model::from([("a".to_owned(), Known { parent: "base".to_owned(), port, attached: None })]);
+    let held = |port| {
+        let known = Known { parent: "base".to_owned(), port, ends: None, extended: None, attached: None };
+        Model::from([("a".to_owned(), known)])
+    };
     // Two at once: one is first.
     let both = |second| [vec![put(1, 1, created)], vec![put(2, 2, second)]];
     assert!(explained(&both(Answer::Exists), &held(1)));
