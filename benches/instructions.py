@@ -5,15 +5,17 @@
     python3 benches/instructions.py target/dist/overlane [--overlays N,…] [--case known|unknown|none] [--engine auto|pingora]
                                     [--role gateway|inbound|outbound] [--restore trace|nothing]
                                     [--token none|cached|fresh|bad] [--key ed25519|hmac]
-                                    [--most N] [--spread PERCENT] [--profile]
+                                    [--tap] [--of FUNCTION] [--most N] [--spread PERCENT] [--profile] [-- FLAGS OF overlane run]
 
-One worker of the gateway, everything on but the access log: key read, decision, propagation, X-Forwarded-*, receipt,
+One worker of the gateway, everything on but the access log (`-- --access-log=json` has it as well, `-- --decisions 0` leaves the ring of
+decisions out): key read, decision, propagation, X-Forwarded-*, receipt,
 metrics, deadlines, pools. 32 keep-alive connections each have one request under way, as in benches/compare. Only what
 happens between two moments of the steady state is counted, and divided by the requests. With `--role inbound` each request
 has a key and a trace of its own, which are remembered; with `--role outbound` it has a trace and gets its key from
 there, or brings its key along where `--restore nothing` says that traces do not count. With `--token` the gateway trusts
 nobody, and each request shows an overlay token: the same one (`cached`), one that was never seen before (`fresh`: what
-verification costs), or one whose signature is wrong (`bad`). Exits with 1 where a count is
+verification costs), or one whose signature is wrong (`bad`). With `--tap` somebody looks on, and is told every decision. With `--of` it is told how many are spent in a
+function and in what it calls: `--of overlane::metrics::observe` is the counting. Exits with 1 where a count is
 over `--most`, or where counts differ by more than `--spread` per cent.
 """
 
@@ -111,12 +113,13 @@ class Proxy:
         command = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={folder}/counts",
                    options.binary, "run", "--config", str(folder / "settings.yaml"),
                    "--store", str(store(folder, count, backend)), "--workers", "1",
-                   "--engine", options.engine, *listeners, "--admin", f"127.0.0.1:{admin}"]
+                   "--engine", options.engine, *listeners, "--admin", f"127.0.0.1:{admin}", *options.flags]
         self.log = open(folder / "log", "wb")
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
         key = {"known": f"x-overlay-id: overlay-{count - 1}\r\n", "unknown": "x-overlay-id: nobody\r\n", "none": ""}
         self.key, self.traces = key[options.case], 0
         self.role, self.restore = options.role, options.restore
+        self.admin, self.told = admin if options.tap else None, 0
         self.connections = [self.connect(arrivals if options.role == "outbound" else port) for _ in range(CONNECTIONS)]
         if options.role == "outbound":
             # What its calls belong to: remembered, and not counted.
@@ -162,12 +165,28 @@ class Proxy:
                         sys.exit(f"the connection was closed after {read!r}")
                     read += more
 
+    def look_on(self):
+        """Reads a tap from now on, where one is asked for."""
+        if self.admin is None:
+            return
+        tap = socket.create_connection(("127.0.0.1", self.admin), timeout=60)
+        tap.sendall(b"GET /api/v1/tap?maxRps=10000 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        if not tap.recv(65536).startswith(b"HTTP/1.1 200 "):
+            sys.exit("nobody may look on")
+
+        def read():
+            while more := tap.recv(65536):
+                self.told += more.count(b"event: decision")
+
+        threading.Thread(target=read, daemon=True).start()
+
     def control(self, *flags):
         subprocess.run(["callgrind_control", *flags, str(self.process.pid)], check=True, capture_output=True)
 
     def count(self):
         """Instructions per request, and the file with the profile."""
         self.ask(WARM)
+        self.look_on()
         self.control("--instr=on")
         self.ask(WARM)
         self.control("--zero")
@@ -201,6 +220,16 @@ def sum_of(path):
     return total
 
 
+def spent_in(path, function):
+    """What is spent in functions whose names have this in them, and in what they call."""
+    annotated = subprocess.run(["callgrind_annotate", "--inclusive=yes", "--threshold=100", "--auto=no", str(path)], check=True,
+                               capture_output=True, text=True).stdout
+    found = [line for line in annotated.splitlines() if re.search(rf":{re.escape(function)}\b", line)]
+    if not found:
+        sys.exit(f"no function is called {function}")
+    return sum(int(line.split()[0].replace(",", "")) for line in found)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("binary")
@@ -213,8 +242,12 @@ def main():
     parser.add_argument("--key", choices=["ed25519", "hmac"], default="ed25519", help="what signs the tokens")
     parser.add_argument("--most", type=int, help="the budget: instructions per request")
     parser.add_argument("--spread", type=float, help="by how many per cent the counts may differ")
+    parser.add_argument("--tap", action="store_true", help="somebody looks on as decisions are taken")
+    parser.add_argument("--of", metavar="FUNCTION", help="tell what this function costs, with what it calls")
     parser.add_argument("--profile", action="store_true", help="show the functions that they are spent in")
-    options = parser.parse_args()
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    options = parser.parse_args(sys.argv[1:end])
+    options.flags = sys.argv[end + 1:]
     counts = []
     for overlays in options.overlays:
         with tempfile.TemporaryDirectory(prefix="overlane-instructions-") as name:
@@ -224,8 +257,13 @@ def main():
             finally:
                 proxy.stop()
             counts.append(count)
+            if options.tap and proxy.told < COUNTED * CONNECTIONS // 2:
+                sys.exit(f"the tap told {proxy.told} decisions only")
             token = "" if options.token == "none" else f", {options.token} token by {options.key}"
-            print(f"{overlays:>9,} overlays, {options.case} key{token}, {options.role}, engine {options.engine}: {count:,.0f} instructions per request")
+            besides = "".join(f", {each}" for each in [*(["a tap"] if options.tap else []), *options.flags])
+            print(f"{overlays:>9,} overlays, {options.case} key{token}, {options.role}, engine {options.engine}{besides}: {count:,.0f} instructions per request")
+            if options.of:
+                print(f"{spent_in(profile, options.of) / (COUNTED * CONNECTIONS):>9,.0f} of them in {options.of}")
             if options.profile:
                 subprocess.run(["callgrind_annotate", "--auto=no", str(profile)], check=True)
     if options.most and max(counts) > options.most:

@@ -10,7 +10,7 @@ mod refused;
 mod watch;
 
 pub(crate) use listen::{accept_each, in_time, serve};
-pub(crate) use refused::{invalid, refused};
+pub(crate) use refused::{as_problem, invalid, problem, refused};
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use std::time::Instant;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Query, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use overlane_config::carrier::{Carrier, Carriers};
@@ -33,6 +33,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use crate::api::Api;
 use crate::control::{Control, Report, Trigger};
 use crate::decisions::Decisions;
+use crate::hub::tokens::Right;
 use crate::logs;
 use crate::metrics::{self, ControlFigures, MeterDoor};
 use crate::plane::Gate;
@@ -89,6 +90,8 @@ pub struct Admin {
     pub decisions: Arc<Decisions>,
     /// Room for those who look on as decisions are taken.
     pub taps: Arc<Semaphore>,
+    /// How many overlays have a label value of their own in metrics.
+    pub overlay_labels: usize,
 }
 
 impl Admin {
@@ -100,16 +103,17 @@ impl Admin {
 
     /// Everything.
     pub fn router(self) -> Router {
-        let [reading, asking, writing] = Api { admin: self.clone(), fleet: None }.routers();
+        let open = if self.token.is_some() { Right::Read } else { Right::Write };
+        let [reading, asking, writing] = Api { admin: self.clone(), fleet: None, open }.routers();
         let changing = Router::new()
             .route("/api/v1/reload", post(reload))
             .route("/logging", put(change_logging))
+            .layer(from_fn(require_json))
             .with_state(self.clone());
         let api = changing
             .merge(writing)
             .layer(from_fn_with_state(self.clone(), require_token))
             .merge(asking)
-            .layer(from_fn(require_json))
             .layer(DefaultBodyLimit::max(BODY_BYTES))
             .merge(Router::new().route("/logging", get(logging)))
             .merge(reading);
@@ -121,6 +125,7 @@ impl Admin {
             .merge(api)
             .merge(self.probes())
             .layer(from_fn(require_host))
+            .layer(map_response(as_problem))
     }
 
     /// Only what may be reachable from other machines.
@@ -169,12 +174,6 @@ impl Admin {
     }
 }
 
-/// An error as RFC 9457 has it.
-pub(crate) fn problem(status: StatusCode, detail: &str) -> Response {
-    let body = json!({ "type": "about:blank", "title": status.canonical_reason(), "status": status.as_u16(), "detail": detail });
-    (status, [(header::CONTENT_TYPE, "application/problem+json")], format!("{body}\n")).into_response()
-}
-
 async fn require_host(request: Request, next: Next) -> Response {
     match foreign(request.headers(), None, true) {
         Some(why) => problem(StatusCode::FORBIDDEN, why),
@@ -197,8 +196,8 @@ pub(crate) fn foreign(headers: &HeaderMap, authority: Option<&str>, only_here: b
 }
 
 pub(crate) async fn require_json(request: Request, next: Next) -> Response {
-    // It has no body, and no page of another site can send it without asking first.
-    if request.method() == Method::DELETE {
+    // What else there is has no body, and no page of another site can send it without asking first.
+    if !matches!(*request.method(), Method::POST | Method::PUT) {
         return next.run(request).await;
     }
     let content_type =
@@ -265,7 +264,7 @@ async fn metrics_text(State(admin): State<Admin>) -> Response {
     // One memory is shared by a sidecar's listeners; inbound is the one that fills it.
     let inbound = admin.gates.iter().filter(|gate| matches!(gate.listener.role, Role::Inbound { .. }));
     let traces = inbound.map(|gate| gate.correlation.len(now) as u64).sum();
-    let text = metrics::render(&meter, &ControlFigures { traces, ..admin.figures() });
+    let text = metrics::render(&meter, &ControlFigures { traces, ..admin.figures() }, admin.overlay_labels);
     ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response()
 }
 

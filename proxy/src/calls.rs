@@ -14,7 +14,7 @@ pub enum Outcome {
     /// The call has no key, and requests with one are being served here: one of them may have caused it.
     Lost,
     /// The same, but it has a trace of its own that is not known, and requests without a key are being served
-    /// here as well: it may be one of theirs.
+    /// here as well, or messages without one are consumed: it may be one of theirs.
     Unclear,
     /// The call names another key than its trace, or its trace has two.
     Contradicting,

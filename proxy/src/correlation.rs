@@ -268,6 +268,8 @@ pub struct Correlation {
     sees_calls: AtomicBool,
     /// Calls of which nobody can tell which request caused them.
     unclaimed: AtomicU64,
+    /// Whether the application consumes messages without a key.
+    consumes: AtomicBool,
 }
 
 impl Correlation {
@@ -284,6 +286,7 @@ impl Correlation {
             serving: Default::default(),
             sees_calls: AtomicBool::new(false),
             unclaimed: AtomicU64::new(0),
+            consumes: AtomicBool::new(false),
         }
     }
 
@@ -301,6 +304,19 @@ impl Correlation {
     #[must_use]
     pub fn unclaimed_calls(&self) -> u64 {
         self.unclaimed.load(Ordering::SeqCst)
+    }
+
+    /// Notes that the application consumes messages, and one without a key came, or may come: what it calls for such a one
+    /// has no key either.
+    pub fn messages_come(&self) {
+        self.consumes.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the application has something to do that has no key: a request that is served here, or a message. When it is
+    /// done with a message nobody says.
+    #[must_use]
+    pub fn works_without_key(&self) -> bool {
+        self.is_serving(false) || self.consumes.load(Ordering::Relaxed)
     }
 
     /// Whether the application's calls pass here, as far as they use the sidecar.

@@ -91,16 +91,14 @@ impl Question {
             text.as_deref().map(str::parse::<EnvironmentId>).transpose().map_err(|error| error.to_string())
         };
         let environment = id(&self.environment)?;
+        let service = self.service.as_deref().map(str::parse::<ServiceName>).transpose();
+        let service = service.map_err(|error| error.to_string())?;
         let role = match self.role.as_str() {
             "" | "gateway" => Role::Gateway,
             "outbound" => Role::Outbound { service: None, environment },
             "inbound" => {
-                let service =
-                    self.service.as_deref().ok_or("an inbound listener stands before a service: name it")?;
-                Role::Inbound {
-                    service: service.parse::<ServiceName>().map_err(|error| error.to_string())?,
-                    environment,
-                }
+                let service = service.ok_or("an inbound listener stands before a service: name it")?;
+                Role::Inbound { service, environment }
             }
             other => {
                 return Err(format!(

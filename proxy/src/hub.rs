@@ -16,7 +16,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{StatusCode, header};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state, map_response};
 use axum::response::Response;
 use axum::routing::{get, post};
 
@@ -26,7 +26,7 @@ pub(crate) use listen::{STREAM_WINDOW, STREAMS, serve};
 use tokens::{HubTokens, Right};
 use tunnels::Tunnels;
 
-use crate::admin::{self, Admin, bearer, foreign, problem, require_json};
+use crate::admin::{self, Admin, as_problem, bearer, foreign, problem, require_json};
 use crate::api::Api;
 use crate::plane::drain::Drain;
 use crate::status::INSTANCES;
@@ -57,15 +57,16 @@ impl Hub {
     /// Everything.
     pub fn router(self) -> Router {
         let [reading, asking, writing] =
-            Api { admin: self.admin.clone(), fleet: Some(self.fleet.clone()) }.routers();
+            Api { admin: self.admin.clone(), fleet: Some(self.fleet.clone()), open: self.tokens.open() }
+                .routers();
         let reports = Router::new()
             .route(INSTANCES, post(fleet::hear).delete(fleet::leave))
             .route(
                 questions::ANSWERS,
                 post(questions::hear).layer(DefaultBodyLimit::max(questions::ANSWER_BYTES)),
             )
-            .merge(asking.layer(DefaultBodyLimit::max(admin::BODY_BYTES)).with_state(()))
-            .layer(from_fn(require_json));
+            .layer(from_fn(require_json))
+            .merge(asking.layer(DefaultBodyLimit::max(admin::BODY_BYTES)).with_state(()));
         let reading = Router::new()
             .route(wire::ENTRIES, get(entries::list_or_follow))
             .route(questions::QUESTIONS, get(questions::listen))
@@ -75,8 +76,8 @@ impl Hub {
         let writing = Router::new()
             .route(wire::COMMIT, post(entries::commit))
             .layer(DefaultBodyLimit::max(BODY_BYTES))
-            .merge(writing.layer(DefaultBodyLimit::max(admin::BODY_BYTES)).with_state(()))
             .layer(from_fn(require_json))
+            .merge(writing.layer(DefaultBodyLimit::max(admin::BODY_BYTES)).with_state(()))
             .layer(from_fn_with_state(self.clone(), may_write));
         let tunnelling = Router::new()
             .route(tunnel::TUNNELS, post(tunnels::open))
@@ -92,6 +93,7 @@ impl Hub {
             .route("/healthz", get(async || "ok\n"))
             .fallback(async || problem(StatusCode::NOT_FOUND, "there is no such page at a hub; try /ui/"))
             .layer(from_fn_with_state(self.clone(), at_home))
+            .layer(map_response(as_problem))
             .with_state(self)
     }
 }
@@ -127,7 +129,8 @@ async fn with_right(hub: &Hub, wanted: Right, request: Request, next: Next) -> R
             let whole = |body: Body| Body::from_stream(body.into_data_stream().take_until(withdrawn));
             next.run(request).await.map(whole)
         }
-        Right::None => {
+        // Who showed nothing may have something to show.
+        right if right == Right::None || bearer(request.headers()).is_empty() => {
             problem(StatusCode::UNAUTHORIZED, "send Authorization: Bearer with a token of this hub")
         }
         _ => problem(StatusCode::FORBIDDEN, "this token may read, and not write"),

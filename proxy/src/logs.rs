@@ -3,12 +3,14 @@
 use std::io::IsTerminal;
 use std::sync::OnceLock;
 
-use tracing_subscriber::EnvFilter;
+use tracing::{Level, Metadata, Subscriber};
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::fmt::layer;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::Registry;
 use tracing_subscriber::reload::{self, Handle};
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
 
 /// Where the filter is changed: one for the process, as its log is.
 static FILTER: OnceLock<Handle<EnvFilter, Registry>> = OnceLock::new();
@@ -27,7 +29,7 @@ pub fn start(level: &str) {
         None => (EnvFilter::new(level), None),
     };
     let (filter, handle) = reload::Layer::new(filter);
-    let filtered = tracing_subscriber::registry().with(filter);
+    let filtered = tracing_subscriber::registry().with(filter).with(without_what_is_told_twice());
     let text = layer().with_writer(std::io::stderr).with_target(false);
     let started = match std::io::stderr().is_terminal() {
         true => filtered.with(text).try_init(),
@@ -39,6 +41,14 @@ pub fn start(level: &str) {
     if let Some(why) = wrong {
         tracing::warn!("{why}; what is logged begins at `{level}`");
     }
+}
+
+/// Leaves out the errors of Kubernetes' client: it logs each request that failed, and what that means for the store our own
+/// lines say, at the level that it deserves.
+fn without_what_is_told_twice<S: Subscriber>() -> impl Layer<S> {
+    filter_fn(|line: &Metadata<'_>| {
+        *line.level() != Level::ERROR || !line.target().starts_with("kube_client")
+    })
 }
 
 fn read(text: &str) -> Result<EnvFilter, String> {
@@ -71,7 +81,40 @@ pub fn change(text: &str) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{self, Write};
+    use std::sync::{Arc, Mutex};
+
     use super::*;
+
+    /// What was logged.
+    #[derive(Clone, Default)]
+    struct Logged(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Logged {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("nobody panicked").write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_the_client_of_kubernetes_says_of_failures_is_not_said_a_second_time() {
+        let logged = Logged::default();
+        let own = logged.clone();
+        let lines = layer().with_writer(move || own.clone());
+        let subscriber = tracing_subscriber::registry().with(without_what_is_told_twice()).with(lines);
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::error!(target: "kube_client::client::builder", "failed with status 503");
+            tracing::warn!(target: "kube_client::client::builder", "something else");
+            tracing::error!("the store cannot be read");
+        });
+        let text = String::from_utf8(logged.0.lock().expect("nobody panicked").clone()).expect("text");
+        assert!(text.contains("something else") && text.contains("cannot be read"), "{text}");
+        assert!(!text.contains("503"), "{text}");
+    }
 
     #[test]
     fn a_filter_is_levels_and_what_is_none_is_said() {

@@ -25,8 +25,8 @@ use crate::store::cache::CacheFigures;
 use crate::tls::accept::HandshakeFailure;
 use crate::tokens::Refused as RefusedToken;
 
-/// The most overlays that have a label value of their own; the rest are counted as `_other`.
-pub const MAX_OVERLAY_LABELS: usize = 1000;
+/// How many overlays have a label value of their own where nobody says; the rest are counted as `_other`.
+pub const OVERLAY_LABELS: usize = 1000;
 
 /// The upper bounds of the duration histogram, in seconds (OpenTelemetry's, from 5 ms, with finer ones below).
 pub(crate) const BOUNDS: [f64; 16] =
@@ -166,6 +166,23 @@ pub struct Labels {
     pub class: u8,
     /// The method, of a closed list.
     pub method: Method,
+}
+
+#[cfg(test)]
+impl<'c> Counted<'c> {
+    /// A GET with an overlay's key that the overlay answered.
+    pub(crate) fn of_tests(overlay: &'c EnvironmentId, service: &'c ServiceName, gate: &'c Gate) -> Self {
+        Self {
+            overlay: Some(overlay),
+            service: Some(service),
+            environment: None,
+            via: Some(Via::Overlay),
+            class: 2,
+            method: Method::of("GET"),
+            gate,
+            delivered: false,
+        }
+    }
 }
 
 impl Labels {
@@ -364,6 +381,8 @@ pub fn count_call(call: Call) {
 }
 
 /// Counts a finished request on this thread.
+// So that a profile shows what it costs.
+#[inline(never)]
 pub fn observe(request: &Counted<'_>, took: Duration) {
     COUNTING.with_borrow_mut(|counting| {
         let entry = counting.requests.entry(Place::of(request));
@@ -517,14 +536,14 @@ pub struct ControlFigures {
     pub cache: Option<CacheFigures>,
 }
 
-/// The text of `/metrics`.
+/// The text of `/metrics`, in which so many overlays have a label value of their own.
 #[must_use]
-pub fn render(meter: &Meter, control: &ControlFigures) -> String {
-    let mut families = request_families(meter);
+pub fn render(meter: &Meter, control: &ControlFigures, overlay_labels: usize) -> String {
+    let mut families = request_families(meter, overlay_labels);
     families.push(call_family(meter));
     families.push(flood_family(meter));
     families.extend(event_families(meter));
-    families.extend(control_families(control));
+    families.extend(control_families(control, overlay_labels));
     families.extend(control.cache.map(cache_family));
     if let Some(failures) = control.token_key_failures {
         families.extend(token_families(&meter.tokens, failures));
@@ -576,9 +595,9 @@ fn gauge(labels: Vec<LabelPair>, value: f64) -> Metric {
     metric
 }
 
-fn request_families(meter: &Meter) -> Vec<MetricFamily> {
+fn request_families(meter: &Meter, overlay_labels: usize) -> Vec<MetricFamily> {
     let overlays: BTreeSet<_> = meter.requests.keys().filter_map(|labels| labels.overlay.as_ref()).collect();
-    let labelled: BTreeSet<_> = overlays.into_iter().take(MAX_OVERLAY_LABELS).collect();
+    let labelled: BTreeSet<_> = overlays.into_iter().take(overlay_labels).collect();
     let overlay = |labels: &Labels| match &labels.overlay {
         None => String::new(),
         Some(id) if labelled.contains(id) => id.to_string(),
@@ -682,16 +701,150 @@ fn histogram(labels: Vec<LabelPair>, observed: &Observed) -> Metric {
     metric
 }
 
+/// Levels: what begins and ends.
+const LEVELS: [(&str, &str, Event, Event); 3] = [
+    (
+        "overlane_connections",
+        "Client connections that are open.",
+        Event::ConnectionAccepted,
+        Event::ConnectionClosed,
+    ),
+    (
+        "overlane_active_requests",
+        "Requests that are being served.",
+        Event::RequestStarted,
+        Event::RequestEnded,
+    ),
+    (
+        "overlane_tunnels",
+        "Tunnels that are open: WebSockets and other upgrades.",
+        Event::TunnelOpened,
+        Event::TunnelClosed,
+    ),
+];
+
+/// What is simply counted.
+const TOTALS: [(&str, &str, Event); 21] = [
+    (
+        "overlane_proxy_headers_refused_total",
+        "Connections that were closed since they began with no header of the PROXY protocol.",
+        Event::ProxyHeaderRefused,
+    ),
+    (
+        "overlane_streams_refused_total",
+        "Requests of HTTP/2 that were refused unprocessed: a worker has `maxConnections` of them already.",
+        Event::StreamRefused,
+    ),
+    ("overlane_connections_accepted_total", "Client connections accepted.", Event::ConnectionAccepted),
+    (
+        "overlane_accept_failures_total",
+        "Connections that could not be accepted: the process is out of file descriptors.",
+        Event::AcceptFailed,
+    ),
+    (
+        "overlane_unknown_overlay_requests_total",
+        "Requests that named an overlay that nobody knows or that expired.",
+        Event::UnknownOverlay,
+    ),
+    (
+        "overlane_untrusted_headers_total",
+        "Requests whose overlay headers were removed because the sender is not trusted.",
+        Event::UntrustedHeaders,
+    ),
+    (
+        "overlane_contradicting_carriers_total",
+        "Requests whose carriers named different keys; the first in order counted.",
+        Event::ContradictingCarriers,
+    ),
+    (
+        "overlane_refused_heads_total",
+        "Request heads that were malformed, too large or too slow.",
+        Event::HeadRefused,
+    ),
+    (
+        "overlane_upstream_connect_failures_total",
+        "Connections to upstreams that could not be made.",
+        Event::ConnectFailed,
+    ),
+    (
+        "overlane_repeats_total",
+        "Requests that were sent again, since their upstream of HTTP/2 had refused them unprocessed.",
+        Event::Repeated,
+    ),
+    (
+        "overlane_repeats_refused_total",
+        "Requests that were not sent again, since too many of that upstream's were already.",
+        Event::RepeatRefused,
+    ),
+    (
+        "overlane_idle_connections_closed_total",
+        "Client connections that were not in use and were closed to make room for others.",
+        Event::IdleClosed,
+    ),
+    (
+        "overlane_listener_full_total",
+        "Client connections that waited, since their listener had `maxConnections` on that worker.",
+        Event::ListenerFull,
+    ),
+    (
+        "overlane_client_full_total",
+        "Client connections that were closed, since their client had `maxConnectionsPerClient` on that worker.",
+        Event::ClientFull,
+    ),
+    ("overlane_held_requests_total", "Requests that waited for an upstream.", Event::Held),
+    ("overlane_fallbacks_total", "Requests that fell back to another owner.", Event::FellBack),
+    (
+        "overlane_traces_evicted_total",
+        "Traces that were forgotten before their time, because there was no room for another one.",
+        Event::TraceEvicted,
+    ),
+    (
+        "overlane_trace_conflicts_total",
+        "Traces under whose id two different keys came: none of them is restored.",
+        Event::TraceConflict,
+    ),
+    (
+        "overlane_invalid_receipts_total",
+        "Responses whose receipts were malformed, and left out.",
+        Event::ReceiptsIgnored,
+    ),
+    ("overlane_loops_total", "Requests that had passed more proxies than any may.", Event::Loop),
+    (
+        "overlane_access_log_dropped_total",
+        "Access-log lines dropped because the writer could not keep up.",
+        Event::AccessLogDropped,
+    ),
+];
+
 fn event_families(meter: &Meter) -> Vec<MetricFamily> {
     let of = |event: Event| meter.events[event as usize];
-    let total = |name: &str, help: &str, event| {
-        family(name, help, MetricType::COUNTER, vec![counter(Vec::new(), of(event))])
-    };
-    let level = |name: &str, help: &str, from, to| {
+    let total =
+        |(name, help, event)| family(name, help, MetricType::COUNTER, vec![counter(Vec::new(), of(event))]);
+    let level = |(name, help, from, to)| {
         let now = of(from).saturating_sub(of(to)) as f64;
         family(name, help, MetricType::GAUGE, vec![gauge(Vec::new(), now)])
     };
-    let overloads = Limit::ALL.into_iter().flat_map(|limit| {
+    let mut families: Vec<_> = LEVELS.into_iter().map(level).collect();
+    families.extend(TOTALS.into_iter().map(total));
+    families.extend([authorizer_family(meter), invalid_key_family(meter)]);
+    families.extend(overload_families(meter));
+    families
+}
+
+fn invalid_key_family(meter: &Meter) -> MetricFamily {
+    let mut invalid = BTreeMap::from([("header", 0), ("baggage", 0)]);
+    invalid.extend(meter.invalid.iter().map(|(carrier, count)| (&**carrier, *count)));
+    let invalid = invalid.into_iter().map(|(carrier, count)| counter(vec![pair("carrier", carrier)], count));
+    family(
+        "overlane_invalid_keys_total",
+        "Requests with a key that is no valid id, by carrier.",
+        MetricType::COUNTER,
+        invalid.collect(),
+    )
+}
+
+fn overload_families(meter: &Meter) -> [MetricFamily; 2] {
+    let refused = Limit::ALL.into_iter().flat_map(|limit| {
         ["all", "overlay"]
             .into_iter()
             .zip(meter.overloads[limit as usize])
@@ -699,85 +852,12 @@ fn event_families(meter: &Meter) -> Vec<MetricFamily> {
     });
     let in_flight = [Limit::Requests, Limit::Held].into_iter().zip(meter.levels);
     let in_flight = in_flight.map(|(limit, level)| gauge(vec![pair("limit", limit.as_str())], level as f64));
-    let mut invalid = BTreeMap::from([("header", 0), ("baggage", 0)]);
-    invalid.extend(meter.invalid.iter().map(|(carrier, count)| (&**carrier, *count)));
-    let invalid = invalid.into_iter().map(|(carrier, count)| counter(vec![pair("carrier", carrier)], count));
-    vec![
-        level(
-            "overlane_connections",
-            "Client connections that are open.",
-            Event::ConnectionAccepted,
-            Event::ConnectionClosed,
-        ),
-        level(
-            "overlane_active_requests",
-            "Requests that are being served.",
-            Event::RequestStarted,
-            Event::RequestEnded,
-        ),
-        level(
-            "overlane_tunnels",
-            "Tunnels that are open: WebSockets and other upgrades.",
-            Event::TunnelOpened,
-            Event::TunnelClosed,
-        ),
-        total(
-            "overlane_proxy_headers_refused_total",
-            "Connections that were closed since they began with no header of the PROXY protocol.",
-            Event::ProxyHeaderRefused,
-        ),
-        total(
-            "overlane_streams_refused_total",
-            "Requests of HTTP/2 that were refused unprocessed: a worker has `maxConnections` of them already.",
-            Event::StreamRefused,
-        ),
-        total(
-            "overlane_connections_accepted_total",
-            "Client connections accepted.",
-            Event::ConnectionAccepted,
-        ),
-        total(
-            "overlane_accept_failures_total",
-            "Connections that could not be accepted: the process is out of file descriptors.",
-            Event::AcceptFailed,
-        ),
-        total(
-            "overlane_unknown_overlay_requests_total",
-            "Requests that named an overlay that nobody knows or that expired.",
-            Event::UnknownOverlay,
-        ),
-        total(
-            "overlane_untrusted_headers_total",
-            "Requests whose overlay headers were removed because the sender is not trusted.",
-            Event::UntrustedHeaders,
-        ),
-        authorizer_family(meter),
-        family(
-            "overlane_invalid_keys_total",
-            "Requests with a key that is no valid id, by carrier.",
-            MetricType::COUNTER,
-            invalid.collect(),
-        ),
-        total(
-            "overlane_contradicting_carriers_total",
-            "Requests whose carriers named different keys; the first in order counted.",
-            Event::ContradictingCarriers,
-        ),
-        total(
-            "overlane_refused_heads_total",
-            "Request heads that were malformed, too large or too slow.",
-            Event::HeadRefused,
-        ),
-        total(
-            "overlane_upstream_connect_failures_total",
-            "Connections to upstreams that could not be made.",
-            Event::ConnectFailed,
-        ),
+    [
         family(
             "overlane_overload_refused_total",
             "Requests that were refused, by what there was too much of, and of whom: of all, or of one overlay.",
             MetricType::COUNTER,
-            overloads.collect(),
+            refused.collect(),
         ),
         family(
             "overlane_requests_in_flight",
@@ -785,64 +865,16 @@ fn event_families(meter: &Meter) -> Vec<MetricFamily> {
             MetricType::GAUGE,
             in_flight.collect(),
         ),
-        total(
-            "overlane_repeats_total",
-            "Requests that were sent again, since their upstream of HTTP/2 had refused them unprocessed.",
-            Event::Repeated,
-        ),
-        total(
-            "overlane_repeats_refused_total",
-            "Requests that were not sent again, since too many of that upstream's were already.",
-            Event::RepeatRefused,
-        ),
-        total(
-            "overlane_idle_connections_closed_total",
-            "Client connections that were not in use and were closed to make room for others.",
-            Event::IdleClosed,
-        ),
-        total(
-            "overlane_listener_full_total",
-            "Client connections that waited, since their listener had `maxConnections` on that worker.",
-            Event::ListenerFull,
-        ),
-        total(
-            "overlane_client_full_total",
-            "Client connections that were closed, since their client had `maxConnectionsPerClient` on that worker.",
-            Event::ClientFull,
-        ),
-        total("overlane_held_requests_total", "Requests that waited for an upstream.", Event::Held),
-        total("overlane_fallbacks_total", "Requests that fell back to another owner.", Event::FellBack),
-        total(
-            "overlane_traces_evicted_total",
-            "Traces that were forgotten before their time, because there was no room for another one.",
-            Event::TraceEvicted,
-        ),
-        total(
-            "overlane_trace_conflicts_total",
-            "Traces under whose id two different keys came: none of them is restored.",
-            Event::TraceConflict,
-        ),
-        total(
-            "overlane_invalid_receipts_total",
-            "Responses whose receipts were malformed, and left out.",
-            Event::ReceiptsIgnored,
-        ),
-        total("overlane_loops_total", "Requests that had passed more proxies than any may.", Event::Loop),
-        total(
-            "overlane_access_log_dropped_total",
-            "Access-log lines dropped because the writer could not keep up.",
-            Event::AccessLogDropped,
-        ),
     ]
 }
 
-fn control_families(control: &ControlFigures) -> Vec<MetricFamily> {
+fn control_families(control: &ControlFigures, overlay_labels: usize) -> Vec<MetricFamily> {
     let simple = |name: &str, help: &str, value: f64| {
         family(name, help, MetricType::GAUGE, vec![gauge(Vec::new(), value)])
     };
     let reloads = [("ok", control.reloads_ok), ("error", control.reloads_failed)];
     let reloads = reloads.map(|(result, count)| counter(vec![pair("result", result)], count));
-    let expiring = control.expires.iter().take(MAX_OVERLAY_LABELS);
+    let expiring = control.expires.iter().take(overlay_labels);
     let expires = expiring.map(|(overlay, at)| gauge(vec![pair("overlay", overlay.as_str())], *at));
     let version = vec![pair("version", env!("CARGO_PKG_VERSION"))];
     vec![
@@ -982,16 +1014,26 @@ mod tests {
     }
 
     #[test]
-    fn overlays_beyond_the_cap_share_one_label_value() {
+    fn overlays_beyond_the_bound_share_one_label_value() {
         let mut meter = Meter::default();
-        for number in 0..MAX_OVERLAY_LABELS + 5 {
-            meter
-                .requests
-                .insert(labels(&format!("o{number}")), Observed { count: 2, ..Observed::default() });
+        let ids: Vec<EnvironmentId> =
+            (0..7).map(|number| format!("o{number}").parse().expect("id")).collect();
+        for id in &ids {
+            meter.requests.insert(labels(id.as_str()), Observed { count: 2, ..Observed::default() });
         }
-        let text = render(&meter, &ControlFigures::default());
-        assert_eq!(text.matches("overlane_requests_total{").count(), MAX_OVERLAY_LABELS + 1);
-        assert!(text.contains("overlay=\"_other\",service=\"web\",via=\"overlay\"} 10"), "{text}");
+        let control = ControlFigures {
+            expires: ids.iter().map(|id| (id.clone(), 1.0)).collect(),
+            ..ControlFigures::default()
+        };
+        for (bound, others) in [(0, 14), (3, 8), (6, 2), (7, 0), (1000, 0)] {
+            let text = render(&meter, &control, bound);
+            let own = bound.min(ids.len());
+            let series = |name: &str| text.matches(&format!("{name}{{")).count();
+            assert_eq!(series("overlane_requests_total"), own + usize::from(others > 0), "{text}");
+            assert_eq!(series("overlane_overlay_expires_timestamp_seconds"), own, "{text}");
+            let shared = format!("overlay=\"_other\",service=\"web\",via=\"overlay\"}} {others}\n");
+            assert_eq!(text.contains(&shared), others > 0, "{text}");
+        }
     }
 
     #[test]
@@ -1003,20 +1045,12 @@ mod tests {
 
     #[test]
     fn buckets_are_cumulative() {
-        let (overlay, service, gate) = ("a".parse().ok(), "web".parse().ok(), Gate::of_tests());
-        let request = Counted {
-            overlay: overlay.as_ref(),
-            service: service.as_ref(),
-            environment: None,
-            via: Some(Via::Overlay),
-            class: 2,
-            method: Method::of("GET"),
-            gate: &gate,
-            delivered: false,
-        };
+        let (overlay, service) = ("a".parse().expect("id"), "web".parse().expect("name"));
+        let gate = Gate::of_tests();
+        let request = Counted::of_tests(&overlay, &service, &gate);
         observe(&request, Duration::from_millis(2));
         observe(&request, Duration::from_millis(200));
-        let text = render(&counted(), &ControlFigures::default());
+        let text = render(&counted(), &ControlFigures::default(), OVERLAY_LABELS);
         assert!(
             text.contains(
                 "overlane_request_duration_seconds_bucket{service=\"web\",via=\"overlay\",le=\"0.0025\"} 1"

@@ -240,6 +240,7 @@ impl Prepared {
             instance,
             decisions,
             taps: Arc::new(Semaphore::new(admin::TAPS)),
+            overlay_labels: settings.overlay_labels,
         };
         if let Some(above) = above {
             spawn("answering the hub", Box::pin(answers::answer(above.clone(), state.clone())));

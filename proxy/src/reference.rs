@@ -12,10 +12,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use clap::{Arg, ArgAction, Command};
-use overlane_config::route::Via;
+use overlane_config::name::{EnvironmentId, ServiceName};
 
 use crate::calls::{Call, Language, Outcome};
-use crate::metrics::{self, ControlFigures, Counted, Method};
+use crate::metrics::{self, ControlFigures, Counted};
 use crate::plane::Gate;
 
 const BEGIN: &str = "<!-- written by proxy/src/reference.rs -->\n";
@@ -116,33 +116,24 @@ fn the_page_of_the_command_line_is_what_it_says_of_itself() {
 
 /// Metrics of a process that has seen one of everything.
 fn every_metric() -> String {
-    let (service, overlay, gate) = ("web".parse().ok(), "alice".parse().ok(), Gate::of_tests());
+    let (service, overlay): (ServiceName, EnvironmentId) = ("web".parse().unwrap(), "alice".parse().unwrap());
+    let gate = Gate::of_tests();
     metrics::count_call(Call {
-        service: service.clone(),
+        service: Some(service.clone()),
         peer: "ledger".parse().unwrap(),
         outcome: Outcome::Kept,
         language: Language::Unknown,
     });
-    let request = Counted {
-        overlay: overlay.as_ref(),
-        service: service.as_ref(),
-        environment: None,
-        via: Some(Via::Overlay),
-        class: 2,
-        method: Method::of("GET"),
-        gate: &gate,
-        delivered: false,
-    };
-    metrics::observe(&request, Duration::from_millis(2));
+    metrics::observe(&Counted::of_tests(&overlay, &service, &gate), Duration::from_millis(2));
     let control = ControlFigures {
-        expires: vec![("alice".parse().unwrap(), 1.0)],
+        expires: vec![(overlay.clone(), 1.0)],
         certificates: vec![("tls.crt".to_owned(), 1.0)],
         certificate_failures: Some(0),
         token_key_failures: Some(0),
         cache: Some(Default::default()),
         ..ControlFigures::default()
     };
-    metrics::render(&metrics::counted(), &control)
+    metrics::render(&metrics::counted(), &control, metrics::OVERLAY_LABELS)
 }
 
 /// What the text of `/metrics` says of one.

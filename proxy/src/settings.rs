@@ -20,6 +20,7 @@ use crate::correlation::CorrelationSettings;
 use crate::decisions;
 use crate::hub::tokens::{HubSettings, Right};
 use crate::hub::tunnels::TunnelPorts;
+use crate::metrics;
 use crate::plane::authorizer::Authorizer;
 use crate::plane::forwarded::{Dialect, Forwarding};
 use crate::plane::passage::PassageSettings;
@@ -175,6 +176,9 @@ pub struct RunArgs {
     /// How many decisions are kept to be looked at (`tap`, `why`); 10000 by default, 0 for none
     #[arg(long, value_name = "N", env = "OVERLANE_DECISIONS")]
     pub decisions: Option<usize>,
+    /// How many overlays have a label of their own in metrics; 1000 by default, 0 for none. Beyond them it is `_other`
+    #[arg(long, value_name = "N", env = "OVERLANE_OVERLAY_LABELS")]
+    pub overlay_labels: Option<usize>,
     /// Who may connect where a listener is a unix socket, as chmod has it; 0660 by default
     #[arg(long, value_name = "MODE", env = "OVERLANE_SOCKET_MODE")]
     pub socket_mode: Option<String>,
@@ -206,6 +210,7 @@ struct File {
     access_log: Option<serde_yaml::Value>,
     request_ids: Option<bool>,
     decisions: Option<usize>,
+    overlay_labels: Option<usize>,
     redirect: Option<Address>,
     https_port: Option<u16>,
     allow_unix: Vec<PathBuf>,
@@ -416,6 +421,8 @@ pub struct Settings {
     pub request_ids: bool,
     /// How many decisions are kept to be looked at.
     pub decisions: usize,
+    /// How many overlays have a label value of their own in metrics.
+    pub overlay_labels: usize,
     /// The listener that sends clients to the gateway, which speaks TLS.
     pub redirect: Option<RedirectSettings>,
     /// For how long clients of the gateway are to come in TLS only.
@@ -593,6 +600,7 @@ impl Settings {
             access_log: AccessSettings::merge(flags.access_log, file.access_log)?,
             request_ids: flags.request_ids.or(file.request_ids).unwrap_or(false),
             decisions: decisions(flags.decisions.or(file.decisions))?,
+            overlay_labels: flags.overlay_labels.or(file.overlay_labels).unwrap_or(metrics::OVERLAY_LABELS),
             redirect,
             hsts,
             allow_unix: allow_unix.into_iter().map(absolute).collect::<Result<_, _>>()?,
@@ -635,6 +643,7 @@ impl Settings {
             access_log: None,
             request_ids: false,
             decisions: decisions::KEPT,
+            overlay_labels: metrics::OVERLAY_LABELS,
             redirect: None,
             hsts: None,
             allow_unix: Vec::new(),

@@ -1,10 +1,35 @@
 """The packages of the peers: installed once, as long as what is pinned stays the same."""
 
+import argparse
 import hashlib
+import os
 import pathlib
 import shutil
 import subprocess
 import sys
+
+
+def cache(name):
+    """The folder of a check's packages, beside the build."""
+    target = os.environ.get("CARGO_TARGET_DIR", pathlib.Path(__file__).parents[2] / "target")
+    folder = pathlib.Path(target).resolve() / "peers" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def of_browser(about):
+    """The command line of a check that looks through a browser: the binary, and which Chromium."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("binary", type=lambda path: pathlib.Path(path).resolve())
+    parser.add_argument("--chromium", default=shutil.which("chromium"))
+    return parser
+
+
+def expect(packages, *tools):
+    """Ends with what to install where one of the programs is not here."""
+    for tool in tools:
+        if not tool or not shutil.which(tool):
+            sys.exit(f"{tool or 'chromium'} is not here: apt install {packages}")
 
 
 def fingerprint(*files):

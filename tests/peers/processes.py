@@ -1,10 +1,12 @@
 """Processes that run together, their ports and their logs."""
 
+import contextlib
 import http.client
 import os
 import re
 import socket
 import subprocess
+import sys
 import time
 
 # Seconds that everything together has to come up.
@@ -51,6 +53,29 @@ def clean(extra):
     """This process's own variables without those that would tell an application or a proxy something."""
     told = re.compile(r"(?i)(.*_proxy|OTEL_.*|OVERLANE_.*|RUST_LOG|PYTHONPATH|NODE_OPTIONS)")
     return {name: value for name, value in os.environ.items() if not told.fullmatch(name)} | extra
+
+
+@contextlib.contextmanager
+def running(name, folder, *command):
+    """A process whose log is in the folder; it ends with the block."""
+    process = Process(name, command, folder / f"{name}.log", clean({}), folder)
+    try:
+        yield process
+    finally:
+        process.child.terminate()
+        process.end(time.monotonic() + START)
+
+
+def said(process, pattern):
+    """What a process says sooner or later."""
+    until = time.monotonic() + 2 * START
+    while True:
+        found = re.search(pattern, process.log.read_text(errors="replace"))
+        if found:
+            return found
+        if process.child.poll() is not None or time.monotonic() > until:
+            sys.exit(f"{process.name} did not say {pattern}\n{process.tail()}")
+        time.sleep(0.05)
 
 
 class Together:

@@ -190,6 +190,7 @@ impl Play {
             }
             Step::Gets(side, bytes) => self.gets(*side, bytes).await?,
             Step::Metric(line) => self.counted(line)?,
+            Step::Message(headers) => self.consumes(headers)?,
             Step::Has(_) | Step::Lacks(_) | Step::Names(_) | Step::Trailer(_) | Step::Framed(_) => {
                 self.check_last(step)?;
             }
@@ -443,6 +444,16 @@ impl Play {
         found.contains(&line).then_some(()).ok_or_else(|| format!("there is {found:?}"))
     }
 
+    fn consumes(&self, headers: &str) -> Result<(), String> {
+        let message = format!("{{\"headers\": {headers}}}");
+        let request = format!(
+            "POST /api/v1/decide HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{message}",
+            message.len()
+        );
+        let answer = asked(self.admin, &request).map_err(|error| error.to_string())?;
+        answer.starts_with("HTTP/1.1 200 ").then_some(()).ok_or(answer)
+    }
+
     /// Lets arrive what is under way.
     async fn look(&mut self) {
         let look = self.scene.until(|_| None::<()>);
@@ -488,8 +499,13 @@ fn shown(step: &Step) -> String {
 
 /// The text of `/metrics`.
 fn metrics(admin: SocketAddr) -> io::Result<String> {
+    asked(admin, "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+}
+
+/// What the admin listener answers.
+fn asked(admin: SocketAddr, request: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect(admin)?;
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    stream.write_all(request.as_bytes())?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     Ok(text)

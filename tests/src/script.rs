@@ -36,6 +36,7 @@ pub(crate) enum Step {
     NeverArrives(String),
     Connections(usize),
     Metric(String),
+    Message(String),
     Remove,
 }
 
@@ -299,6 +300,13 @@ impl Script {
     #[must_use]
     pub fn counts(self, line: impl Into<String>) -> Self {
         self.then(Step::Metric(line.into()))
+    }
+
+    /// The application asks its sidecar whose a message with these headers is, an object of JSON; only for a proxy of the
+    /// script's own.
+    #[must_use]
+    pub fn consumes(self, headers: impl Into<String>) -> Self {
+        self.then(Step::Message(headers.into()))
     }
 
     /// So many connections were made to the upstream by now.

@@ -13,7 +13,13 @@ export interface Series {
 /** As many seconds are shown at least. */
 const SHORTEST = 60;
 
-const css = (name: string) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+/** A colour of the style sheet as it is now: there it is a pair, of which a canvas knows nothing. */
+function shown(name: string, element: HTMLElement) {
+  element.style.color = `var(${name})`;
+  const { color } = getComputedStyle(element);
+  element.style.color = "";
+  return color;
+}
 
 export function Chart({ title, said, times, series, format, theme }: {
   title: string;
@@ -32,6 +38,7 @@ export function Chart({ title, said, times, series, format, theme }: {
   useEffect(() => {
     const element = box.current;
     if (!element) return;
+    const css = (name: string) => shown(name, element);
     const axis = { stroke: css("--muted"), font: `11px ${getComputedStyle(document.body).fontFamily}`, ticks: { show: false }, grid: { stroke: css("--line"), width: 1 } };
     const made = new uPlot(
       {

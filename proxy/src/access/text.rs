@@ -128,8 +128,19 @@ fn time(at: UnixMillis) -> String {
 /// passwords of urls in it.
 #[must_use]
 pub fn loggable_path(path: &str) -> String {
-    let path = cut(path, MAX_PATH);
-    let path = without_users(&path);
+    shortened(path, MAX_PATH)
+}
+
+/// All of a path, or as much of it as is to be logged.
+fn shortened(path: &str, most: usize) -> String {
+    match path.len() <= most {
+        true => without_secrets(path),
+        false => loggable_part(beginning(path, most)),
+    }
+}
+
+fn without_secrets(path: &str) -> String {
+    let path = without_users(path);
     if !path.contains(';') {
         return path.into_owned();
     }
@@ -151,12 +162,12 @@ pub fn loggable_path(path: &str) -> String {
     out
 }
 
-/// The beginning of a path, as it may be logged: what could be a user's name or password, since the `@` after it is cut
-/// off, is left out as well.
+/// The beginning of a path, as it may be logged: a host that is not whole is left out, since what is there of it could be a
+/// user's name or password, whose `@` is cut off.
 #[must_use]
 pub fn loggable_part(path: &str) -> String {
-    let open = path.rfind("://").map(|at| at + 3).filter(|at| !path[*at..].contains(['/', '@']));
-    format!("{}...", loggable_path(&path[..open.unwrap_or(path.len())]))
+    let open = path.rfind("://").map(|at| at + 3).filter(|at| !path[*at..].contains('/'));
+    format!("{}...", without_secrets(&path[..open.unwrap_or(path.len())]))
 }
 
 fn in_parameter(path: &str) -> bool {
@@ -167,21 +178,23 @@ fn in_parameter(path: &str) -> bool {
 #[must_use]
 pub fn loggable_url(said: &[u8]) -> String {
     let said = said.split(|byte| matches!(byte, b'?' | b'#')).next().unwrap_or_default();
-    loggable_path(&cut(&String::from_utf8_lossy(said), MAX_TEXT))
+    shortened(&String::from_utf8_lossy(said), MAX_TEXT)
 }
 
 /// A text that a client chose, as it may be logged.
 #[must_use]
 pub fn loggable_text(said: &[u8]) -> String {
-    cut(&String::from_utf8_lossy(said), MAX_TEXT).into_owned()
+    let text = String::from_utf8_lossy(said);
+    match text.len() <= MAX_TEXT {
+        true => text.into_owned(),
+        false => format!("{}...", beginning(&text, MAX_TEXT)),
+    }
 }
 
-fn cut(text: &str, most: usize) -> Cow<'_, str> {
-    if text.len() <= most {
-        return Cow::Borrowed(text);
-    }
+/// So many bytes of a text that has more, and no part of a character.
+fn beginning(text: &str, most: usize) -> &str {
     let end = (0..=most).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
-    Cow::Owned(format!("{}...", &text[..end]))
+    &text[..end]
 }
 
 /// Without `user:password@` after `://`.
@@ -268,7 +281,7 @@ mod tests {
         for (part, logged) in [
             ("/a/b", "/a/b..."),
             ("/proxy/http://user:pa", "/proxy/http://..."),
-            ("/proxy/http://user:pass@ho", "/proxy/http://ho..."),
+            ("/proxy/http://user:p@ss@ho", "/proxy/http://..."),
             ("/proxy/http://host/a;id=S3", "/proxy/http://host/a;id=*..."),
         ] {
             assert_eq!(loggable_part(part), logged);
@@ -277,6 +290,21 @@ mod tests {
         assert_eq!(loggable_url(b"https://shop?token=x"), "https://shop");
         assert_eq!(loggable_path(&"\u{e4}".repeat(2000)).len(), MAX_PATH + 3);
         assert_eq!(loggable_text(&[b'x'; 600]).len(), MAX_TEXT + 3);
+    }
+
+    #[test]
+    fn where_a_path_is_cut_no_part_of_a_password_is_left() {
+        let secret = "http://user:sEcret@host/a;token=sEcret/b";
+        for before in MAX_PATH - secret.len() - 1..MAX_PATH {
+            let path = format!("/{}{secret}", "x".repeat(before));
+            let logged = loggable_path(&path);
+            assert!(!logged.contains("sE") && !logged.contains("user"), "{before}: {logged}");
+            assert!(logged.len() <= MAX_PATH + 3 && path.starts_with(&logged[..before]));
+        }
+        for before in MAX_TEXT - secret.len() - 14..MAX_TEXT {
+            let logged = loggable_url(format!("https://shop/{}{secret}", "x".repeat(before)).as_bytes());
+            assert!(!logged.contains("sE") && !logged.contains("user"), "{before}: {logged}");
+        }
     }
 
     /// Texts of all kinds, and those that are made to end a line or a field.

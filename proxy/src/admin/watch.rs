@@ -52,6 +52,8 @@ pub(super) async fn rules(State(admin): State<Admin>, Query(watcher): Query<Watc
         Ok(consumer) => consumer,
         Err(why) => return problem(StatusCode::BAD_REQUEST, &why),
     };
+    // It decides by itself, and does not say what came.
+    admin.gates.iter().for_each(|gate| gate.correlation.messages_come());
     let generations = admin.control.published().generations();
     let watch = Watch { admin, consumer, generations, known: BTreeMap::new(), synced: false };
     let events = stream::unfold(watch, async |mut watch| {

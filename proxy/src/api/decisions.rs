@@ -59,14 +59,36 @@ pub(super) struct Asked {
     service: Option<String>,
     status: Option<Statuses>,
     path: Option<String>,
-    role: Option<String>,
+    role: Option<AskedRole>,
     limit: Option<usize>,
     max_rps: Option<u32>,
+}
+
+/// The role of a listener, as a query names it.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum AskedRole {
+    Gateway,
+    Redirect,
+    Inbound,
+    Outbound,
+}
+
+impl AskedRole {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Gateway => "gateway",
+            Self::Redirect => "redirect",
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+        }
+    }
 }
 
 impl Asked {
     fn filter(self) -> Filter {
         let Self { trace, request, overlay, service, status, path, role, .. } = self;
+        let role = role.map(|role| role.as_str().to_owned());
         Filter { trace, request, overlay, service, status, path, role }
     }
 }
@@ -100,6 +122,11 @@ fn expect_kept(api: &Api) -> Result<(), Box<Response>> {
     }
 }
 
+/// The most decisions that are told at once.
+pub(super) fn most(api: &Api) -> usize {
+    if api.fleet.is_some() { MOST_JOINED } else { MOST }
+}
+
 pub(super) async fn list(State(api): State<Api>, query: Result<Query<Asked>, QueryRejection>) -> Response {
     answer(newest(&api, query).await)
 }
@@ -110,7 +137,7 @@ async fn newest(api: &Api, query: Result<Query<Asked>, QueryRejection>) -> Answe
     if asked.max_rps.is_some() {
         return Err(no(StatusCode::BAD_REQUEST, "`maxRps` is of /api/v1/tap; here `limit` says how many"));
     }
-    let most = if api.fleet.is_some() { MOST_JOINED } else { MOST };
+    let most = most(api);
     let limit = asked.limit.unwrap_or(LIMIT);
     if !(1..=most).contains(&limit) {
         return Err(no(StatusCode::BAD_REQUEST, &format!("`limit` is 1 to {most}")));

@@ -6,6 +6,7 @@ use std::time::Duration;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use overlane_config::name::EnvironmentId;
 use overlane_config::table::Environment;
 use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
@@ -40,9 +41,13 @@ pub(crate) struct ServiceHealth {
     pub(crate) problem: Option<String>,
 }
 
-pub(super) async fn health(State(api): State<Api>, Path(id): Path<String>) -> Response {
+pub(super) async fn health(State(api): State<Api>, Path(name): Path<String>) -> Response {
+    let id: EnvironmentId = match name.parse() {
+        Ok(id) => id,
+        Err(why) => return problem(StatusCode::BAD_REQUEST, &why.to_string()),
+    };
     let snapshot = api.admin.control.published().load_full();
-    let routes: Vec<_> = match snapshot.table.environment(&id) {
+    let routes: Vec<_> = match snapshot.table.environment(id.as_str()) {
         None => return problem(StatusCode::NOT_FOUND, &format!("`{id}` is not routed here")),
         Some(Environment::Refused(diagnostics)) => {
             let why: Vec<_> =
@@ -61,10 +66,8 @@ pub(super) async fn health(State(api): State<Api>, Path(id): Path<String>) -> Re
         .into_iter()
         .map(async |(service, upstream)| ServiceHealth { service, problem: problem_of(&upstream).await });
     let services = futures_util::future::join_all(resolved).await;
-    let revision = id.parse().ok().and_then(|id| {
-        let claim = api.admin.control.lineages(|lineages| lineages.claims(&id).next().cloned())?;
-        api.revision_of(&claim)
-    });
+    let claim = api.admin.control.lineages(|lineages| lineages.claims(&id).next().cloned());
+    let revision = claim.and_then(|claim| api.revision_of(&claim));
     axum::Json(Health { revision, services }).into_response()
 }
 

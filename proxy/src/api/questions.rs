@@ -6,7 +6,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use overlane_config::diagnostic::{Diagnostic, Source};
-use overlane_config::lineage::{Content, FileChange, Lineages, Rules};
+use overlane_config::lineage::{Content, FileChange, Lineages};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -16,6 +16,7 @@ use crate::cli::validate::value;
 use crate::clock;
 use crate::explain::{Question, explain};
 use crate::messages::{self, Message, Place, Verdict};
+use crate::store::open::rules;
 
 fn malformed(error: &serde_json::Error) -> Response {
     problem(StatusCode::BAD_REQUEST, &error.to_string())
@@ -44,7 +45,12 @@ pub(super) async fn decide_message(State(api): State<Api>, body: String) -> Resp
     let snapshot = api.admin.control.published().load_full();
     let place = Place::of(api.admin.gates.iter().map(|gate| &gate.listener));
     match messages::decide(&snapshot.table, &api.admin.carriers, &place, &message, clock::now()) {
-        Ok(verdict) => axum::Json(Verdict { generation: snapshot.generation, ..verdict }).into_response(),
+        Ok(verdict) => {
+            if verdict.key.is_none() {
+                api.admin.gates.iter().for_each(|gate| gate.correlation.messages_come());
+            }
+            axum::Json(Verdict { generation: snapshot.generation, ..verdict }).into_response()
+        }
         Err(why) => problem(StatusCode::BAD_REQUEST, &why),
     }
 }
@@ -75,7 +81,7 @@ pub(super) async fn validate(State(_): State<Api>, body: String) -> Response {
         FileChange { path, content: Content::Text(source) }
     };
     let changes = files.into_iter().map(change).collect();
-    let check = move || Lineages::new(Rules { unix_under: vec!["/".to_owned()] }).apply(changes);
+    let check = move || Lineages::new(rules()).apply(changes);
     let applied = match tokio::task::spawn_blocking(check).await {
         Ok(applied) => applied,
         Err(ended) => std::panic::resume_unwind(ended.into_panic()),

@@ -236,7 +236,7 @@ fn tell(known: &Known, out: &mut Output<'_>) -> Result<(), CliError> {
         }
         if calls.unclear > 0 {
             out.line(format_args!(
-                "\n{} calls from {service} to {peer} have no key and a trace that came with none: they were made while requests with a key and without one were served, and may be either's.",
+                "\n{} calls from {service} to {peer} have no key and a trace that came with none: they were made while a request with a key was served, and one without, or messages were consumed; they may be either's.",
                 calls.unclear
             ))?;
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 use overlane_config::blueprint::{Blueprint, Document, Mode, parse};
 use overlane_config::diagnostic::{Severity, Source};
-use overlane_config::lineage::{Content, FileChange, Lineages, Rules, Standing};
+use overlane_config::lineage::{Content, FileChange, Lineages, Standing};
 use overlane_config::name::EnvironmentId;
 use serde_yaml::Value;
 
@@ -17,7 +17,7 @@ use crate::manifests::Fields;
 use crate::manifests::files::written;
 use crate::manifests::render::{Changed, Overlay, render, variables};
 use crate::store::StoreAddress;
-use crate::store::open::OpenStore;
+use crate::store::open::{OpenStore, rules};
 
 /// `overlane overlay render`.
 #[derive(Debug, Args)]
@@ -100,7 +100,7 @@ fn known(store: &StoreAddress, overlays: &[Arc<Blueprint>]) -> Result<Lineages, 
         path: format!("{at} {}", source.path).into(),
         content: Content::Text(source),
     };
-    let mut lineages = Lineages::new(Rules { unix_under: vec!["/".to_owned()] });
+    let mut lineages = Lineages::new(rules());
     lineages.apply(texts.enumerate().map(change).collect());
     Ok(lineages)
 }

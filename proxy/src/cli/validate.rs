@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use overlane_config::diagnostic::{Diagnostic, Severity};
-use overlane_config::lineage::{Content, FileChange, Lineages, Rules};
+use overlane_config::lineage::{Content, FileChange, Lineages};
 use serde_json::json;
 
 use super::output::{CliError, Format, Output};
 use crate::store::directory::read::{is_blueprint, read};
+use crate::store::open::rules;
 
 /// `overlane validate`.
 #[derive(Debug, Args)]
@@ -34,7 +35,7 @@ pub fn run(validate: &Validate, out: &mut Output<'_>) -> Result<(), CliError> {
         collect(path, &mut files)?;
     }
     let changes: Vec<_> = files.iter().map(|file| change(file)).collect();
-    let applied = Lineages::new(Rules { unix_under: vec!["/".to_owned()] }).apply(changes);
+    let applied = Lineages::new(rules()).apply(changes);
     let count =
         |severity| applied.diagnostics.iter().filter(|diagnostic| diagnostic.severity == severity).count();
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));

@@ -348,7 +348,7 @@ impl Propagation {
             Some(outcome) => outcome,
             None if stamped => Outcome::Stamped,
             None if !gate.correlation.is_serving(true) => return None,
-            None if self.traced && gate.correlation.is_serving(false) => Outcome::Unclear,
+            None if self.traced && gate.correlation.works_without_key() => Outcome::Unclear,
             None => Outcome::Lost,
         };
         let lost = matches!(outcome, Outcome::Lost | Outcome::Contradicting);

@@ -216,6 +216,12 @@ struct Edits {
     alone: bool,
 }
 
+/// What a command allows in blueprints: it cannot know what a running proxy does, so that whatever is below `/` may be a
+/// socket.
+pub(crate) fn rules() -> Rules {
+    Rules { unix_under: vec!["/".to_owned()] }
+}
+
 impl OpenStore {
     /// Reads a store; a directory that is not there is an empty one.
     ///
@@ -272,8 +278,7 @@ impl OpenStore {
             }
             Kept::Shared(listed) => listed.list()?,
         };
-        // A command cannot know what a running proxy allows: whatever is below `/` may be a socket.
-        self.lineages = Lineages::new(Rules { unix_under: vec!["/".to_owned()] });
+        self.lineages = Lineages::new(rules());
         self.lineages.apply_at(cores::map(&changes, FileChange::parsed), clock::now());
         Ok(())
     }

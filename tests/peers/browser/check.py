@@ -8,12 +8,10 @@ with an authority of their own that the browser trusts: one whose clients may ch
 shared links let in. Needs chromium, node, npm, openssl and certutil (libnss3-tools).
 """
 
-import argparse
 import contextlib
 import json
 import os
 import pathlib
-import shutil
 import signal
 import socket
 import subprocess
@@ -109,16 +107,9 @@ def gateway(binary, folder, store, port, admin, trust, *tls):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("binary", type=lambda path: pathlib.Path(path).resolve())
-    parser.add_argument("--chromium", default=shutil.which("chromium"))
-    options = parser.parse_args()
-    for tool in [options.chromium, "node", "npm", "openssl", "certutil"]:
-        if not tool or not shutil.which(tool):
-            sys.exit(f"{tool or 'chromium'} is not here: apt install chromium nodejs npm openssl libnss3-tools")
-    cache = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", HERE.parents[2] / "target")) / "peers/browser"
-    cache.mkdir(parents=True, exist_ok=True)
-    program = installed.node(cache, HERE / "browser.mjs")
+    options = installed.of_browser(__doc__).parse_args()
+    installed.expect("chromium nodejs npm openssl libnss3-tools", options.chromium, "node", "npm", "openssl", "certutil")
+    program = installed.node(installed.cache("browser"), HERE / "browser.mjs")
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         folder = pathlib.Path(folder)
         names = [f"{service} {environment}" for service in ["web", "api"] for environment in ["base", "alice", "bob"]]

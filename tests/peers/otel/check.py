@@ -15,7 +15,6 @@ import concurrent.futures
 import http.client
 import itertools
 import json
-import os
 import pathlib
 import signal
 import sys
@@ -170,8 +169,7 @@ def main():
     options = parser.parse_args()
     if not options.binary.is_file():
         parser.error(f"there is no {options.binary}: cargo build -p overlane")
-    cache = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", "target")).resolve() / "peers/otel"
-    cache.mkdir(parents=True, exist_ok=True)
+    cache = installed.cache("otel")
     packages = installed.python(cache, HERE / "python/requirements.txt"), installed.node(cache, HERE / "node/api.js").parent
     # However it ends, what was started here ends before.
     for number in ENDINGS:

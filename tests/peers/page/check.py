@@ -7,53 +7,27 @@ Debian's Chromium, driven by playwright-core; axe-core looks at every view, at d
 node and npm. Pictures for the README are written where a folder is named.
 """
 
-import argparse
 import contextlib
 import json
 import os
 import pathlib
-import re
-import shutil
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 import urllib.request
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 import installed
-import processes
+from processes import running, said
 
 # Of one baseline. Each 50th belongs to another overlay.
 MANY = 10_000
 # Requests per second at the demo: enough to be seen, and little for a small machine.
 LOAD = 20
 TOKEN = "a-token-that-may-read"
-
-
-@contextlib.contextmanager
-def running(name, folder, *command):
-    process = processes.Process(name, command, folder / f"{name}.log", processes.clean({}), folder)
-    try:
-        yield process
-    finally:
-        process.child.terminate()
-        process.end(time.monotonic() + 60)
-
-
-def said(process, pattern):
-    """What a process says sooner or later."""
-    until = time.monotonic() + 120
-    while True:
-        found = re.search(pattern, process.log.read_text(errors="replace"))
-        if found:
-            return found
-        if process.child.poll() is not None or time.monotonic() > until:
-            sys.exit(f"{process.name} did not say {pattern}\n{process.tail()}")
-        time.sleep(0.05)
 
 
 def many(folder):
@@ -83,17 +57,11 @@ def load(gateway, ended):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("binary", type=lambda path: pathlib.Path(path).resolve())
-    parser.add_argument("--chromium", default=shutil.which("chromium"))
+    parser = installed.of_browser(__doc__)
     parser.add_argument("--screenshots", type=pathlib.Path)
     options = parser.parse_args()
-    for tool in [options.chromium, "node", "npm"]:
-        if not tool or not shutil.which(tool):
-            sys.exit(f"{tool or 'chromium'} is not here: apt install chromium nodejs npm")
-    cache = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", HERE.parents[2] / "target")) / "peers/page"
-    cache.mkdir(parents=True, exist_ok=True)
-    program = installed.node(cache, HERE / "page.mjs")
+    installed.expect("chromium nodejs npm", options.chromium, "node", "npm")
+    program = installed.node(installed.cache("page"), HERE / "page.mjs")
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         folder = pathlib.Path(folder)
         demo = stack.enter_context(running("demo", folder, options.binary, "demo"))

@@ -112,6 +112,23 @@ async function keyboard(browser) {
   console.log("  by keyboard alone");
 }
 
+// The button for colours goes from the system's to light, to dark, and back.
+async function colours(browser) {
+  const tab = await opened(browser, { colorScheme: "light" });
+  await tab.goto(`${told.page}#/state`);
+  await VIEWS.state[1](tab);
+  const seen = [];
+  for (const theme of [null, "light", "dark", null]) {
+    if (seen.length > 0) await tab.locator("button[aria-label^='Colours']").click();
+    await tab.waitForFunction((theme) => document.documentElement.getAttribute("data-theme") === theme, theme);
+    seen.push(await tab.evaluate(() => getComputedStyle(document.body).backgroundColor));
+  }
+  const [system, light, dark, again] = seen;
+  check("the button changes the colours", system === light && light !== dark && again === system, seen.join(", "));
+  await tab.context().close();
+  console.log("  the colours that are chosen");
+}
+
 async function explaining(browser) {
   const tab = await opened(browser, { permissions: ["clipboard-read", "clipboard-write"] });
   await tab.goto(`${told.page}#/explain`);
@@ -252,7 +269,7 @@ async function screenshots(browser) {
 }
 
 const browser = await chromium.launch({ executablePath: told.chromium, args: QUIET });
-const steps = [views, keyboard, explaining, looking, many, locked, ...(told.screenshots ? [screenshots] : [])];
+const steps = [views, keyboard, colours, explaining, looking, many, locked, ...(told.screenshots ? [screenshots] : [])];
 for (const step of steps) await step(browser).catch((error) => wrong.push(`${step.name}: ${error.stack}`));
 await browser.close();
 console.log(`${checks} checks, ${wrong.length} wrong`);

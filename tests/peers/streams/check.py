@@ -166,23 +166,16 @@ def check(binary, folder, peers):
         asyncio.run(check_events(gateway, events))
 
 
-def cache():
-    """Where packages are installed and programs built."""
-    folder = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", "target")).resolve() / "peers/streams"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def python():
     """The interpreter with the packages."""
-    return installed.python(cache(), HERE / "python/requirements.txt") / "python"
+    return installed.python(installed.cache("streams"), HERE / "python/requirements.txt") / "python"
 
 
 def peers():
     """How each peer is called."""
-    rust = cache() / "rust"
+    rust = installed.cache("streams") / "rust"
     installed.run(["cargo", "build", "--locked", "--quiet", "--target-dir", rust], HERE / "rust")
-    return {"python": [python(), HERE / "python/peer.py"], "node": ["node", installed.node(cache(), HERE / "node/peer.js")],
+    return {"python": [python(), HERE / "python/peer.py"], "node": ["node", installed.node(installed.cache("streams"), HERE / "node/peer.js")],
             "rust": [rust / "debug/overlane-streams-peer"]}
 
 

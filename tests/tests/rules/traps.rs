@@ -870,6 +870,37 @@ fn the_admin_listener_answers_addresses_and_changes_state_only_for_json() {
 }
 
 #[test]
+fn whatever_is_wrong_with_a_question_to_the_admin_listener_it_is_told_as_a_problem() {
+    let (running, _) = gateway(vec![baseline(([127, 0, 0, 1], 1).into())]);
+    // The last byte is too much, so that nothing stays unread and the answer arrives.
+    let much = "x".repeat(256 * 1024 + 1);
+    for (request, body, status, word) in [
+        ("PATCH /api/v1/overlays", "", 405, "`Allow`"),
+        ("DELETE /api/v1/explain", "", 405, "`Allow`"),
+        ("GET /api/v1/nothing", "", 404, "no such page"),
+        ("GET /api/v1/overlays?base=line", "", 400, "base"),
+        ("GET /api/v1/overlays/%ff", "", 400, "UTF-8"),
+        ("GET /api/v1/decisions?role=sidecar", "", 400, "`gateway`"),
+        ("GET /api/v1/overlays/A/health", "", 400, "`A`"),
+        ("POST /api/v1/explain", "\u{fffd}", 400, "expected"),
+        ("POST /api/v1/validate", &*much, 413, "limit"),
+    ] {
+        let kind = "Content-Type: application/json";
+        let (head, told) = Client::new(running.admin())
+            .send(&format!(
+                "{request} HTTP/1.1\r\nHost: localhost\r\n{kind}\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            ))
+            .answer();
+        let shown = &told[..told.len().min(200)];
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{request}: {head}{shown}");
+        assert_eq!(field(&head, "content-type"), Some("application/problem+json"), "{request}: {shown}");
+        assert!(told.contains(&format!("\"status\":{status}")) && told.contains(word), "{request}: {shown}");
+        assert_eq!(field(&head, "allow").is_some(), status == 405, "{request}: {head}");
+    }
+}
+
+#[test]
 fn a_message_is_handled_by_one_environment_as_a_call_would_be() {
     let worker = "name: worker, url: 'http://127.0.0.1:1'";
     let inbound = Role::Inbound { service: "worker".parse().unwrap(), environment: None };

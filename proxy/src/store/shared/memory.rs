@@ -28,6 +28,7 @@ struct State {
     /// How often all watches were cut.
     cuts: u64,
     listings: u64,
+    watches: u64,
     /// The next answers to those who write are lost: whether it was written before.
     lost: Vec<bool>,
 }
@@ -94,6 +95,11 @@ impl Memory {
     /// How often it was listed.
     pub(crate) fn listings(&self) -> u64 {
         self.state().listings
+    }
+
+    /// How often following began.
+    pub(crate) fn watches(&self) -> u64 {
+        self.state().watches
     }
 }
 
@@ -176,11 +182,12 @@ impl Shared for Memory {
 
     async fn watch(&self, after: &Revision) -> Result<Watching, WatchError> {
         let from: u64 = after.as_str().parse().map_err(|_| WatchError::Compacted)?;
-        let state = self.state();
+        let mut state = self.state();
         state.reachable()?;
         if from < state.compacted {
             return Err(WatchError::Compacted);
         }
+        state.watches += 1;
         let reader = Reader { memory: self.clone(), told: self.told.subscribe(), from, cuts: state.cuts };
         let next = async |mut reader: Reader| Some((reader.next().await?, reader));
         Ok(Box::pin(stream::unfold(reader, next)))

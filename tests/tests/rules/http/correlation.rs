@@ -197,6 +197,24 @@ fn a_call_without_key_and_trace_is_lost_while_a_request_with_a_key_is_served() {
 }
 
 #[test]
+fn a_traced_call_of_who_consumes_messages_without_a_key_may_be_a_messages() {
+    let call = |script: Script, result: &str| {
+        script
+            .client(1)
+            .send(request("/call", CALL))
+            .arrives("GET /call")
+            .lacks("x-overlay-id")
+            .reply(OK)
+            .answered("200 ok")
+            .counts(calls(result, 1))
+    };
+    let serving = || handling(Script::sidecar(None), "x-overlay-id: bob");
+    holds(call(serving(), "lost"));
+    holds(call(serving().consumes(r#"{"x-overlay-id": "bob"}"#), "lost"));
+    holds(call(serving().consumes("{}"), "unclear"));
+}
+
+#[test]
 fn a_call_that_keeps_its_key_is_counted_so() {
     holds(
         handling(Script::sidecar(None), &format!("x-overlay-id: alice\r\n{TRACE}"))
