@@ -237,9 +237,10 @@ fn an_overlay_that_was_made_for_a_command_ends_by_itself_and_is_made_anew_where_
     kill_application(&told);
     // An hour later.
     fs::remove_file(world.store().join("alice.attached.yaml")).unwrap();
-    let (before, rest) = text.split_once("expiresAt: \"").unwrap();
+    let (before, rest) = text.split_once("expiresAt").unwrap();
+    let (colon, rest) = rest.split_once(": \"").unwrap();
     let (_, after) = rest.split_once('"').unwrap();
-    fs::write(&stored, format!("{before}expiresAt: \"2020-01-01T00:00:00Z\"{after}")).unwrap();
+    fs::write(&stored, format!("{before}expiresAt{colon}: \"2020-01-01T00:00:00Z\"{after}")).unwrap();
     let (code, said) = world.run(&["--", "sh", "-c", "exit 9"]);
     assert_eq!(code, Some(9), "{said}");
     assert!(said.contains("overlay alice had expired, and is made anew"), "{said}");

@@ -172,9 +172,12 @@ fn the_defaults_of_the_schema_are_those_that_are_used() {
         "tls": {"certificates": [{"certificate": "a", "key": "b"}], "clientCa": "c"}, "authorizer": {"url": "http://a"},
         "tokens": {"keys": ["a"], "audience": "b"}, "upstreamTls": [{"hosts": ["a"]}],
     });
-    let loopback =
-        json!({"timeouts": {"lameDuck": "0s"}, "hub": {"address": "127.0.0.1:7484"}, "tokens": {}});
-    for told in [edge, loopback] {
+    let loopback = json!({"timeouts": {"lameDuck": "0s"}, "tokens": {}});
+    // Who serves its store to others has a gateway only where it says so.
+    let mut hub = loopback.clone();
+    hub["gateway"] = "127.0.0.1:7480".into();
+    hub["hub"] = json!({"address": "127.0.0.1:7484"});
+    for told in [edge, loopback, hub] {
         let mut all = told.clone();
         fill(all.as_object_mut().unwrap(), &schema);
         assert_ne!(all, told, "nothing was filled in");
