@@ -246,8 +246,7 @@ fn an_overlay_that_was_made_for_a_command_ends_by_itself_and_is_made_anew_where_
     assert!(said.contains("overlay alice had expired, and is made anew"), "{said}");
     assert!(said.contains("overlay alice deleted"), "{said}");
     assert!(!stored.exists());
-    let told = world.ask("/");
-    assert_eq!(told.1, "the baseline's web");
+    world.until("gone", |(_, body)| body == "the baseline's web");
 }
 
 #[test]
