@@ -62,9 +62,11 @@ def compiler(engine, folder):
     home = pathlib.Path(os.environ.get("CARGO_HOME", pathlib.Path.home() / ".cargo"))
     run("cargo", "fetch", "--locked", "--manifest-path", ROOT / "Cargo.toml")
     run("mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--include=binutils,ca-certificates,gcc,libc6-dev", name.rpartition("-")[2], archive)
-    put(archive, run("rustc", "--print", "sysroot").stdout.strip(), ["."], "usr/local")
+    toolchain = run("rustc", "--print", "sysroot").stdout.strip()
+    # Where Debian has nothing: an image's archive has no path twice.
+    put(archive, toolchain, sorted(os.listdir(toolchain)), "usr/local/rust")
     put(archive, home, ["registry/cache", "registry/index", *(name for name in ("config.toml", "config") if (home / name).exists())], "usr/local/cargo")
-    told = ["CARGO_HOME=/usr/local/cargo", "CARGO_NET_OFFLINE=true", "PATH=/usr/local/bin:/usr/bin:/bin"]
+    told = ["CARGO_HOME=/usr/local/cargo", "CARGO_NET_OFFLINE=true", "PATH=/usr/local/rust/bin:/usr/bin:/bin"]
     engine.podman("import", *(word for variable in told for word in ("--change", f"ENV {variable}")), archive, name)
     archive.unlink()
 
