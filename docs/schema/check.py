@@ -31,6 +31,8 @@ SETTINGS = {
     "gateway: unix:/run/overlane.sock": True,
     "{accessLog: {format: common, sample: 0.1, errors: always}, tls: {certificates: [{certificate: a, key: b}], minVersion: 1.3}}": True,
     "{upstreamTls: [{hosts: [a], ca: b}], timeouts: {idle: 1m}, connectPorts: [443]}": True,
+    "traces: {endpoint: 'http://127.0.0.1:4318', ratio: 0.01, headers: {authorization: Bearer t}}": True,
+    "traces: {endpoint: 127.0.0.1:4318}": False,
     "gatewy: 127.0.0.1:7480": False,
     "gateway: 7480": False,
     "workers: none": False,

@@ -88,6 +88,8 @@ pub struct Admin {
     pub instance: Arc<str>,
     /// The last decisions.
     pub decisions: Arc<Decisions>,
+    /// What became of spans, where there are any.
+    pub spans: Option<Arc<crate::traces::Figures>>,
     /// Room for those who look on as decisions are taken.
     pub taps: Arc<Semaphore>,
     /// How many overlays have a label value of their own in metrics.
@@ -169,6 +171,7 @@ impl Admin {
             certificate_failures: self.tls.as_ref().map(|tls| tls.failures()),
             token_key_failures: self.tokens.as_ref().map(|tokens| tokens.failures()),
             cache: self.cache.as_ref().map(|cache| cache.figures()),
+            spans: self.spans.as_ref().map(|spans| spans.counts()),
             ..self.control.figures()
         }
     }

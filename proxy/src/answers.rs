@@ -93,7 +93,7 @@ impl Asked {
     async fn once(&self, ask: Ask) {
         let decisions = self.admin.decisions.clone();
         let told = match ask {
-            Ask::Flows => Told::Flows(metrics::gather(&self.admin.doors).await.flows()),
+            Ask::Flows => Told::Flows(metrics::gather(&self.admin.doors).await.counted()),
             _ if !decisions.are_kept() => Told::Nothing,
             Ask::Decisions { filter, limit } => {
                 Told::Decisions(aside(move || decisions.newest(&filter, limit.min(MOST))).await)

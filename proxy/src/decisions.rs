@@ -128,7 +128,7 @@ pub struct Decision {
     pub status: u16,
     /// From the end of its head to the end of its response, in milliseconds.
     pub duration_ms: f64,
-    /// Until the upstream's head, in milliseconds, where that is known.
+    /// How long the upstream took until its head was there, in milliseconds, where it answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upstream_ms: Option<f64>,
     /// The address that answered.
@@ -417,6 +417,7 @@ mod tests {
         Decided {
             started: Instant::now(),
             took: Duration::from_micros(1500),
+            upstream_took: Some(Duration::from_micros(1250)),
             gate: 0,
             method: Method::of("POST"),
             status: 200,
@@ -464,6 +465,7 @@ mod tests {
                 reason: Some("not-owned".to_owned()),
                 status: 200,
                 duration_ms: 1.5,
+                upstream_ms: Some(1.25),
                 upstream: Some(upstream.to_owned()),
                 trace: Some(TRACE.to_owned()),
                 request_id: Some("r-1".to_owned()),

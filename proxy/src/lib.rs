@@ -47,5 +47,6 @@ pub mod store;
 pub mod systemd;
 pub mod tls;
 pub mod tokens;
+pub mod traces;
 mod tunnel;
 pub mod upstream;

@@ -24,6 +24,7 @@ use crate::plane::overload::{Limit, levels};
 use crate::store::cache::CacheFigures;
 use crate::tls::accept::HandshakeFailure;
 use crate::tokens::Refused as RefusedToken;
+use crate::traces::Counts;
 
 /// How many overlays have a label value of their own where nobody says; the rest are counted as `_other`.
 pub const OVERLAY_LABELS: usize = 1000;
@@ -31,6 +32,29 @@ pub const OVERLAY_LABELS: usize = 1000;
 /// The upper bounds of the duration histogram, in seconds (OpenTelemetry's, from 5 ms, with finer ones below).
 pub(crate) const BOUNDS: [f64; 16] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0];
+
+/// The upper bounds of what is added to requests, in nanoseconds: it is some ten microseconds, and more only where much
+/// comes together.
+const ADDED: [u64; 18] = [
+    25_000,
+    50_000,
+    75_000,
+    100_000,
+    150_000,
+    200_000,
+    300_000,
+    500_000,
+    750_000,
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    25_000_000,
+    50_000_000,
+    100_000_000,
+    250_000_000,
+    1_000_000_000,
+];
 
 /// Things that are simply counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -226,7 +250,60 @@ impl Observed {
     }
 }
 
+/// What was added to requests, in nanoseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Added {
+    count: u64,
+    nanos: u64,
+    /// How many took at most as long as each of [`ADDED`], and longer than the one before.
+    buckets: [u64; ADDED.len()],
+}
+
+impl Added {
+    fn note(&mut self, added: Duration) {
+        let nanos =
+            added.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(added.subsec_nanos()));
+        self.count += 1;
+        self.nanos = self.nanos.wrapping_add(nanos);
+        if let Some(bucket) = ADDED.iter().position(|bound| nanos <= *bound) {
+            self.buckets[bucket] += 1;
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.count += other.count;
+        self.nanos = self.nanos.wrapping_add(other.nanos);
+        for (total, own) in self.buckets.iter_mut().zip(other.buckets) {
+            *total += own;
+        }
+    }
+
+    fn seconds(&self) -> f64 {
+        self.nanos as f64 / 1e9
+    }
+
+    /// Each bound in seconds, and how many took at most so long.
+    fn cumulative(&self) -> impl Iterator<Item = (f64, u64)> {
+        let mut sum = 0;
+        ADDED.iter().zip(self.buckets).map(move |(bound, own)| {
+            sum += own;
+            (*bound as f64 / 1e9, sum)
+        })
+    }
+}
+
 impl Meter {
+    /// What was added to requests; nothing where there were none.
+    pub(crate) fn overhead(&self) -> Option<crate::stats::Counts> {
+        let added = &self.added;
+        (added.count > 0).then(|| crate::stats::Counts {
+            requests: added.count,
+            errors: 0,
+            seconds: added.seconds(),
+            buckets: added.cumulative().collect(),
+        })
+    }
+
     /// Whether all workers answered.
     #[must_use]
     pub fn is_whole(&self) -> bool {
@@ -258,6 +335,7 @@ pub struct Meter {
     /// Requests in flight, and those of them that wait for an upstream.
     levels: [u64; 2],
     events: [u64; EVENTS],
+    added: Added,
     /// How many workers did not answer.
     missing: u32,
 }
@@ -333,6 +411,7 @@ struct Counting {
     floods: Floods,
     overloads: Overloads,
     events: [u64; EVENTS],
+    added: Added,
 }
 
 thread_local! {
@@ -380,11 +459,15 @@ pub fn count_call(call: Call) {
     COUNTING.with_borrow_mut(|counting| *counting.calls.entry(call).or_default() += 1);
 }
 
-/// Counts a finished request on this thread.
+/// Counts a finished request on this thread: how long it took, and how much of that was `added` to what its upstream took,
+/// where one answered.
 // So that a profile shows what it costs.
 #[inline(never)]
-pub fn observe(request: &Counted<'_>, took: Duration) {
+pub fn observe(request: &Counted<'_>, took: Duration, added: Option<Duration>) {
     COUNTING.with_borrow_mut(|counting| {
+        if let Some(added) = added {
+            counting.added.note(added);
+        }
         let entry = counting.requests.entry(Place::of(request));
         let (_, observed) = entry.or_insert_with(|| (Labels::of(request), Observed::default()));
         let seconds = took.as_secs_f64();
@@ -400,9 +483,9 @@ pub fn observe(request: &Counted<'_>, took: Duration) {
 pub(crate) fn counted() -> Meter {
     COUNTING.with_borrow(|counting| {
         let (calls, invalid) = (counting.calls.clone(), counting.invalid.clone());
-        let Counting { handshake_failures, tokens, floods, overloads, events, .. } = *counting;
+        let Counting { handshake_failures, tokens, floods, overloads, events, added, .. } = *counting;
         let mut meter =
-            Meter { calls, invalid, handshake_failures, tokens, floods, events, ..Meter::default() };
+            Meter { calls, invalid, handshake_failures, tokens, floods, events, added, ..Meter::default() };
         (meter.overloads, meter.levels) = (overloads, levels());
         for (labels, observed) in counting.requests.values() {
             meter.requests.entry(labels.clone()).or_default().add(observed);
@@ -492,6 +575,7 @@ pub async fn gather(doors: &[MeterDoor]) -> Meter {
         for (total, own) in sum.levels.iter_mut().zip(meter.levels) {
             *total += own;
         }
+        sum.added.add(&meter.added);
         for (labels, own) in meter.requests {
             sum.requests.entry(labels).or_default().add(&own);
         }
@@ -534,17 +618,21 @@ pub struct ControlFigures {
     pub stale: bool,
     /// How often what is in force was kept on this machine; `None` where that is not asked for.
     pub cache: Option<CacheFigures>,
+    /// What became of spans; `None` where there are none.
+    pub spans: Option<Counts>,
 }
 
 /// The text of `/metrics`, in which so many overlays have a label value of their own.
 #[must_use]
 pub fn render(meter: &Meter, control: &ControlFigures, overlay_labels: usize) -> String {
     let mut families = request_families(meter, overlay_labels);
+    families.push(added_family(&meter.added));
     families.push(call_family(meter));
     families.push(flood_family(meter));
     families.extend(event_families(meter));
     families.extend(control_families(control, overlay_labels));
     families.extend(control.cache.map(cache_family));
+    families.extend(control.spans.into_iter().flat_map(span_families));
     if let Some(failures) = control.token_key_failures {
         families.extend(token_families(&meter.tokens, failures));
     }
@@ -628,9 +716,9 @@ fn request_families(meter: &Meter, overlay_labels: usize) -> Vec<MetricFamily> {
     });
     let mut durations: Vec<_> = durations.into_iter().collect();
     durations.sort_by_key(|(labels, _)| *labels);
-    let histograms = durations.into_iter().map(|((service, via), observed)| {
-        histogram(vec![pair("service", service), pair("via", via)], &observed)
-    });
+    let histograms = durations
+        .into_iter()
+        .map(|((service, via), took)| observed(vec![pair("service", service), pair("via", via)], &took));
     vec![
         family(
             "overlane_requests_total",
@@ -683,19 +771,41 @@ fn flood_family(meter: &Meter) -> MetricFamily {
     )
 }
 
-fn histogram(labels: Vec<LabelPair>, observed: &Observed) -> Metric {
-    let mut cumulative = 0;
-    let buckets = BOUNDS.iter().zip(observed.buckets).map(|(bound, count)| {
-        cumulative += count;
+fn added_family(added: &Added) -> MetricFamily {
+    family(
+        "overlane_added_latency_seconds",
+        "How much later clients had the heads of responses than from the upstream itself: the time in the proxy that was no waiting for the upstream.",
+        MetricType::HISTOGRAM,
+        vec![histogram(Vec::new(), added.count, added.seconds(), added.cumulative())],
+    )
+}
+
+fn observed(labels: Vec<LabelPair>, observed: &Observed) -> Metric {
+    let mut sum = 0;
+    let cumulative = BOUNDS.iter().zip(observed.buckets).map(|(bound, own)| {
+        sum += own;
+        (*bound, sum)
+    });
+    histogram(labels, observed.count, observed.seconds, cumulative)
+}
+
+/// A histogram of bounds, and of how many were at most so much.
+fn histogram(
+    labels: Vec<LabelPair>,
+    count: u64,
+    sum: f64,
+    cumulative: impl Iterator<Item = (f64, u64)>,
+) -> Metric {
+    let buckets = cumulative.map(|(bound, count)| {
         let mut bucket = Bucket::default();
-        bucket.set_upper_bound(*bound);
-        bucket.set_cumulative_count(cumulative);
+        bucket.set_upper_bound(bound);
+        bucket.set_cumulative_count(count);
         bucket
     });
     let mut histogram = Histogram::default();
     histogram.set_bucket(buckets.collect());
-    histogram.set_sample_count(observed.count);
-    histogram.set_sample_sum(observed.seconds);
+    histogram.set_sample_count(count);
+    histogram.set_sample_sum(sum);
     let mut metric = Metric::from_label(labels);
     metric.set_histogram(histogram);
     metric
@@ -929,6 +1039,32 @@ fn cache_family(figures: CacheFigures) -> MetricFamily {
     family("overlane_cache_writes_total", help, MetricType::COUNTER, results.into())
 }
 
+fn span_families(spans: Counts) -> [MetricFamily; 2] {
+    let of = |label, counts: &[(&str, u64)]| {
+        counts.iter().map(|(value, count)| counter(vec![pair(label, value)], *count)).collect()
+    };
+    let became = [
+        ("exported", spans.exported),
+        ("rejected", spans.rejected),
+        ("failed", spans.failed),
+        ("dropped", spans.dropped),
+    ];
+    [
+        family(
+            "overlane_traces_spans_total",
+            "Spans by what became of them: taken by the collector, rejected by it, not taken in all tries, or dropped for lack of room.",
+            MetricType::COUNTER,
+            of("result", &became),
+        ),
+        family(
+            "overlane_traces_exports_total",
+            "Requests to the collector of spans, by result; one that fails may be repeated.",
+            MetricType::COUNTER,
+            of("result", &[("ok", spans.exports), ("error", spans.failures)]),
+        ),
+    ]
+}
+
 fn authorizer_family(meter: &Meter) -> MetricFamily {
     let results = [
         ("granted", Event::AuthorizerGranted),
@@ -1048,8 +1184,8 @@ mod tests {
         let (overlay, service) = ("a".parse().expect("id"), "web".parse().expect("name"));
         let gate = Gate::of_tests();
         let request = Counted::of_tests(&overlay, &service, &gate);
-        observe(&request, Duration::from_millis(2));
-        observe(&request, Duration::from_millis(200));
+        observe(&request, Duration::from_millis(2), Some(Duration::from_micros(60)));
+        observe(&request, Duration::from_millis(200), None);
         let text = render(&counted(), &ControlFigures::default(), OVERLAY_LABELS);
         assert!(
             text.contains(
@@ -1060,5 +1196,9 @@ mod tests {
         assert!(
             text.contains("le=\"0.25\"} 2") && text.contains("_count{service=\"web\",via=\"overlay\"} 2")
         );
+        let added = ["bucket{le=\"0.00005\"} 0", "bucket{le=\"0.000075\"} 1", "sum 0.00006", "count 1"];
+        for line in added.map(|end| format!("overlane_added_latency_seconds_{end}")) {
+            assert!(text.lines().any(|found| found == line), "{line}: {text}");
+        }
     }
 }

@@ -31,6 +31,7 @@ pub mod redirect;
 pub mod serve;
 pub mod shortage;
 pub mod standing;
+pub mod times;
 pub mod trust;
 pub mod tunnel;
 pub mod worker;
@@ -51,6 +52,7 @@ use crate::snapshot::Published;
 use crate::tls::credentials::Credentials;
 use crate::tls::upstreams::Upstreams;
 use crate::tokens::keys::Tokens;
+use crate::traces::Traces;
 use crate::upstream::{Address, Endpoint, Upstream};
 use authorizer::Authorizer;
 use deadline::Pace;
@@ -290,6 +292,8 @@ pub struct Plane {
     pub access: AccessLog,
     /// The last decisions.
     pub decisions: Arc<Decisions>,
+    /// Where what spans are made of is handed in, if any are.
+    pub traces: Option<Traces>,
     /// Whether each request at a gateway has an id.
     pub request_ids: bool,
     /// What a gateway says in TLS to have clients come in TLS only (`Strict-Transport-Security`, RFC 6797).

@@ -44,6 +44,7 @@ use crate::store::{Reached, StoreAddress};
 use crate::tls::follow::{Files, Followed};
 use crate::tls::{self, credentials::Credentials, upstreams::Upstreams};
 use crate::tokens::keys::Tokens;
+use crate::traces::Exporting;
 use crate::upstream::Address;
 
 /// How often it is looked whether an overlay has expired: requests are told at once, this is for good.
@@ -177,6 +178,9 @@ impl Prepared {
         let gates = bound.gates().to_vec();
         let instance: Arc<str> = status::name().into();
         let decisions = Decisions::new(settings.decisions, settings.workers, instance.clone(), &gates);
+        let begin = |traces| Exporting::begin(traces, &instance, runtime.handle());
+        let (traces, exporting) = settings.traces.map(begin).unzip();
+        let spans = exporting.as_ref().map(Exporting::figures);
         let plane = Arc::new(Plane {
             published,
             gates: gates.clone(),
@@ -193,6 +197,7 @@ impl Prepared {
             names,
             access,
             decisions: decisions.clone(),
+            traces,
             request_ids: settings.request_ids,
             hsts: settings.hsts.map(|time| format!("max-age={}", time.as_secs()).into()),
         });
@@ -239,6 +244,7 @@ impl Prepared {
             behind: behind.clone(),
             instance,
             decisions,
+            spans,
             taps: Arc::new(Semaphore::new(admin::TAPS)),
             overlay_labels: settings.overlay_labels,
         };
@@ -272,6 +278,7 @@ impl Prepared {
             drain,
             lame_duck: plane.limits.lame_duck,
             written,
+            exporting,
             stopped,
             runtime,
             tls,
@@ -472,6 +479,7 @@ pub struct Running {
     drain: Drain,
     lame_duck: Duration,
     written: Written,
+    exporting: Option<Exporting>,
     stopped: watch::Sender<bool>,
     runtime: tokio::runtime::Runtime,
     tls: Option<Arc<Credentials>>,
@@ -579,6 +587,9 @@ impl Running {
         tracing::info!("stopping: finishing what is in flight; another signal closes it");
         self.workers.stop();
         self.runtime.block_on(self.written.done());
+        if let Some(exporting) = self.exporting {
+            self.runtime.block_on(exporting.end());
+        }
         if let Some(cache) = self.cache.clone() {
             // What changed within the last moments; a disk that hangs is not waited for.
             let control = self.control.clone();

@@ -124,13 +124,14 @@ fn every_metric() -> String {
         outcome: Outcome::Kept,
         language: Language::Unknown,
     });
-    metrics::observe(&Counted::of_tests(&overlay, &service, &gate), Duration::from_millis(2));
+    metrics::observe(&Counted::of_tests(&overlay, &service, &gate), Duration::from_millis(2), None);
     let control = ControlFigures {
         expires: vec![(overlay.clone(), 1.0)],
         certificates: vec![("tls.crt".to_owned(), 1.0)],
         certificate_failures: Some(0),
         token_key_failures: Some(0),
         cache: Some(Default::default()),
+        spans: Some(Default::default()),
         ..ControlFigures::default()
     };
     metrics::render(&metrics::counted(), &control, metrics::OVERLAY_LABELS)

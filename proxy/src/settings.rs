@@ -32,6 +32,7 @@ use crate::tls::certificates::Pair;
 use crate::tls::upstreams::UpstreamTls;
 use crate::tls::{ClientSettings, TlsSettings};
 use crate::tokens::keys::TokenSettings;
+use crate::traces::{TraceArgs, TraceSettings, TracesFile};
 use crate::upstream::Address;
 
 /// Where a store is looked for when nobody says.
@@ -179,6 +180,9 @@ pub struct RunArgs {
     /// How many overlays have a label of their own in metrics; 1000 by default, 0 for none. Beyond them it is `_other`
     #[arg(long, value_name = "N", env = "OVERLANE_OVERLAY_LABELS")]
     pub overlay_labels: Option<usize>,
+    /// Where spans are sent, and which.
+    #[command(flatten)]
+    pub traces: TraceArgs,
     /// Who may connect where a listener is a unix socket, as chmod has it; 0660 by default
     #[arg(long, value_name = "MODE", env = "OVERLANE_SOCKET_MODE")]
     pub socket_mode: Option<String>,
@@ -211,6 +215,7 @@ struct File {
     request_ids: Option<bool>,
     decisions: Option<usize>,
     overlay_labels: Option<usize>,
+    traces: Option<TracesFile>,
     redirect: Option<Address>,
     https_port: Option<u16>,
     allow_unix: Vec<PathBuf>,
@@ -423,6 +428,8 @@ pub struct Settings {
     pub decisions: usize,
     /// How many overlays have a label value of their own in metrics.
     pub overlay_labels: usize,
+    /// Where spans are sent, and which, if any are.
+    pub traces: Option<TraceSettings>,
     /// The listener that sends clients to the gateway, which speaks TLS.
     pub redirect: Option<RedirectSettings>,
     /// For how long clients of the gateway are to come in TLS only.
@@ -601,6 +608,7 @@ impl Settings {
             request_ids: flags.request_ids.or(file.request_ids).unwrap_or(false),
             decisions: decisions(flags.decisions.or(file.decisions))?,
             overlay_labels: flags.overlay_labels.or(file.overlay_labels).unwrap_or(metrics::OVERLAY_LABELS),
+            traces: TraceSettings::merge(flags.traces, file.traces)?,
             redirect,
             hsts,
             allow_unix: allow_unix.into_iter().map(absolute).collect::<Result<_, _>>()?,
@@ -644,6 +652,7 @@ impl Settings {
             request_ids: false,
             decisions: decisions::KEPT,
             overlay_labels: metrics::OVERLAY_LABELS,
+            traces: None,
             redirect: None,
             hsts: None,
             allow_unix: Vec::new(),
@@ -1425,6 +1434,9 @@ mod tests {
             ("authorizer: {url: 'http://a', copyHeaders: [Host]}", "`authorizer.copyHeaders`"),
             ("authorizer: {url: 'http://a'}\noutbound: 127.0.0.1:1", "`authorizer` without a gateway"),
             ("tokens: {keys: [a], audience: b}\noutbound: 127.0.0.1:1", "`tokens` without a gateway"),
+            ("traces: {endpoint: 'a:4318'}", "begins neither with"),
+            ("traces: {endpoint: 'http://a', ratio: 2}", "the share of traces is 2"),
+            ("traces: {url: 'http://a'}", "url"),
             ("trust: 'identity:spiffe://mesh/web'", "names identities"),
             ("tls: {certificates: [{certificate: a, key: b}]}\ntrust: 'identity:*'", "names identities"),
         ] {

@@ -125,28 +125,47 @@ pub struct Stats {
     pub services: Vec<Served>,
     /// By who called whom.
     pub edges: Vec<Edge>,
-    /// What the proxies added to requests; not measured yet.
+    /// How much later clients had the heads of responses than from the upstreams themselves; nothing where no
+    /// upstream has answered yet. A request that passes several proxies counts at each.
     #[serde(default)]
     pub overhead: Option<Counts>,
 }
 
-/// The ways of several proxies, each once.
+/// What one proxy counted, or several together: the ways that requests took, and what was added to them.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Counted {
+    /// Each way once, or of several proxies.
+    pub flows: Vec<Flow>,
+    /// See [`Stats::overhead`].
+    #[serde(default)]
+    pub overhead: Option<Counts>,
+}
+
+/// What several proxies counted, each way once.
 #[derive(Debug, Default)]
-pub struct Flows(BTreeMap<Way, Flow>);
+pub struct Flows {
+    ways: BTreeMap<Way, Flow>,
+    overhead: Option<Counts>,
+}
 
 impl Flows {
-    /// Those of one proxy.
+    /// What one proxy counted.
     #[must_use]
-    pub fn of(flows: Vec<Flow>) -> Self {
+    pub fn of(counted: Counted) -> Self {
         let mut all = Self::default();
-        flows.into_iter().for_each(|flow| all.add(flow));
+        all.add(counted);
         all
     }
 
-    /// Adds one.
-    pub fn add(&mut self, flow: Flow) {
-        let Some(known) = self.0.get_mut(&flow.way) else {
-            self.0.insert(flow.way.clone(), flow);
+    /// Adds what another one counted.
+    pub fn add(&mut self, counted: Counted) {
+        counted.flows.into_iter().for_each(|flow| self.add_flow(flow));
+        self.overhead = joined(self.overhead.take(), counted.overhead);
+    }
+
+    fn add_flow(&mut self, flow: Flow) {
+        let Some(known) = self.ways.get_mut(&flow.way) else {
+            self.ways.insert(flow.way.clone(), flow);
             return;
         };
         known.requests += flow.requests;
@@ -155,16 +174,35 @@ impl Flows {
         known.buckets.iter_mut().zip(&flow.buckets).for_each(|(known, more)| *known += more);
     }
 
-    /// All of them.
+    /// All of it.
     #[must_use]
-    pub fn into_all(self) -> Vec<Flow> {
-        self.0.into_values().collect()
+    pub fn into_all(self) -> Counted {
+        Counted { flows: self.ways.into_values().collect(), overhead: self.overhead }
     }
 }
 
+/// What both counted.
+fn joined(one: Option<Counts>, other: Option<Counts>) -> Option<Counts> {
+    let (Some(mut sum), Some(other)) = (one.clone(), other.clone()) else { return one.or(other) };
+    let same = |one: &[(f64, u64)], other: &[(f64, u64)]| {
+        one.iter().map(|(le, _)| le).eq(other.iter().map(|(le, _)| le))
+    };
+    // Another version may have other bounds: then the first's alone count.
+    if same(&sum.buckets, &other.buckets) {
+        sum.requests += other.requests;
+        sum.seconds += other.seconds;
+        sum.buckets.iter_mut().zip(&other.buckets).for_each(|((_, sum), (_, own))| *sum += own);
+    }
+    Some(sum)
+}
+
 impl Meter {
-    /// The ways that requests took, those with the most first.
-    pub(crate) fn flows(&self) -> Vec<Flow> {
+    /// What is told of it: the ways that requests took, those with the most first.
+    pub(crate) fn counted(&self) -> Counted {
+        Counted { flows: self.flows(), overhead: self.overhead() }
+    }
+
+    fn flows(&self) -> Vec<Flow> {
         let mut ways: BTreeMap<Way, (Observed, u64)> = BTreeMap::new();
         for (labels, observed) in self.requests() {
             let Some(service) = &labels.service else { continue };
@@ -223,10 +261,11 @@ impl Counts {
 }
 
 impl Stats {
-    /// Of these flows, of so many proxies.
+    /// Of what so many proxies counted.
     #[must_use]
-    pub fn of(at: String, proxies: usize, silent: Vec<String>, flows: &[Flow]) -> Self {
-        Self { at, proxies, silent, services: served(flows), edges: edges(flows), overhead: None }
+    pub fn of(at: String, proxies: usize, silent: Vec<String>, counted: Counted) -> Self {
+        let Counted { flows, overhead } = counted;
+        Self { at, proxies, silent, services: served(&flows), edges: edges(&flows), overhead }
     }
 }
 
@@ -294,6 +333,28 @@ mod tests {
         Flow { way, requests, errors: 1, seconds: 0.5, buckets }
     }
 
+    fn counted(flows: &[Flow]) -> Counted {
+        Counted { flows: flows.to_vec(), overhead: None }
+    }
+
+    #[test]
+    fn what_several_proxies_add_is_counted_together_where_they_count_alike() {
+        let counts =
+            |requests, bound| Counts { requests, errors: 0, seconds: 1.0, buckets: vec![(bound, requests)] };
+        let of = |overhead| Counted { flows: Vec::new(), overhead };
+        let mut all = Flows::of(of(None));
+        for (overhead, expected) in [
+            (None, None),
+            (Some(counts(3, 0.1)), Some((3, 3))),
+            (None, Some((3, 3))),
+            (Some(counts(2, 0.1)), Some((5, 5))),
+            (Some(counts(7, 0.2)), Some((5, 5))),
+        ] {
+            all.add(of(overhead));
+            assert_eq!(all.overhead.as_ref().map(|sum| (sum.requests, sum.buckets[0].1)), expected);
+        }
+    }
+
     #[test]
     fn a_request_that_several_proxies_count_is_served_once() {
         let flows = [
@@ -302,7 +363,7 @@ mod tests {
             flow("alice", Side::Sent, "web", "api", 3),
             flow("alice", Side::Passed, "", "api", 3),
         ];
-        let stats = Stats::of(String::new(), 3, Vec::new(), &flows);
+        let stats = Stats::of(String::new(), 3, Vec::new(), counted(&flows));
         let served: Vec<_> = stats.services.iter().map(|one| (&*one.service, one.counts.requests)).collect();
         assert_eq!(served, [("api", 3), ("web", 4)]);
         let edges: Vec<_> =
@@ -312,16 +373,17 @@ mod tests {
 
     #[test]
     fn a_service_whose_callers_nobody_sees_is_called_from_outside() {
-        let stats = Stats::of(String::new(), 1, Vec::new(), &[flow("", Side::Delivered, "", "web", 2)]);
+        let flows = [flow("", Side::Delivered, "", "web", 2)];
+        let stats = Stats::of(String::new(), 1, Vec::new(), counted(&flows));
         assert_eq!((&*stats.edges[0].from, &*stats.edges[0].to), ("", "web"));
     }
 
     #[test]
     fn buckets_are_cumulative_and_those_of_several_proxies_are_added() {
         let flows = [flow("", Side::Sent, "", "web", 3), flow("", Side::Sent, "", "web", 2)];
-        let stats = Stats::of(String::new(), 2, Vec::new(), &flows);
-        let summed = Flows::of(flows.to_vec()).into_all();
-        assert_eq!((summed.len(), Stats::of(String::new(), 2, Vec::new(), &summed)), (1, stats.clone()));
+        let stats = Stats::of(String::new(), 2, Vec::new(), counted(&flows));
+        let summed = Flows::of(counted(&flows)).into_all();
+        assert_eq!((summed.flows.len(), Stats::of(String::new(), 2, Vec::new(), summed)), (1, stats.clone()));
         let counts = &stats.services[0].counts;
         assert_eq!((counts.requests, counts.errors, counts.seconds), (5, 2, 1.0));
         let at = |bound: f64| counts.buckets.iter().find(|(le, _)| *le == bound).map(|(_, count)| *count);

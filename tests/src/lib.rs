@@ -10,6 +10,7 @@ pub mod exchange;
 pub mod fuzz;
 pub mod kubernetes;
 pub mod message;
+pub mod otlp;
 mod panics;
 pub mod play;
 pub mod scene;

@@ -70,6 +70,12 @@ impl TraceId {
         }
     }
 
+    /// The trace that all 32 digits of an id name.
+    #[must_use]
+    pub fn of_digits(digits: &[u8; 32]) -> Option<Self> {
+        wide(digits)
+    }
+
     /// The trace with this number; `None` for 0, which is nobody's.
     #[must_use]
     pub fn new(id: u64) -> Option<Self> {
@@ -80,6 +86,59 @@ impl TraceId {
     #[must_use]
     pub fn get(self) -> u64 {
         self.0.get()
+    }
+}
+
+/// What a `traceparent` says (W3C Trace Context): a trace, a span of it, and whether that is sampled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// The trace.
+    pub trace: u128,
+    /// The span.
+    pub span: u64,
+    /// The lowest bit says that it is sampled, the next one that the trace's id is random.
+    pub flags: u8,
+}
+
+impl Span {
+    /// The span that the value of a `traceparent` names.
+    #[must_use]
+    pub fn read(value: &[u8]) -> Option<Self> {
+        let value = value.trim_ascii();
+        w3c(value)?;
+        // It is right: each number is where it has to be.
+        let (high, low) = (number(value.get(3..19)?)?, number(value.get(19..35)?)?);
+        let flags = u8::try_from(number(value.get(53..55)?)?).ok()?;
+        Some(Self {
+            trace: u128::from(high) << 64 | u128::from(low),
+            span: number(value.get(36..52)?)?,
+            flags,
+        })
+    }
+
+    /// Whether it is sampled.
+    #[must_use]
+    pub fn is_sampled(&self) -> bool {
+        self.flags & 1 == 1
+    }
+
+    /// The same without reading the rest; true as well where that is no span at all.
+    #[must_use]
+    pub fn may_be_sampled(value: &[u8]) -> bool {
+        let flags = value.trim_ascii().get(54).and_then(|digit| number(&[*digit]));
+        flags.is_none_or(|flags| flags & 1 == 1)
+    }
+
+    /// The value of a `traceparent` that names it.
+    #[must_use]
+    pub fn text(&self) -> [u8; 55] {
+        let mut text = *b"00-................................-................-..";
+        // Halves of it.
+        text[3..19].copy_from_slice(&digits((self.trace >> 64) as u64));
+        text[19..35].copy_from_slice(&digits(self.trace as u64));
+        text[36..52].copy_from_slice(&digits(self.span));
+        text[53..55].copy_from_slice(&digits(u64::from(self.flags))[14..]);
+        text
     }
 }
 
@@ -267,6 +326,18 @@ mod tests {
     }
 
     #[test]
+    fn a_span_is_read_as_it_is_written() {
+        let text = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-03";
+        let span = Span::read(text).expect("a span");
+        let expected =
+            Span { trace: 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c, span: 0xb7ad_6b71_6920_3331, flags: 3 };
+        assert_eq!((span, &span.text(), span.is_sampled()), (expected, text, true));
+        let later = b"cc-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00-more";
+        assert_eq!(Span::read(later), Some(Span { flags: 0, ..expected }));
+        assert_eq!(Span::read(b"00-00000000000000000000000000000000-b7ad6b7169203331-01"), None);
+    }
+
+    #[test]
     fn the_first_header_that_holds_one_counts() {
         let fields = [
             ("traceparent", "garbage"),
@@ -299,6 +370,13 @@ mod tests {
             for header in 0..HEADERS.len() {
                 let _ = TraceId::of(header, &value);
             }
+        }
+
+        #[test]
+        fn what_is_sampled_may_be(trace in 1u128.., span in 1u64.., flags: u8) {
+            let span = Span { trace, span, flags };
+            prop_assert_eq!(Span::read(&span.text()), Some(span));
+            prop_assert_eq!(Span::may_be_sampled(&span.text()), span.is_sampled());
         }
 
         #[test]

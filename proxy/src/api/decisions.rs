@@ -23,7 +23,7 @@ use crate::decisions::{Cursor, Filter, Statuses};
 use crate::hub::questions::{Answered, Ask, Asking, Told};
 use crate::metrics;
 use crate::plane::drain::Stage;
-use crate::stats::{Flows, Stats};
+use crate::stats::{Counted, Flows, Stats};
 
 /// How many decisions are told where it is not said.
 const LIMIT: usize = 100;
@@ -264,21 +264,24 @@ pub(super) async fn stats(State(api): State<Api>, query: Result<Query<Summed>, Q
         Ok(summed) => summed,
         Err(why) => return malformed(&why),
     };
-    let mut ways = Flows::of(metrics::gather(&api.admin.doors).await.flows());
+    let mut ways = Flows::of(metrics::gather(&api.admin.doors).await.counted());
     let joined = joined(&api, Ask::Flows, |told| {
         if let Told::Flows(theirs) = told {
-            theirs.into_iter().for_each(|flow| ways.add(flow));
+            ways.add(theirs);
         }
     });
     let Answered { count, silent } = match joined.await {
         Ok(answered) => answered,
         Err(refused) => return *refused,
     };
-    let (at, proxies, ways) = (clock::now().to_string(), 1 + count, ways.into_all());
+    let (at, proxies, counted) = (clock::now().to_string(), 1 + count, ways.into_all());
     match flows {
-        true => axum::Json(json!({ "at": at, "proxies": proxies, "silent": silent, "flows": ways }))
-            .into_response(),
-        false => axum::Json(Stats::of(at, proxies, silent, &ways)).into_response(),
+        true => {
+            let Counted { flows, overhead } = counted;
+            let told = json!({ "at": at, "proxies": proxies, "silent": silent, "flows": flows, "overhead": overhead });
+            axum::Json(told).into_response()
+        }
+        false => axum::Json(Stats::of(at, proxies, silent, counted)).into_response(),
     }
 }
 

@@ -11,7 +11,7 @@ use super::environment::FormatArg;
 use super::output::{CliError, Format, Output};
 use super::status::Asked;
 use crate::settings::DEFAULT_ADMIN;
-use crate::stats::{Counts, Flow, Stats};
+use crate::stats::{Counted, Counts, Flows, Stats};
 use crate::store::StoreAddress;
 use crate::store::shared::Fault;
 
@@ -46,6 +46,9 @@ struct Rate {
     quantiles: [f64; 3],
 }
 
+/// What is shown of times.
+const QUANTILES: [f64; 3] = [0.5, 0.95, 0.99];
+
 /// Shows rates.
 ///
 /// # Errors
@@ -62,13 +65,14 @@ pub fn run(args: &Top, store: Option<&StoreAddress>, out: &mut Output<'_>) -> Re
         loop {
             sleep(args.interval).await;
             let (after, now) = (ask_all(&asked, out).await?, Instant::now());
+            let added = added(&before, &after);
             let mut rates = rates(&before, &after, now - begun);
             rates.retain(|rate| args.overlay.as_ref().is_none_or(|overlay| rate.overlay == *overlay));
             if again {
                 // The top of a screen without anything on it.
                 out.result().write_all(b"\x1b[H\x1b[J")?;
             }
-            show(args, &after, &rates, out)?;
+            show(args, &after, &rates, added, out)?;
             out.result().flush()?;
             if !again {
                 return Ok(());
@@ -86,21 +90,21 @@ async fn ask_all(asked: &[Asked], out: &mut Output<'_>) -> Result<Stats, CliErro
         proxies: usize,
         #[serde(default)]
         silent: Vec<String>,
-        flows: Vec<Flow>,
+        #[serde(flatten)]
+        counted: Counted,
     }
-    let (mut all, mut faults) = (None::<Raw>, Vec::new());
+    let (mut all, mut sum, mut faults) = (None::<Raw>, Flows::default(), Vec::new());
     for one in asked {
         match one.get::<Raw>("/api/v1/stats?flows=true").await {
             Ok(stats) => {
-                let sum = all.get_or_insert_with(|| Raw {
-                    at: stats.at,
-                    proxies: 0,
-                    silent: Vec::new(),
-                    flows: Vec::new(),
-                });
-                sum.proxies += stats.proxies;
-                sum.silent.extend(stats.silent);
-                sum.flows.extend(stats.flows);
+                sum.add(stats.counted);
+                match &mut all {
+                    None => all = Some(Raw { counted: Counted::default(), ..stats }),
+                    Some(all) => {
+                        all.proxies += stats.proxies;
+                        all.silent.extend(stats.silent);
+                    }
+                }
             }
             Err(refused) => faults.push(Fault::from(refused).0),
         }
@@ -108,9 +112,9 @@ async fn ask_all(asked: &[Asked], out: &mut Output<'_>) -> Result<Stats, CliErro
     match all {
         None => Err(CliError::failure(faults.join("\n"))
             .hint("name a hub with `--server URL`, or a proxy's admin listener with `--admin HOST:PORT`")),
-        Some(Raw { at, proxies, silent, flows }) => {
+        Some(Raw { at, proxies, silent, .. }) => {
             faults.iter().for_each(|fault| out.note(format_args!("warning: {fault}")));
-            Ok(Stats::of(at, proxies, silent, &flows))
+            Ok(Stats::of(at, proxies, silent, sum.into_all()))
         }
     }
 }
@@ -133,13 +137,19 @@ fn rates(before: &Stats, after: &Stats, within: Duration) -> Vec<Rate> {
             rps: counts.requests as f64 / within.as_secs_f64(),
             ok: (counts.requests - counts.errors.min(counts.requests)) as f64 * 100.0
                 / counts.requests as f64,
-            quantiles: [0.5, 0.95, 0.99].map(|share| quantile(&counts, share)),
+            quantiles: QUANTILES.map(|share| quantile(&counts, share)),
             overlay,
             service,
             via,
         })
     };
     by_key(after).into_iter().filter_map(rate).collect()
+}
+
+/// What the proxies added, in seconds: half of the requests, 95 and 99 of a hundred got at most so much.
+fn added(before: &Stats, after: &Stats) -> Option<[f64; 3]> {
+    let counts = since(after.overhead.as_ref()?, before.overhead.as_ref());
+    (counts.requests > 0).then(|| QUANTILES.map(|share| quantile(&counts, share)))
 }
 
 /// What was counted in between. Who was started anew counts from 0.
@@ -171,7 +181,13 @@ fn quantile(counts: &Counts, share: f64) -> f64 {
     from
 }
 
-fn show(args: &Top, stats: &Stats, rates: &[Rate], out: &mut Output<'_>) -> Result<(), CliError> {
+fn show(
+    args: &Top,
+    stats: &Stats,
+    rates: &[Rate],
+    added: Option<[f64; 3]>,
+    out: &mut Output<'_>,
+) -> Result<(), CliError> {
     let silent = &stats.silent;
     if !silent.is_empty() {
         out.note(format_args!("warning: {} did not answer: the sums are without them", silent.join(", ")));
@@ -186,7 +202,10 @@ fn show(args: &Top, stats: &Stats, rates: &[Rate], out: &mut Output<'_>) -> Resu
     match args.format.output {
         Format::Json | Format::Yaml => {
             let rates: Vec<_> = rates.iter().map(value).collect();
-            let value = json!({ "at": stats.at, "proxies": stats.proxies, "silent": silent, "rates": rates });
+            let added = added.map(|[p50, p95, p99]| json!({ "p50": p50, "p95": p95, "p99": p99 }));
+            let value = json!({
+                "at": stats.at, "proxies": stats.proxies, "silent": silent, "rates": rates, "added": added,
+            });
             out.value(&value, args.format.output)
         }
         Format::Name => {
@@ -200,7 +219,12 @@ fn show(args: &Top, stats: &Stats, rates: &[Rate], out: &mut Output<'_>) -> Resu
         }
         Format::Table | Format::Wide => {
             let header = ["OVERLAY", "SERVICE", "VIA", "RPS", "OK %", "P50 MS", "P95 MS", "P99 MS"];
-            out.table(&header, &rates.iter().map(all).collect::<Vec<_>>())
+            out.table(&header, &rates.iter().map(all).collect::<Vec<_>>())?;
+            let Some([p50, p95, p99]) = added.map(|added| added.map(|at| format!("{:.2}", at * 1000.0)))
+            else {
+                return Ok(());
+            };
+            out.line(format_args!("\nadded by each proxy: P50 {p50} ms, P95 {p95} ms, P99 {p99} ms"))
         }
     }
 }

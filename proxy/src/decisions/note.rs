@@ -9,7 +9,7 @@ use overlane_config::route::{Reason, Via};
 
 use super::KeyFrom;
 use super::record::{CODES, LENGTHS, MORE_LENGTHS, Peer, codes};
-use super::ring::{Ring, Writing, packed};
+use super::ring::{Ring, Writing, pack};
 use crate::metrics::Method;
 use crate::plane::propagation::Digits;
 use crate::upstream::Address;
@@ -55,6 +55,8 @@ pub struct Decided<'r> {
     pub started: Instant,
     /// How long it took from then on.
     pub took: Duration,
+    /// How long its upstream took of that until its head was there, where one answered.
+    pub upstream_took: Option<Duration>,
     /// The number of its listener.
     pub gate: usize,
     /// The method.
@@ -144,13 +146,13 @@ impl Note {
     }
 
     fn put(&mut self, text: &[u8], most: usize) -> u8 {
-        let (words, length) = packed(text, most);
-        for word in words {
-            if let Some(place) = self.words.get_mut(self.used) {
+        let mut places = self.words.get_mut(self.used..).unwrap_or_default().iter_mut();
+        let length = pack(text, most, |word| {
+            if let Some(place) = places.next() {
                 *place = word;
-                self.used += 1;
             }
-        }
+        });
+        self.used = NOTED - places.len();
         length
     }
 }
@@ -158,7 +160,10 @@ impl Note {
 impl Hand {
     fn write(&mut self, note: &Note, decided: &Decided<'_>) {
         let Some(mut writing) = self.ring.begin(self.written, self.place) else { return };
-        let nanos = |span: Duration| u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
+        // Five hundred years of them; the library counts them in 128 bits.
+        let nanos = |span: Duration| {
+            span.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(span.subsec_nanos()))
+        };
         let since = decided.started.saturating_duration_since(self.base);
         // The lengths follow when they are known.
         writing.put(&[nanos(since), nanos(decided.took), 0, decided.generation, decided.hop, 0, 0]);
@@ -176,7 +181,9 @@ impl Hand {
         let failed = decided.failed.map_or(0, |word| writing.put_text(word.as_bytes(), WORD));
         writing.set(CODES, codes(decided, peer));
         writing.set(LENGTHS, u64::from_le_bytes(lengths));
-        writing.set(MORE_LENGTHS, u64::from(failed));
+        // Two years of nanoseconds fit beside it; nobody waits for nothing, so none stands for nobody.
+        let upstream_took = decided.upstream_took.map_or(0, |took| nanos(took).max(1));
+        writing.set(MORE_LENGTHS, upstream_took << 8 | u64::from(failed));
         writing.end();
         self.written += 1;
         self.place = if self.place + 1 == self.ring.slots() as usize { 0 } else { self.place + 1 };

@@ -204,13 +204,19 @@ impl Record {
             via: via.map(|via| via.as_str().to_owned()),
             reason: failed.or_else(|| reasons.map(|reason| reason.as_str().to_owned())),
             status: self.status(),
-            duration_ms: self.words[TOOK].div_ceil(1000) as f64 / 1000.0,
+            duration_ms: millis(self.words[TOOK]),
+            upstream_ms: Some(self.words[MORE_LENGTHS] >> 8).filter(|took| *took > 0).map(millis),
             upstream: self.upstream(),
             hop: self.hop(),
             generation: self.words[GENERATION],
             ..Decision::default()
         }
     }
+}
+
+/// Nanoseconds as milliseconds, in whole microseconds.
+fn millis(nanos: u64) -> f64 {
+    nanos.div_ceil(1000) as f64 / 1000.0
 }
 
 /// Whether a key, which may be several ids, has this one.

@@ -97,16 +97,16 @@ impl Writing<'_> {
         self.at += words.len().min(left.len());
     }
 
-    /// A text in whole words, at most `most` bytes of it. What it says is how long it was, as [`packed`] has it.
+    /// A text in whole words, at most `most` bytes of it. What it says is how long it was, as [`pack`] has it.
     pub(super) fn put_text(&mut self, text: &[u8], most: usize) -> u8 {
         let left = self.slot.words.get(self.at..).unwrap_or_default();
-        let (words, length) = packed(text, most.min(8 * left.len()));
-        let mut used = 0;
-        for (slot, word) in left.iter().zip(words) {
-            slot.store(word, Relaxed);
-            used += 1;
-        }
-        self.at += used;
+        let mut slots = left.iter();
+        let length = pack(text, most.min(8 * left.len()), |word| {
+            if let Some(slot) = slots.next() {
+                slot.store(word, Relaxed);
+            }
+        });
+        self.at = WORDS - slots.len();
         length
     }
 
@@ -127,21 +127,21 @@ impl Writing<'_> {
 /// That a text was longer than what is kept of it.
 pub(super) const CUT: u8 = 0x80;
 
-/// At most `most` bytes of a text as words, and how many bytes these are, with [`CUT`] where it was longer.
-pub(super) fn packed(text: &[u8], most: usize) -> (impl Iterator<Item = u64>, u8) {
+/// Puts at most `most` bytes of a text, as words; says how many bytes these are, with [`CUT`] where it was longer.
+pub(super) fn pack(text: &[u8], most: usize, mut put: impl FnMut(u64)) -> u8 {
     let kept = text.get(..most.min(usize::from(!CUT))).unwrap_or(text);
     let cut = if kept.len() < text.len() { CUT } else { 0 };
     let (whole, rest) = kept.as_chunks::<8>();
     let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
-    let last = match (rest.len(), kept.last_chunk::<8>()) {
-        (0, _) => None,
+    whole.iter().for_each(|bytes| put(u64::from_le_bytes(*bytes)));
+    match (rest.len(), kept.last_chunk::<8>()) {
+        (0, _) => {}
         // Of the last eight bytes, those that are in no whole word.
-        (left, Some(last)) => Some(u64::from_le_bytes(*last) >> (8 * (8 - left))),
-        (_, None) => Some(word(rest)),
-    };
-    let words = whole.iter().map(|bytes| u64::from_le_bytes(*bytes)).chain(last);
+        (left, Some(last)) => put(u64::from_le_bytes(*last) >> (8 * (8 - left))),
+        (_, None) => put(word(rest)),
+    }
     // Less than 128, as it was cut.
-    (words, kept.len() as u8 | cut)
+    kept.len() as u8 | cut
 }
 
 #[cfg(test)]
@@ -217,8 +217,8 @@ mod tests {
 
         #[test]
         fn a_text_is_kept_up_to_its_bound(text in prop::collection::vec(any::<u8>(), 0..200), most in 0..200usize) {
-            let (words, length) = packed(&text, most);
-            let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+            let mut bytes = Vec::new();
+            let length = pack(&text, most, |word| bytes.extend(word.to_le_bytes()));
             let kept = text.len().min(most).min(127);
             prop_assert_eq!(usize::from(length & !CUT), kept);
             prop_assert_eq!(length & CUT != 0, kept < text.len());

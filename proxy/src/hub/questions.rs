@@ -24,7 +24,7 @@ use super::wire::LINES;
 use crate::admin::problem;
 use crate::decisions::{Decision, Filter, Found};
 use crate::plane::drain::{Drain, Stage};
-use crate::stats::Flow;
+use crate::stats::Counted;
 
 /// Where a proxy is asked: `?id=ITS NAME`.
 pub const QUESTIONS: &str = "/hub/v1/questions";
@@ -90,8 +90,8 @@ pub enum Told {
     Decisions(Found),
     /// All decisions about some requests.
     Of(Vec<Decision>),
-    /// The ways that requests took.
-    Flows(Vec<Flow>),
+    /// The ways that requests took, and what was added to them.
+    Flows(Counted),
     /// What was decided since it told the last time, and how many more it left out for the rate, or could not read in time.
     Tap {
         /// Oldest first.

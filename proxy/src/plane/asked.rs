@@ -1,9 +1,12 @@
-//! What the access log says of a request's head.
+//! What the access log, and spans, say of a request's head.
+
+use std::time::Instant;
 
 use super::propagation::Propagation;
 use crate::access::{Wanted, loggable_path, loggable_text, loggable_url};
 use crate::h1::Name;
 use crate::h1::request::Head;
+use crate::traces::SpanIds;
 
 const REFERER: Name<'_> = Name::of("referer");
 const USER_AGENT: Name<'_> = Name::of("user-agent");
@@ -44,5 +47,25 @@ impl Asked {
             referer: said(REFERER).map(loggable_url),
             agent: said(USER_AGENT).map(loggable_text),
         }
+    }
+}
+
+/// A request that has spans.
+#[derive(Debug)]
+pub struct Traced {
+    /// What they are called.
+    pub ids: SpanIds,
+    /// What they say of its head.
+    pub asked: Asked,
+    /// When an upstream was first looked for.
+    pub called: Option<Instant>,
+}
+
+impl Traced {
+    /// One whose spans are called so.
+    #[must_use]
+    pub fn of(ids: SpanIds, head: &Head<'_>, propagation: &Propagation) -> Self {
+        let wanted = Wanted { sampled: true, combined: false };
+        Self { ids, asked: Asked::of(head, propagation, wanted), called: None }
     }
 }

@@ -210,15 +210,20 @@ impl ProxyHttp for Engine {
             return Ok(());
         };
         lent.exchange.sending();
-        apply_edits(request, lent)
+        apply_edits(request, lent)?;
+        lent.exchange.pauses();
+        Ok(())
     }
 
     async fn upstream_response_filter(
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        _: &mut Carried,
+        carried: &mut Carried,
     ) -> Result<()> {
+        if let Some(lent) = carried.lent.as_mut().filter(|_| is_final(response)) {
+            lent.exchange.answered();
+        }
         match untrusted(session.req_header(), response) {
             Some(why) => Err(Error::explain(ErrorType::InvalidHTTPHeader, why).into_up()),
             None => Ok(()),
@@ -238,7 +243,7 @@ impl ProxyHttp for Engine {
         let Some(exchange) = carried.exchange() else {
             return Ok(());
         };
-        if response.status.is_informational() && response.status != http::StatusCode::SWITCHING_PROTOCOLS {
+        if !is_final(response) {
             // The final one has them, and what they could frame (RFC 9110, section 8.6).
             response.remove_header(ROUTE_HEADER);
             response.remove_header(&header::CONTENT_LENGTH);
@@ -264,7 +269,12 @@ impl ProxyHttp for Engine {
         for name in replaced.cloned().collect::<Vec<_>>() {
             response.remove_header(&name);
         }
-        append_lines(response, &lines)
+        append_lines(response, &lines)?;
+        if let Some(lent) = &mut carried.lent {
+            // The engine tells of no moment at which it waits.
+            lent.exchange.pauses();
+        }
+        Ok(())
     }
 
     /// Nothing is sent twice, but for one case: an idle connection of the pool that the upstream
@@ -477,6 +487,11 @@ fn field_lines(lines: &[u8]) -> impl Iterator<Item = (&str, &[u8])> {
         let colon = line.iter().position(|byte| *byte == b':')?;
         Some((std::str::from_utf8(&line[..colon]).ok()?, line[colon + 1..].trim_ascii()))
     })
+}
+
+/// Whether no other head follows it in HTTP.
+fn is_final(response: &ResponseHeader) -> bool {
+    !response.status.is_informational() || response.status == http::StatusCode::SWITCHING_PROTOCOLS
 }
 
 /// Why a response is not handed on that Pingora would hand on.

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use foldhash::fast::RandomState;
 use overlane_config::blueprint::OnUnavailable;
@@ -29,7 +29,7 @@ use overlane_config::url::{Scheme, Url, split_authority};
 use tokio::time::timeout;
 
 use super::answer::{Answer, Failure, More, TOO_LARGE};
-use super::asked::Asked;
+use super::asked::{Asked, Traced};
 use super::bearer::{AUTHORIZATION, TOKEN};
 use super::edge::{self, Entered, Visit};
 use super::forwarded::Forwarding;
@@ -39,6 +39,7 @@ use super::overload::{self, Limit};
 use super::propagation::Propagation;
 use super::redirect::{is_challenge, to_https};
 use super::standing::{Right, Standing};
+use super::times::Times;
 use super::{Gate, Limits, Plane};
 use crate::calls::Outcome;
 use crate::capacity::{Guest, Seat};
@@ -50,6 +51,7 @@ use crate::h1::{Known, Name};
 use crate::metrics::{Counted, Event, Method, count, count_invalid_key, observe};
 use crate::snapshot::Snapshot;
 use crate::tokens::Refused as RefusedToken;
+use crate::traces::Exchanged;
 use crate::upstream::{Address, Endpoint, Upstream};
 
 /// The names of our own headers, and of those that travel with them.
@@ -335,9 +337,13 @@ pub struct Exchange {
     hop: AtomicU64,
     /// What the access log says of the request, where it is on.
     logged: Option<Box<Asked>>,
+    /// What its spans say of the request, where it has any.
+    traced: Option<Box<Traced>>,
     /// How many bytes of its response's body were sent.
     sent_bytes: u64,
     started: Instant,
+    /// When it waited for its upstream.
+    times: Times,
     /// Until when its client waits for it, where it said so, or it has to be over; and what it is if it is not.
     deadline: Option<(Instant, Failure)>,
 }
@@ -361,9 +367,10 @@ impl Exchange {
         let (mut key, refusal) = Key::read(&snapshot, gate, &plane.carriers, head, &standing);
         let entered = key.enter(&snapshot, gate, head, &standing);
         let inquiry = Inquiry::read(head, &standing, &key);
+        let sampler = plane.traces.as_ref().map(|traces| traces.sampler);
         let mut propagation = match standing.right.is_any() {
-            true => Propagation::begin(gate, head, &mut key.keys, &inquiry.require, started),
-            false => Propagation::of_untrusted(gate, head, key.keys.is_some()),
+            true => Propagation::begin(gate, sampler, head, &mut key.keys, &inquiry.require, started),
+            false => Propagation::of_untrusted(gate, sampler, head, key.keys.is_some()),
         };
         if plane.request_ids && matches!(gate.listener.role, Role::Gateway) {
             propagation.identify(head);
@@ -394,6 +401,8 @@ impl Exchange {
             true => edge::told(answer, &snapshot, gate, head, &standing),
             false => answer,
         });
+        let outside = target.as_ref().is_ok_and(|target| target.receipt.is_none());
+        let traced = propagation.sample(head, outside);
         let first = hops == 0 && !propagation.restored() && !propagation.is_caused();
         let require = (first && !inquiry.require.is_empty()).then(|| Box::from(&*inquiry.require));
         let mut exchange = Self {
@@ -424,8 +433,10 @@ impl Exchange {
             noted: note(|| noted(head, &propagation)),
             hop: AtomicU64::new(0),
             logged: plane.access.wants().map(|wanted| Box::new(Asked::of(head, &propagation, wanted))),
+            traced: traced.map(|ids| Box::new(Traced::of(ids, head, &propagation))),
             sent_bytes: 0,
             started,
+            times: Times::default(),
             deadline: deadline(head, &plane.limits, started),
             propagation,
         };
@@ -772,6 +783,9 @@ impl Exchange {
     /// # Errors
     /// The answer to give.
     pub async fn endpoint(&mut self, head: &[u8]) -> Result<Arc<Endpoint>, Refused> {
+        if let Some(traced) = &mut self.traced {
+            traced.called.get_or_insert_with(Instant::now);
+        }
         let found = match self.enter() {
             Ok(()) => match self.endpoint_now() {
                 Some(found) => found,
@@ -1114,15 +1128,20 @@ impl Exchange {
         self.decided_anew
     }
 
-    /// When its head was read; later where it had to wait.
-    #[must_use]
-    pub fn since(&self) -> Instant {
-        if self.held_at_all { Instant::now() } else { self.started }
+    /// Notes that it waits now, for whomever; says when, where the clock was read for that.
+    pub fn pauses(&mut self) -> Option<Instant> {
+        self.times.pause()
     }
 
-    /// Notes, for the log, that it came in HTTP/2.
+    /// Notes that the head of the response is there.
+    pub fn answered(&mut self) {
+        self.times.answer();
+    }
+
+    /// Notes, for the log and the spans, that it came in HTTP/2.
     pub fn came_in_http2(&mut self) {
-        if let Some(asked) = &mut self.logged {
+        let traced = self.traced.as_mut().map(|traced| &mut traced.asked);
+        for asked in self.logged.as_deref_mut().into_iter().chain(traced) {
             asked.version = "2";
         }
     }
@@ -1145,16 +1164,21 @@ impl Exchange {
             service: receipt.map(|receipt| &receipt.service),
             environment: receipt.map(|receipt| &receipt.environment),
             // What the proxy answers itself is nobody's.
-            via: receipt.filter(|_| self.failed.is_none() || self.cut).map(|receipt| receipt.via),
+            via: receipt.filter(|_| self.is_upstreams()).map(|receipt| receipt.via),
             class: u8::try_from(status / 100).unwrap_or_default(),
             method: self.method,
             gate: &self.gate,
             delivered: target.is_some_and(|target| target.application),
         };
         let took = now.saturating_duration_since(self.started);
-        observe(&counted, took);
+        // Who was held waited for an upstream that was not there.
+        let added = self.times.added(self.started, now).filter(|_| !self.held_at_all);
+        observe(&counted, took, added);
         if let Some(note) = self.noted.take() {
             self.write_down(note, status, took);
+        }
+        if let Some(traced) = self.traced.take() {
+            self.hand_in(*traced, status, took);
         }
         if let Some(asked) = &self.logged {
             let own = self.failed.is_some() || self.refusal().is_some();
@@ -1172,6 +1196,7 @@ impl Exchange {
         let decided = Decided {
             started: self.started,
             took,
+            upstream_took: self.times.upstream(),
             gate: self.gate.number,
             method: self.method,
             status,
@@ -1187,6 +1212,29 @@ impl Exchange {
             upstream: self.endpoint.as_ref().map(|endpoint| &endpoint.address),
         };
         write(note, &decided);
+    }
+
+    /// Hands in what its spans are made of.
+    fn hand_in(&self, Traced { ids, asked, called }: Traced, status: u16, took: Duration) {
+        let Some(traces) = &self.plane.traces else { return };
+        let refusal = self.refusal().map(|answer| answer.reason);
+        let exchanged = Exchanged {
+            ids,
+            line: self.log_line(&asked, status, took),
+            ended: SystemTime::now(),
+            took,
+            called: called.map(|at| took.saturating_sub(at.saturating_duration_since(self.started))),
+            upstream: self.endpoint.clone(),
+            secure: self.standing.secure,
+            failed: self.failed.or(refusal),
+            answered: self.is_upstreams() && refusal.is_none() && status != 0,
+        };
+        traces.hand_in(Box::new(exchanged));
+    }
+
+    /// Whether what was answered is the upstream's, in whole or in part.
+    fn is_upstreams(&self) -> bool {
+        self.failed.is_none() || self.cut
     }
 
     fn log_line(&self, asked: &Asked, status: u16, took: Duration) -> crate::access::Line {

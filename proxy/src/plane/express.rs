@@ -185,8 +185,7 @@ pub async fn carry<S: Client>(
             conn.ahead().consume(shape.head + shape.kept);
             request = Request::Consumed;
         }
-        let since = if link.reused { exchange.since() } else { Instant::now() };
-        let mut relay = Relay::new(conn, &mut link, exchange, shape, text, &mut upload, since);
+        let mut relay = Relay::new(conn, &mut link, exchange, shape, text, &mut upload);
         let came = poll_fn(|cx| relay.poll(cx)).await;
         let unmet = relay.unmet.take();
         match came {

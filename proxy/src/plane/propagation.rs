@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use overlane_config::carrier::Keys;
-use overlane_config::carrier::trace::{REQUEST_ID, TraceId, digits};
+use overlane_config::carrier::trace::{REQUEST_ID, Span, TraceId, digits};
 use overlane_config::name::ServiceName;
 use overlane_config::route::Role;
 
@@ -19,6 +19,7 @@ use crate::correlation::{Calls, Found, Id, Trace};
 use crate::h1::Name;
 use crate::h1::request::Head;
 use crate::metrics::count_call;
+use crate::traces::{Sampler, SpanIds};
 
 const TRACEPARENT: Name<'_> = Name::of("traceparent");
 const TRACESTATE: Name<'_> = Name::of("tracestate");
@@ -54,11 +55,25 @@ impl Digits<'_> {
     }
 }
 
+/// Where the trace of a span of ours comes from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Origin {
+    /// It begins here.
+    #[default]
+    Here,
+    /// The request brought it along.
+    Came,
+    /// The same, in other dialects besides.
+    CameInSeveral,
+}
+
 /// What is done to the headers that name a request's trace.
 #[derive(Debug, Default)]
 struct TraceEdit {
-    /// The trace that begins here.
+    /// The span that what it is sent to belongs under, where that is one of ours.
     parent: Option<Traceparent>,
+    /// What that span's trace has to do with the one that came.
+    origin: Origin,
     /// The id that it gets here.
     request: Option<RequestId>,
     /// Whether all that its sender said of traces stays behind.
@@ -73,6 +88,8 @@ pub struct Propagation {
     /// The same where it has several keys: kept so that this is not forgotten either.
     conflicted: [Option<Arc<Trace>>; 2],
     edit: TraceEdit,
+    /// Which requests have spans, where any do.
+    sampler: Option<Sampler>,
     /// The id that its sender gave it, and that it keeps; told where requests have ids.
     named: Option<Box<str>>,
     /// Whether the key came from what was remembered.
@@ -107,8 +124,15 @@ impl Propagation {
     /// What is to be done for a request whose key was read; sets `keys` where it is none and that of its
     /// trace is known. `require` is the requirement that came along.
     #[must_use]
-    pub fn begin(gate: &Gate, head: &Head<'_>, keys: &mut Option<Keys>, require: &str, now: Instant) -> Self {
-        let mut begun = Self::default();
+    pub fn begin(
+        gate: &Gate,
+        sampler: Option<Sampler>,
+        head: &Head<'_>,
+        keys: &mut Option<Keys>,
+        require: &str,
+        now: Instant,
+    ) -> Self {
+        let mut begun = Self { sampler, ..Self::default() };
         if !gate.correlation.is_off() {
             match gate.listener.role {
                 Role::Gateway if keys.is_some() => begun.trace(gate, head, ids(gate, head)),
@@ -122,13 +146,51 @@ impl Propagation {
 
     /// A request whose sender may not name anybody's trace; `keyed` where it carries a key that it may choose.
     #[must_use]
-    pub fn of_untrusted(gate: &Gate, head: &Head<'_>, keyed: bool) -> Self {
+    pub fn of_untrusted(gate: &Gate, sampler: Option<Sampler>, head: &Head<'_>, keyed: bool) -> Self {
         let names_trace = |(name, _): (&str, _)| !Name::of(name).is(&X_REQUEST_ID);
         let (needs, correlation) = (keyed && !gate.correlation.is_off(), &gate.correlation);
         let traced = head.fields.tracing().any(names_trace) || (needs && correlation.traces());
         let numbered = head.values(X_REQUEST_ID).next().is_some() || (needs && correlation.request_ids());
-        let (parent, request) = (traced.then(begin_trace), numbered.then(request_id));
-        Self { edit: TraceEdit { parent, request, replaces: true }, ..Self::default() }
+        let (parent, request) = (traced.then(|| begin_trace(sampler)), numbered.then(request_id));
+        let edit = TraceEdit { parent, request, replaces: true, ..TraceEdit::default() };
+        Self { edit, sampler, ..Self::default() }
+    }
+
+    /// Whether the request has spans, and what they are called: whatever it is sent to is told ours, of the trace that it
+    /// is in. Where it is in none, one may begin here; but not `outside`, among those who are not ours.
+    #[must_use]
+    pub fn sample(&mut self, head: &Head<'_>, outside: bool) -> Option<SpanIds> {
+        let sampler = self.sampler?;
+        // What a tunnel is for, the requests in it say.
+        if head.method == "CONNECT" {
+            return None;
+        }
+        let came = head.values(TRACEPARENT).next().filter(|_| !self.edit.replaces);
+        let (span, parent) = match &self.edit.parent {
+            Some(begun) => (Span::read(begun).filter(Span::is_sampled)?, None),
+            None if sampler.follows_callers && came.is_some_and(|came| !Span::may_be_sampled(came)) => {
+                return None;
+            }
+            None => match came.and_then(Span::read) {
+                Some(caller) if sampler.takes_call(&caller) => (caller, Some(caller.span)),
+                Some(_) => return None,
+                // One that is only named in another dialect goes on without us: two would fall apart.
+                None if outside || self.is_in_a_trace(head) => return None,
+                None => (Span::read(&sampled_root(sampler)?)?, None),
+            },
+        };
+        if parent.is_some() {
+            self.edit.origin = if names_it(head, &span) { Origin::CameInSeveral } else { Origin::Came };
+        }
+        let (server, client) = (fastrand::u64(1..), fastrand::u64(1..));
+        // What else its flags say is of the trace.
+        let flags = span.flags & 0b10 | 1;
+        self.edit.parent = Some(Span { trace: span.trace, span: client, flags }.text());
+        Some(SpanIds { trace: span.trace, parent, server, client, flags })
+    }
+
+    fn is_in_a_trace(&self, head: &Head<'_>) -> bool {
+        !self.edit.replaces && TraceId::read(head.fields.tracing()).is_some()
     }
 
     /// Sees to it that the request has an id: its sender's, where that may give it one and has given a fit one, else one of
@@ -166,15 +228,14 @@ impl Propagation {
     /// The id of the trace with which the request goes on, if any, in hexadecimal digits: all 32 where they are known.
     #[must_use]
     pub fn trace_id_of<'i>(&'i self, head: &Head<'i>) -> Option<Digits<'i>> {
-        let parent = match &self.edit.parent {
-            Some(begun) => Some(&begun[..]),
+        let whole = match &self.edit.parent {
+            Some(own) => return own.get(3..35).map(Digits::Whole),
             None if self.edit.replaces => return None,
-            None => head.values(TRACEPARENT).next(),
+            None => head.values(TRACEPARENT).next().and_then(|parent| parent.get(3..)?.first_chunk()),
         };
-        let whole =
-            parent.and_then(|parent| parent.get(3..35)).filter(|id| id.iter().all(u8::is_ascii_hexdigit));
+        let whole = whole.filter(|id| TraceId::of_digits(id).is_some());
         let low = || TraceId::read(head.fields.tracing()).map(|id| Digits::Low(digits(id.get())));
-        whole.map(Digits::Whole).or_else(low)
+        whole.map(|id| Digits::Whole(id)).or_else(low)
     }
 
     /// A request for the application behind this sidecar.
@@ -296,7 +357,7 @@ impl Propagation {
     fn trace(&mut self, gate: &Gate, head: &Head<'_>, [trace, request]: Ids) {
         let correlation = &gate.correlation;
         if trace.is_none() && correlation.traces() && TraceId::read(head.fields.tracing()).is_none() {
-            self.edit.parent = Some(begin_trace());
+            self.edit.parent = Some(begin_trace(self.sampler));
         }
         if request.is_none() && correlation.request_ids() {
             self.edit.request = Some(request_id());
@@ -324,11 +385,15 @@ impl Propagation {
         name.is_tracing() && self.edit.removes(name)
     }
 
-    /// Appends the field lines that name the request's trace, where it got one here: in all dialects that
-    /// OpenTelemetry has everywhere, since a tracer that cannot read it begins another.
+    /// Appends the field lines that name the request's trace, where it got one here, or a span of ours. One that begins here
+    /// is named in all dialects that OpenTelemetry has everywhere, since a tracer that cannot read it begins another.
     pub fn add_lines(&self, out: &mut Vec<u8>) {
-        if let Some(parent) = &self.edit.parent {
-            out.extend_from_slice(&trace_lines(parent));
+        match (&self.edit.parent, self.edit.origin) {
+            (None, _) => {}
+            (Some(parent), Origin::Came) => line(out, TRACEPARENT.text(), parent),
+            (Some(parent), Origin::Here | Origin::CameInSeveral) => {
+                out.extend_from_slice(&trace_lines(parent));
+            }
         }
         if let Some(id) = &self.edit.request {
             line(out, REQUEST_ID, id);
@@ -380,10 +445,13 @@ impl TraceEdit {
             return true;
         }
         // A trace that begins here has no state yet, and whatever stood in its place was no trace.
-        match self.parent {
-            Some(_) if [TRACEPARENT, TRACESTATE, B3, UBER_TRACE_ID].iter().any(|own| name.is(own)) => true,
-            _ => self.request.is_some() && name.is(&X_REQUEST_ID),
-        }
+        let parents: &[Name<'_>] = match (&self.parent, self.origin) {
+            (None, _) => &[],
+            (Some(_), Origin::Here) => &[TRACEPARENT, TRACESTATE, B3, UBER_TRACE_ID],
+            (Some(_), Origin::Came) => &[TRACEPARENT],
+            (Some(_), Origin::CameInSeveral) => &[TRACEPARENT, B3, UBER_TRACE_ID],
+        };
+        parents.iter().any(|own| name.is(own)) || (self.request.is_some() && name.is(&X_REQUEST_ID))
     }
 
     fn trace(&self, gate: &Gate) -> Option<Id> {
@@ -396,12 +464,14 @@ impl TraceEdit {
     }
 }
 
-/// The lines that name a trace, each `t` a digit of its id, each `s` one of its span.
-const TRACE_LINES: [u8; 197] = *b"traceparent: 00-tttttttttttttttttttttttttttttttt-ssssssssssssssss-01\r\n\
-b3: tttttttttttttttttttttttttttttttt-ssssssssssssssss-1\r\n\
-uber-trace-id: tttttttttttttttttttttttttttttttt:ssssssssssssssss:0:1\r\n";
+/// The lines that name a trace, each `t` a digit of its id, each `s` one of its span, each `f` whether it is sampled.
+const TRACE_LINES: [u8; 197] = *b"traceparent: 00-tttttttttttttttttttttttttttttttt-ssssssssssssssss-0f\r\n\
+b3: tttttttttttttttttttttttttttttttt-ssssssssssssssss-f\r\n\
+uber-trace-id: tttttttttttttttttttttttttttttttt:ssssssssssssssss:0:f\r\n";
 /// Where the digits of its id begin in them; those of the span stand one further.
 const TRACES: [usize; 3] = [16, 74, 142];
+/// Where it is said in them whether it is sampled.
+const SAMPLED: [usize; 3] = [67, 124, 194];
 
 fn trace_lines(parent: &Traceparent) -> [u8; 197] {
     let mut lines = TRACE_LINES;
@@ -409,16 +479,37 @@ fn trace_lines(parent: &Traceparent) -> [u8; 197] {
         lines[at..at + 32].copy_from_slice(&parent[3..35]);
         lines[at + 33..at + 49].copy_from_slice(&parent[36..52]);
     }
+    for at in SAMPLED {
+        lines[at] = b'0' + (parent[54] & 1);
+    }
     lines
 }
 
-/// A trace that begins here, sampled: what tests with a key did is worth seeing.
-fn begin_trace() -> Traceparent {
-    let mut text = *b"00-................................-................-01";
-    text[3..19].copy_from_slice(&digits(fastrand::u64(1..)));
-    text[19..35].copy_from_slice(&digits(fastrand::u64(1..)));
-    text[36..52].copy_from_slice(&digits(fastrand::u64(1..)));
-    text
+/// A trace that begins here: sampled where nobody says which are, since what tests with a key did is worth seeing.
+fn begin_trace(sampler: Option<Sampler>) -> Traceparent {
+    let low = fastrand::u64(1..);
+    begun(low, sampler.is_none_or(|sampler| sampler.takes(low)))
+}
+
+/// The same, where it is sampled.
+fn sampled_root(sampler: Sampler) -> Option<Traceparent> {
+    let low = fastrand::u64(1..);
+    sampler.takes(low).then(|| begun(low, true))
+}
+
+/// A trace whose id ends with these 64 bits.
+fn begun(low: u64, sampled: bool) -> Traceparent {
+    let trace = u128::from(fastrand::u64(1..)) << 64 | u128::from(low);
+    Span { trace, span: fastrand::u64(1..), flags: u8::from(sampled) }.text()
+}
+
+/// Whether a request names the trace of this span in other dialects besides.
+fn names_it(head: &Head<'_>, span: &Span) -> bool {
+    // The low half.
+    let own = TraceId::new(span.trace as u64).or_else(|| TraceId::new((span.trace >> 64) as u64));
+    [B3, UBER_TRACE_ID].into_iter().any(|dialect| {
+        head.values(dialect).next().is_some_and(|value| TraceId::read([(dialect.text(), value)]) == own)
+    })
 }
 
 fn request_id() -> RequestId {
@@ -441,5 +532,10 @@ mod tests {
             "traceparent: 00-{trace}-{span}-01\r\nb3: {trace}-{span}-1\r\nuber-trace-id: {trace}:{span}:0:1\r\n"
         );
         assert_eq!(std::str::from_utf8(&lines), Ok(&*expected));
+        let unsampled = trace_lines(b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00");
+        let expected = format!(
+            "traceparent: 00-{trace}-{span}-00\r\nb3: {trace}-{span}-0\r\nuber-trace-id: {trace}:{span}:0:0\r\n"
+        );
+        assert_eq!(std::str::from_utf8(&unsampled), Ok(&*expected));
     }
 }

@@ -14,17 +14,23 @@ use crate::cli::schema;
 use crate::settings::{RunArgs, Settings};
 
 /// Flags whose key is not their name in camelCase.
-const ELSEWHERE: [(&str, &str); 10] = [
+const ELSEWHERE: [(&str, &str); 16] = [
     ("hub", "hub.address"),
     ("hub-open", "hub.open"),
     ("hub-read-tokens", "hub.readTokens"),
     ("hub-tokens", "hub.tokens"),
     ("hub-tunnels", "hub.tunnels"),
+    ("otlp-endpoint", "traces.endpoint"),
+    ("otlp-headers", "traces.headers"),
     ("tls-cert", "tls.certificates[].certificate"),
     ("tls-client-ca", "tls.clientCa"),
     ("tls-key", "tls.certificates[].key"),
     ("token-audience", "tokens.audience"),
     ("token-key", "tokens.keys"),
+    ("traces-attributes", "traces.attributes"),
+    ("traces-sampler", "traces.sampler"),
+    ("traces-sampler-arg", "traces.ratio"),
+    ("traces-service-name", "traces.serviceName"),
 ];
 /// What a text has to look like, in a word.
 const PATTERNS: [(&str, &str); 7] = [
@@ -116,9 +122,10 @@ fn flags() -> BTreeMap<String, Arg> {
     command.build();
     let run = command.find_subcommand("run").unwrap();
     let told = run.get_arguments().filter_map(|arg| Some((arg.get_long()?, arg)));
-    // The file itself, and the way to a hub, which every command has.
-    let of_a_key =
-        told.filter(|(flag, _)| !["config", "help", "version"].contains(flag) && !flag.starts_with("server"));
+    // The file itself, the way to a hub, which every command has, and what stands for variables alone.
+    let of_a_key = told.filter(|(flag, arg)| {
+        !["config", "help", "version"].contains(flag) && !flag.starts_with("server") && !arg.is_hide_set()
+    });
     of_a_key.map(|(flag, arg)| (key_of(flag), arg.clone())).collect()
 }
 

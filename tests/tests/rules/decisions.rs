@@ -371,6 +371,8 @@ fn top_shows_rates_by_overlay_and_service() {
         "alice-payments ledger baseline",
         "alice-payments payments-api overlay",
         "alice-payments web baseline",
+        "",
+        "added by each",
     ];
     assert_eq!(words, expected, "{table}");
     demo.stop();

@@ -47,12 +47,16 @@ mod proxy_protocol;
 mod reloads;
 /// Stores that several machines share.
 mod stores;
+/// What of a request's time was whose.
+mod times;
 /// Upstreams that speak TLS.
 mod tls;
 /// Listeners that speak TLS.
 mod tls_listeners;
 /// Signed tokens.
 mod tokens;
+/// The spans of requests.
+mod traces;
 /// What reading and embedding Pingora taught, each as a rule that holds here.
 mod traps;
 /// Listeners on unix sockets.

@@ -61,35 +61,29 @@ enum Sending {
 }
 
 /// For how long a direction waits for a peer.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Wait {
-    /// When the first wait began: no need to ask for the time again.
-    since: Option<Instant>,
     on: Option<On>,
     moved: u64,
     client: Patience,
 }
 
 impl Wait {
-    /// It waits for nobody; when it first does, that begins at `since`, or then.
-    fn new(since: Option<Instant>) -> Self {
-        Self { since, on: None, moved: 0, client: Patience::default() }
-    }
-
     /// It waits for nobody, or has no limit.
     fn end(&mut self) {
         if self.on == Some(On::Client) {
             self.client.end(Instant::now());
         }
-        (self.since, self.on) = (None, None);
+        self.on = None;
     }
 
-    /// Until when it may go on, if it is another one than before. `moved` is how many bytes that peer has moved.
-    fn begin(&mut self, on: On, moved: u64, pace: Pace) -> Option<Instant> {
+    /// Until when it may go on, if it is another one than before. `moved` is how many bytes that peer has moved, and `now` is
+    /// when it begins, where the clock was read already.
+    fn begin(&mut self, on: On, moved: u64, pace: Pace, now: Option<Instant>) -> Option<Instant> {
         if self.on == Some(on) && self.moved == moved {
             return None;
         }
-        let since = self.since.take().unwrap_or_else(Instant::now);
+        let since = now.unwrap_or_else(Instant::now);
         let until = match on {
             On::Client => self.client.begin(since, moved, pace),
             On::Upstream => {
@@ -102,8 +96,16 @@ impl Wait {
     }
 
     /// Whether the peer is too slow; else the task is woken when it is.
-    fn is_over(&mut self, deadline: &Deadline, cx: &Context<'_>, on: On, moved: u64, pace: Pace) -> bool {
-        if let Some(until) = self.begin(on, moved, pace) {
+    fn is_over(
+        &mut self,
+        deadline: &Deadline,
+        cx: &Context<'_>,
+        on: On,
+        moved: u64,
+        pace: Pace,
+        now: Option<Instant>,
+    ) -> bool {
+        if let Some(until) = self.begin(on, moved, pace, now) {
             deadline.arm(until);
         }
         deadline.poll(cx).is_ready()
@@ -217,9 +219,7 @@ impl<'r, S: Client> Relay<'r, S> {
         shape: Shape,
         head: &'r mut Text,
         request: &'r mut Upload,
-        since: Instant,
     ) -> Self {
-        let wait = Wait::new(Some(since));
         let late = exchange.deadline().map(|(at, _)| {
             let deadline = Deadline::default();
             deadline.arm(at);
@@ -234,7 +234,7 @@ impl<'r, S: Client> Relay<'r, S> {
             head_sent: 0,
             request,
             sending: Sending::Open,
-            request_wait: wait,
+            request_wait: Wait::default(),
             request_read: 0,
             request_sent: 0,
             text: Text::default(),
@@ -244,7 +244,7 @@ impl<'r, S: Client> Relay<'r, S> {
             chunks: None,
             streams: false,
             lasting: Lasting::No,
-            response_wait: wait,
+            response_wait: Wait::default(),
             response_read: 0,
             response_sent: 0,
             heads_length: 0,
@@ -501,6 +501,7 @@ impl<'r, S: Client> Relay<'r, S> {
                 if self.interim > MAX_INTERIM { Err(Failure::UpstreamMalformed) } else { Ok(true) }
             }
             Ok(Some((length, status, false, reusable, body))) => {
+                self.exchange.answered();
                 self.link.ahead.consume(length);
                 self.status = status;
                 // Who was to invite the body and did not may take it for the next request (CVE-2024-24791).
@@ -544,11 +545,12 @@ impl<'r, S: Client> Relay<'r, S> {
         if self.late.as_ref().is_some_and(|late| late.poll(cx).is_ready()) {
             return Err(self.exchange.deadline().map_or(Failure::Late, |(_, failure)| failure));
         }
+        let now = self.exchange.pauses();
         if let Some(on) = request {
             match self.request_limit(on) {
                 Some((pace, failure)) => {
                     let moved = if on == On::Client { self.request_read } else { self.request_sent };
-                    if self.request_wait.is_over(self.conn.deadline(), cx, on, moved, pace) {
+                    if self.request_wait.is_over(self.conn.deadline(), cx, on, moved, pace, now) {
                         return Err(failure);
                     }
                 }
@@ -558,7 +560,7 @@ impl<'r, S: Client> Relay<'r, S> {
         match self.response_limit(response, request) {
             Some((pace, failure)) => {
                 let moved = if response == On::Client { self.response_sent } else { self.response_read };
-                if self.response_wait.is_over(self.conn.response_deadline(), cx, response, moved, pace) {
+                if self.response_wait.is_over(self.conn.response_deadline(), cx, response, moved, pace, now) {
                     return Err(failure);
                 }
             }
@@ -644,29 +646,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_first_wait_begins_with_the_exchange() {
+    fn a_wait_is_another_one_where_its_peer_is_or_has_moved() {
         let pace = Pace { within: Duration::from_secs(1), rate: 0 };
         let start = Instant::now();
-        let mut wait = Wait::new(Some(start));
-        assert_eq!(wait.begin(On::Upstream, 0, pace), Some(start + pace.within));
-        assert_eq!(wait.begin(On::Upstream, 0, pace), None, "it is the same");
+        let mut wait = Wait::default();
+        assert_eq!(wait.begin(On::Upstream, 0, pace, Some(start)), Some(start + pace.within));
+        assert_eq!(wait.begin(On::Upstream, 0, pace, None), None, "it is the same");
         for other in [(On::Client, 0), (On::Client, 1)] {
-            assert!(wait.begin(other.0, other.1, pace).is_some_and(|until| until > start + pace.within));
+            let until = wait.begin(other.0, other.1, pace, None);
+            assert!(until.is_some_and(|until| until > start + pace.within));
         }
         wait.end();
-        assert!(wait.begin(On::Client, 1, pace).is_some());
+        assert!(wait.begin(On::Client, 1, pace, None).is_some());
     }
 
     #[test]
     fn a_client_is_not_charged_for_waiting_for_the_upstream() {
         let pace = Pace { within: Duration::from_secs(10), rate: 1 };
         let start = Instant::now();
-        let mut wait = Wait::new(Some(start));
-        wait.begin(On::Client, 0, pace);
-        // As if that had been long ago.
-        wait.since = Some(start + Duration::from_secs(4));
-        wait.begin(On::Upstream, 0, pace);
-        wait.since = Some(start + Duration::from_secs(60));
-        assert_eq!(wait.begin(On::Client, 1, pace), Some(start + Duration::from_secs(67)));
+        let after = |seconds| Some(start + Duration::from_secs(seconds));
+        let mut wait = Wait::default();
+        wait.begin(On::Client, 0, pace, Some(start));
+        wait.begin(On::Upstream, 0, pace, after(4));
+        assert_eq!(wait.begin(On::Client, 1, pace, after(60)), after(67));
     }
 }

@@ -1,0 +1,177 @@
+//! A request as its spans tell it, by OpenTelemetry's conventions for HTTP: one of the proxy as its server, and one of the
+//! proxy as a client, where it went anywhere. What they say is what the access log says, under the same bounds.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use overlane_config::url::{Scheme, split_authority};
+
+use super::messages::{KeyValue, Span, Status};
+use crate::access::Line;
+use crate::upstream::{Address, Endpoint};
+
+const SERVER: i32 = 2;
+const CLIENT: i32 = 3;
+const ERROR: i32 = 2;
+/// That it is known whether a span's parent is another process's, and that it is.
+const PARENT_IS_KNOWN: u32 = 0x100;
+const PARENT_IS_REMOTE: u32 = 0x200;
+
+/// What the spans of a request are called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpanIds {
+    /// Their trace.
+    pub trace: u128,
+    /// The span of whoever sent the request, where it has one.
+    pub parent: Option<u64>,
+    /// The proxy's as a server.
+    pub server: u64,
+    /// The proxy's as a client: what is called is told this one.
+    pub client: u64,
+    /// Those of the trace, as `traceparent` has them.
+    pub flags: u8,
+}
+
+/// A request that is over, whose spans are wanted.
+#[derive(Debug)]
+pub struct Exchanged {
+    /// What its spans are called.
+    pub ids: SpanIds,
+    /// What the access log would say of it.
+    pub line: Line,
+    /// When it was over.
+    pub ended: SystemTime,
+    /// How long before that its head was read.
+    pub took: Duration,
+    /// How long before that an upstream was looked for, where one was.
+    pub called: Option<Duration>,
+    /// Whom it was sent to, where it was, or could not be.
+    pub upstream: Option<Arc<Endpoint>>,
+    /// Whether it came in TLS.
+    pub secure: bool,
+    /// Why the proxy answered itself, or the answer broke off, where that is so.
+    pub failed: Option<&'static str>,
+    /// Whether the status is the upstream's.
+    pub answered: bool,
+}
+
+impl Exchanged {
+    /// How many spans it has.
+    #[must_use]
+    pub fn spans(&self) -> u64 {
+        1 + u64::from(self.upstream.is_some())
+    }
+
+    /// Its spans.
+    pub(super) fn told(&self) -> impl Iterator<Item = Span> {
+        let client = self.upstream.as_ref().map(|endpoint| self.client(endpoint));
+        std::iter::once(self.server()).chain(client)
+    }
+
+    fn server(&self) -> Span {
+        let Line { authority, path, client, version, status, .. } = &self.line;
+        let mut attributes = self.of_both();
+        let scheme = if self.secure { "https" } else { "http" };
+        attributes.extend([
+            KeyValue::text("url.scheme", scheme),
+            KeyValue::text("url.path", path),
+            KeyValue::text("client.address", client),
+            KeyValue::text("overlane.role", self.line.role),
+            KeyValue::number("overlane.generation", i64::try_from(self.line.generation).unwrap_or(i64::MAX)),
+        ]);
+        if let Ok((host, port)) = split_authority(authority) {
+            attributes.push(KeyValue::text("server.address", host));
+            let usual = if self.secure { 443 } else { 80 };
+            attributes.push(KeyValue::number("server.port", i64::from(port.unwrap_or(usual))));
+        }
+        if !version.is_empty() {
+            attributes.push(KeyValue::text("network.protocol.version", *version));
+        }
+        attributes.extend(status_code(*status));
+        let failed = self.failed.filter(|_| matches!(status, 0 | 500..) || self.answered);
+        let error = failed.map(str::to_owned).or_else(|| (*status >= 500).then(|| status.to_string()));
+        let mut span = self.span(self.ids.server, self.ids.parent, self.took, attributes, error);
+        span.kind = SERVER;
+        span.flags |= self.ids.parent.map_or(0, |_| PARENT_IS_REMOTE);
+        span
+    }
+
+    fn client(&self, endpoint: &Endpoint) -> Span {
+        let mut attributes = self.of_both();
+        let url = &endpoint.url;
+        match &endpoint.address {
+            Address::Tcp(address) => {
+                let scheme = if url.scheme == Scheme::Https { "https" } else { "http" };
+                let (host, path) = (url.authority(), &self.line.path);
+                attributes.extend([
+                    KeyValue::text("url.full", format!("{scheme}://{host}{path}")),
+                    KeyValue::text("server.address", &*url.host),
+                    KeyValue::number("server.port", i64::from(url.port)),
+                    KeyValue::text("network.peer.address", address.ip().to_string()),
+                    KeyValue::number("network.peer.port", i64::from(address.port())),
+                ]);
+            }
+            Address::Unix(path) => attributes.extend([
+                KeyValue::text("server.address", &**path),
+                KeyValue::text("network.transport", "unix"),
+            ]),
+        }
+        let status = self.line.status;
+        let mut error = self.failed.map(str::to_owned);
+        if self.answered {
+            attributes.extend(status_code(status));
+            error = error.or_else(|| (status >= 400).then(|| status.to_string()));
+        }
+        let took = self.called.unwrap_or(self.took);
+        Span { kind: CLIENT, ..self.span(self.ids.client, Some(self.ids.server), took, attributes, error) }
+    }
+
+    /// What both spans say.
+    fn of_both(&self) -> Vec<KeyValue> {
+        let line = &self.line;
+        let ours = [
+            ("overlane.overlay", line.overlay.as_deref()),
+            ("overlane.environment", line.environment.as_deref()),
+            ("overlane.service", line.service.as_deref()),
+            ("overlane.via", line.via),
+            ("overlane.reason", line.reason),
+            ("overlane.request_id", line.request_id.as_deref()),
+        ];
+        let known = ours.into_iter().filter_map(|(key, value)| Some(KeyValue::text(key, value?)));
+        [KeyValue::text("http.request.method", line.method)].into_iter().chain(known).collect()
+    }
+
+    /// A span that ended with the request, and what all of them have.
+    fn span(
+        &self,
+        id: u64,
+        parent: Option<u64>,
+        took: Duration,
+        mut attributes: Vec<KeyValue>,
+        error: Option<String>,
+    ) -> Span {
+        let nanos = |at: SystemTime| {
+            u64::try_from(at.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos()).unwrap_or(u64::MAX)
+        };
+        let status = error.as_ref().map(|_| Status { code: ERROR });
+        attributes.extend(error.map(|error| KeyValue::text("error.type", error)));
+        // The word of the convention where the method is none of the known ones.
+        let name = if self.line.method == "_OTHER" { "HTTP" } else { self.line.method };
+        Span {
+            trace_id: self.ids.trace.to_be_bytes().into(),
+            span_id: id.to_be_bytes().into(),
+            parent_span_id: parent.map_or_else(Vec::new, |parent| parent.to_be_bytes().into()),
+            flags: u32::from(self.ids.flags) | PARENT_IS_KNOWN,
+            name: name.to_owned(),
+            start_time_unix_nano: nanos(self.ended.checked_sub(took).unwrap_or(UNIX_EPOCH)),
+            end_time_unix_nano: nanos(self.ended),
+            attributes,
+            status,
+            ..Span::default()
+        }
+    }
+}
+
+fn status_code(status: u16) -> Option<KeyValue> {
+    (status != 0).then(|| KeyValue::number("http.response.status_code", i64::from(status)))
+}
