@@ -178,8 +178,12 @@ impl Prepared {
         let gates = bound.gates().to_vec();
         let instance: Arc<str> = status::name().into();
         let decisions = Decisions::new(settings.decisions, settings.workers, instance.clone(), &gates);
-        let begin = |traces| Exporting::begin(traces, &instance, runtime.handle());
-        let (traces, exporting) = settings.traces.map(begin).unzip();
+        #[cfg(feature = "otlp")]
+        let (traces, exporting) =
+            settings.traces.map(|traces| Exporting::begin(traces, &instance, runtime.handle())).unzip();
+        // Settings that ask for them were refused.
+        #[cfg(not(feature = "otlp"))]
+        let (traces, exporting) = (None, None::<Exporting>);
         let spans = exporting.as_ref().map(Exporting::figures);
         let plane = Arc::new(Plane {
             published,

@@ -3,32 +3,81 @@
 //! Whether a request has spans is decided when its head is read (`plane/propagation`), before anything is made for it. A
 //! worker hands in what it knows when the request is over, by a try-send into a bounded queue; a task of the control side
 //! makes spans of it and sends them. Nobody waits for that task: where the queue is full, spans are dropped and counted.
+//! A build without the feature `otlp` has no such task, and refuses settings that ask for it.
 
+#[cfg(feature = "otlp")]
 mod export;
+#[cfg(feature = "otlp")]
 mod messages;
 mod sampler;
 mod settings;
+#[cfg(feature = "otlp")]
 mod spans;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::time::Duration;
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, SystemTime};
 
-use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 pub use sampler::Sampler;
 pub use settings::{Collector, TraceArgs, TraceSettings, TracesFile};
-pub use spans::{Exchanged, SpanIds};
 
-/// How many requests may wait for the exporter: their spans are some kilobytes at most.
-const QUEUE: usize = 8192;
+use crate::access::Line;
+use crate::upstream::Endpoint;
+
 /// For how long the end of the process waits for spans to be sent.
 const LAST_SPANS: Duration = Duration::from_secs(1);
+
+/// What the spans of a request are called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpanIds {
+    /// Their trace.
+    pub trace: u128,
+    /// The span of whoever sent the request, where it has one.
+    pub parent: Option<u64>,
+    /// The proxy's as a server.
+    pub server: u64,
+    /// The proxy's as a client: what is called is told this one.
+    pub client: u64,
+    /// Those of the trace, as `traceparent` has them.
+    pub flags: u8,
+}
+
+/// A request that is over, whose spans are wanted.
+#[derive(Debug)]
+pub struct Exchanged {
+    /// What its spans are called.
+    pub ids: SpanIds,
+    /// What the access log would say of it.
+    pub line: Line,
+    /// When it was over.
+    pub ended: SystemTime,
+    /// How long before that its head was read.
+    pub took: Duration,
+    /// How long before that an upstream was looked for, where one was.
+    pub called: Option<Duration>,
+    /// Whom it was sent to, where it was, or could not be.
+    pub upstream: Option<Arc<Endpoint>>,
+    /// Whether it came in TLS.
+    pub secure: bool,
+    /// Why the proxy answered itself, or the answer broke off, where that is so.
+    pub failed: Option<&'static str>,
+    /// Whether the status is the upstream's.
+    pub answered: bool,
+}
+
+impl Exchanged {
+    /// How many spans it has.
+    #[must_use]
+    pub fn spans(&self) -> u64 {
+        1 + u64::from(self.upstream.is_some())
+    }
+}
 
 /// What became of spans, and of the requests that brought them to the collector.
 #[derive(Debug, Default)]
@@ -101,18 +150,6 @@ pub struct Exporting {
 }
 
 impl Exporting {
-    /// Begins to send spans, on this runtime, of the proxy with this name.
-    #[must_use]
-    pub fn begin(settings: TraceSettings, instance: &str, runtime: &Handle) -> (Traces, Self) {
-        let (door, queue) = sync_channel(QUEUE);
-        let (stop, stopped) = oneshot::channel();
-        let figures = Arc::new(Figures::default());
-        let sampler = settings.sampler;
-        let task =
-            runtime.spawn(export::export(queue, settings, instance.to_owned(), figures.clone(), stopped));
-        (Traces { sampler, door, figures: figures.clone() }, Self { task, stop, figures })
-    }
-
     /// What became of spans.
     #[must_use]
     pub fn figures(&self) -> Arc<Figures> {

@@ -5,20 +5,23 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use prost::Message;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
 use super::messages::{ExportRequest, ExportResponse, KeyValue, Resource, ResourceSpans, Scope, ScopeSpans};
-use super::{Exchanged, Figures, TraceSettings};
+use super::{Exchanged, Exporting, Figures, TraceSettings, Traces};
 use crate::client;
 
+/// How many requests may wait for the exporter: their spans are some kilobytes at most.
+const QUEUE: usize = 8192;
 /// The most requests whose spans are in one batch: a megabyte, where each has the longest path.
 const BATCH: usize = 512;
 /// How often a batch is sent before it is given up.
@@ -28,8 +31,21 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// The version of the conventions that the names are of.
 const SCHEMA: &str = "https://opentelemetry.io/schemas/1.37.0";
 
+impl Exporting {
+    /// Begins to send spans, on this runtime, of the proxy with this name.
+    #[must_use]
+    pub fn begin(settings: TraceSettings, instance: &str, runtime: &Handle) -> (Traces, Self) {
+        let (door, queue) = sync_channel(QUEUE);
+        let (stop, stopped) = oneshot::channel();
+        let figures = Arc::new(Figures::default());
+        let sampler = settings.sampler;
+        let task = runtime.spawn(export(queue, settings, instance.to_owned(), figures.clone(), stopped));
+        (Traces { sampler, door, figures: figures.clone() }, Self { task, stop, figures })
+    }
+}
+
 /// Sends what comes in by `queue` until `stop`, and then what is left, once.
-pub(super) async fn export(
+async fn export(
     queue: Receiver<Box<Exchanged>>,
     settings: TraceSettings,
     instance: String,

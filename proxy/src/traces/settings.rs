@@ -161,6 +161,12 @@ impl TraceSettings {
             (None, Some(base)) => collector("OTEL_EXPORTER_OTLP_ENDPOINT", &base, Some(TRACES))?,
             (None, None) => return Ok(None),
         };
+        if !cfg!(feature = "otlp") {
+            return Err(error(
+                "traces were left out of this build",
+                "take a released binary, or build with `--features otlp`; without a collector's url nothing is to be sent",
+            ));
+        }
         if let Some(other) =
             told(args.otlp_traces_protocol).or(told(args.otlp_protocol)).filter(|it| it != SPOKEN)
         {
@@ -295,7 +301,18 @@ fn sampler(name: Option<&str>, arg: Option<&str>, of_file: Option<f64>) -> Resul
     })
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "otlp")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_without_traces_refuses_a_collector_and_needs_none() {
+        assert!(TraceSettings::of("http://127.0.0.1:4318").is_err());
+        assert_eq!(TraceSettings::merge(TraceArgs::default(), None).expect("nothing is asked for"), None);
+    }
+}
+
+#[cfg(all(test, feature = "otlp"))]
 mod tests {
     use super::*;
 

@@ -1,11 +1,11 @@
 //! A request as its spans tell it, by OpenTelemetry's conventions for HTTP: one of the proxy as its server, and one of the
 //! proxy as a client, where it went anywhere. What they say is what the access log says, under the same bounds.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use overlane_config::url::{Scheme, split_authority};
 
+use super::Exchanged;
 use super::messages::{KeyValue, Span, Status};
 use crate::access::Line;
 use crate::upstream::{Address, Endpoint};
@@ -17,51 +17,7 @@ const ERROR: i32 = 2;
 const PARENT_IS_KNOWN: u32 = 0x100;
 const PARENT_IS_REMOTE: u32 = 0x200;
 
-/// What the spans of a request are called.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SpanIds {
-    /// Their trace.
-    pub trace: u128,
-    /// The span of whoever sent the request, where it has one.
-    pub parent: Option<u64>,
-    /// The proxy's as a server.
-    pub server: u64,
-    /// The proxy's as a client: what is called is told this one.
-    pub client: u64,
-    /// Those of the trace, as `traceparent` has them.
-    pub flags: u8,
-}
-
-/// A request that is over, whose spans are wanted.
-#[derive(Debug)]
-pub struct Exchanged {
-    /// What its spans are called.
-    pub ids: SpanIds,
-    /// What the access log would say of it.
-    pub line: Line,
-    /// When it was over.
-    pub ended: SystemTime,
-    /// How long before that its head was read.
-    pub took: Duration,
-    /// How long before that an upstream was looked for, where one was.
-    pub called: Option<Duration>,
-    /// Whom it was sent to, where it was, or could not be.
-    pub upstream: Option<Arc<Endpoint>>,
-    /// Whether it came in TLS.
-    pub secure: bool,
-    /// Why the proxy answered itself, or the answer broke off, where that is so.
-    pub failed: Option<&'static str>,
-    /// Whether the status is the upstream's.
-    pub answered: bool,
-}
-
 impl Exchanged {
-    /// How many spans it has.
-    #[must_use]
-    pub fn spans(&self) -> u64 {
-        1 + u64::from(self.upstream.is_some())
-    }
-
     /// Its spans.
     pub(super) fn told(&self) -> impl Iterator<Item = Span> {
         let client = self.upstream.as_ref().map(|endpoint| self.client(endpoint));
