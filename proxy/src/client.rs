@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::{Request, Response};
@@ -18,6 +18,8 @@ use tokio::time::timeout;
 
 /// How long a whole exchange may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest answer that is read whole, in bytes.
+const LONGEST: usize = 64 * 1024 * 1024;
 
 /// Sends `request` to `address` (`host:port`) over a connection of its own and reads the whole answer.
 ///
@@ -40,7 +42,20 @@ pub async fn send_tls(
     host: &str,
     request: Request<Full<Bytes>>,
 ) -> Result<Response<Bytes>, String> {
-    in_time(address, async { exchange(connect_tls(address, host).await?, request).await }).await
+    send_by(&TransportConnector::new(None), address, host, request).await
+}
+
+/// The same by a connector, which read what this machine trusts when it was made.
+///
+/// # Errors
+/// See [`send_tls`].
+pub async fn send_by(
+    connector: &TransportConnector,
+    address: &str,
+    host: &str,
+    request: Request<Full<Bytes>>,
+) -> Result<Response<Bytes>, String> {
+    in_time(address, async { exchange(connect_tls(connector, address, host).await?, request).await }).await
 }
 
 /// Sends `request` to `address`, and returns as soon as the answer begins; its body is read for as long as it goes on.
@@ -58,11 +73,10 @@ pub async fn open(address: &str, request: Request<Full<Bytes>>) -> Result<Respon
     .await
 }
 
-async fn connect_tls(address: &str, host: &str) -> Result<Stream, String> {
+async fn connect_tls(connector: &TransportConnector, address: &str, host: &str) -> Result<Stream, String> {
     let mut addresses: Vec<_> = lookup_host(address).await.map_err(|error| error.to_string())?.collect();
     // A name such as `localhost` often has an IPv6 address on which nobody listens.
     addresses.sort_by_key(SocketAddr::is_ipv6);
-    let connector = TransportConnector::new(None);
     let mut failure = "it has no address".to_owned();
     for address in addresses {
         let peer = HttpPeer::new(address, true, host.to_owned());
@@ -93,7 +107,7 @@ async fn exchange(
     let connection = tokio::spawn(connection);
     let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
     let (head, body) = response.into_parts();
-    let body = body.collect().await.map_err(|error| error.to_string())?.to_bytes();
+    let body = Limited::new(body, LONGEST).collect().await.map_err(|error| error.to_string())?.to_bytes();
     connection.abort();
     Ok(Response::from_parts(head, body))
 }

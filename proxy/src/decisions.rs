@@ -128,7 +128,8 @@ pub struct Decision {
     pub status: u16,
     /// From the end of its head to the end of its response, in milliseconds.
     pub duration_ms: f64,
-    /// How long the upstream took until its head was there, in milliseconds, where it answered.
+    /// For how long the response's head was waited for, in milliseconds, where the upstream answered; also for the rest of a
+    /// body that the client was still sending.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upstream_ms: Option<f64>,
     /// The address that answered.

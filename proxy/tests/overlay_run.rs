@@ -269,6 +269,31 @@ fn where_it_is_killed_its_address_is_used_no_longer_than_its_lease_lasts() {
     kill_application(&told);
 }
 
+#[test]
+fn an_overlay_that_another_run_has_made_lives_while_anything_is_run_in_it() {
+    let world = World::new("");
+    // Ten minutes before its end, and whoever made it is gone.
+    let made = fs::read_to_string(world.folder.path().join("alice.yaml")).unwrap();
+    let until = jiff::Timestamp::now() + Duration::from_secs(600);
+    let made = made.replace("{mode: overlay", &format!("{{expiresAt: \"{until}\", mode: overlay"));
+    fs::write(world.store().join("alice.yaml"), made).unwrap();
+    let (mut child, _lines) = world.start(&["--lease", "3s", "--", "python3", APP], |_| {});
+    let begun = Instant::now();
+    let lives = || {
+        let record = fs::read_to_string(world.store().join("alice.attached.yaml")).unwrap_or_default();
+        let record: Value = serde_yaml::from_str(&record).unwrap_or_default();
+        let at = record["spec"]["expiresAt"].as_str().unwrap_or_default().parse::<jiff::Timestamp>();
+        at.is_ok_and(|at| at > until)
+    };
+    while !lives() {
+        assert!(begun.elapsed() < LIMIT, "it is not extended");
+        thread::sleep(Duration::from_millis(10));
+    }
+    send(&child, Signal::TERM);
+    child.wait().unwrap();
+    assert!(world.store().join("alice.yaml").exists(), "somebody else made it");
+}
+
 /// Ends the command that a killed `overlane` left behind, by what it told.
 fn kill_application(told: &str) {
     let told: Value = serde_json::from_str(told).unwrap();

@@ -300,7 +300,8 @@ fn run(verb: Verb, kind: Kind, store: &StoreAddress, out: &mut Output<'_>) -> Re
         Verb::Describe { id } => describe(&id, kind, &OpenStore::read(store)?, out),
         Verb::Delete { mut ids, selection, ignore_not_found, dry_run } => {
             let mut open = OpenStore::write(store)?;
-            if selection.is_given() {
+            let chosen = selection.is_given();
+            if chosen {
                 ids = selected(kind, &selection, open.lineages());
                 if ids.is_empty() {
                     out.note(format_args!("no {} is selected", kind.as_str()));
@@ -309,8 +310,9 @@ fn run(verb: Verb, kind: Kind, store: &StoreAddress, out: &mut Output<'_>) -> Re
                 return Err(CliError::usage("an empty selector selects everything")
                     .hint("name the ids, or what they have in common: `-l team=payments`"));
             }
-            for id in &ids {
-                let how = Deletion { kind, ignore_not_found, dry_run, with: &ids };
+            let seen: Vec<_> = ids.iter().map(|id| open.revision(id).filter(|_| chosen)).collect();
+            for (id, only) in ids.iter().zip(&seen) {
+                let how = Deletion { kind, ignore_not_found, dry_run, with: &ids, only: only.as_ref() };
                 delete(id, &how, &mut open, out)?;
             }
             Ok(())
@@ -501,17 +503,23 @@ fn prune(
         return Err(CliError::failure("there is no environment in these files: nothing is deleted")
             .hint("`overlane overlay delete -l SELECTOR` deletes all that is selected"));
     }
-    let dry_run = how.dry_run;
-    for kind in [Kind::Overlay, Kind::Baseline].into_iter().filter(|one| kind.is_none_or(|kind| kind == *one))
-    {
-        let mut ids = selected(kind, selection, open.lineages());
-        ids.retain(|id| !written.contains(&id));
-        for id in &ids {
-            let known = open.lineages().claims(id).next().cloned();
-            let deleted = remove(id, &Deletion { kind, ignore_not_found: true, dry_run, with: &ids }, open)?;
-            if let Some((known, outcome)) = known.zip(deleted) {
-                report(&known, outcome, how, out)?;
-            }
+    let kinds =
+        [Kind::Overlay, Kind::Baseline].into_iter().filter(|one| kind.is_none_or(|kind| kind == *one));
+    let mut ids: Vec<_> = kinds.flat_map(|kind| selected(kind, selection, open.lineages())).collect();
+    ids.retain(|id| !written.contains(&id));
+    let seen: Vec<_> =
+        ids.iter().map(|id| (open.lineages().claims(id).next().cloned(), open.revision(id))).collect();
+    for (id, (known, only)) in ids.iter().zip(seen) {
+        let Some(known) = known else { continue };
+        let deletion = Deletion {
+            kind: Kind::of(&known),
+            ignore_not_found: true,
+            dry_run: how.dry_run,
+            with: &ids,
+            only: only.as_ref(),
+        };
+        if let Some(outcome) = remove(id, &deletion, open)? {
+            report(&known, outcome, how, out)?;
         }
     }
     Ok(())
@@ -586,6 +594,8 @@ struct Deletion<'d> {
     dry_run: bool,
     /// All that are: their parents may go after them.
     with: &'d [EnvironmentId],
+    /// The state in which it was chosen, where nobody named it: another one may not be meant.
+    only: Option<&'d Revision>,
 }
 
 fn delete(
@@ -611,7 +621,7 @@ fn remove(id: &EnvironmentId, how: &Deletion<'_>, open: &mut OpenStore) -> Resul
         }
         Some(_) => {}
     }
-    match open.delete(id, None, dry_run) {
+    match open.delete(id, how.only, dry_run) {
         Err(WriteError::HasChildren(_, children))
             if dry_run && children.iter().all(|child| how.with.contains(child)) =>
         {

@@ -88,12 +88,11 @@ pub fn run(args: &RunLocal, store: &StoreAddress, out: &mut Output<'_>) -> Resul
     let image = image(&blueprint, &service, &args.command)?;
     let id = &blueprint.id.value;
     let mut open = OpenStore::write(store)?;
-    let created = create(&source, &blueprint, args, &mut open, out)?;
-    let until = created.as_ref().and_then(|created| created.until);
+    let Made { created, until } = create(&source, &blueprint, args, &mut open, out)?;
     let ran =
         prepare(args, store, id, &service, open, image).and_then(|ready| ready.run(args, until, store, out));
-    if let Some(created) = created.filter(|_| !args.keep) {
-        delete(id, &created.revision, store, out);
+    if let Some(revision) = created.filter(|_| !args.keep) {
+        delete(id, &revision, store, out);
     }
     match ran? {
         0 => Ok(()),
@@ -163,11 +162,12 @@ fn image(
     }
 }
 
-/// An overlay that was made for this.
-struct Created {
-    /// The state in which it is.
-    revision: Revision,
-    /// When it ends by itself where nothing is heard of this one any more; none where its blueprint or a flag says when.
+/// The overlay in which something is run.
+struct Made {
+    /// The state in which it is, where it was made for this.
+    created: Option<Revision>,
+    /// When it ends by itself where nobody says that something is run in it; none where its blueprint or a flag says when, and
+    /// where it has no end.
     until: Option<UnixMillis>,
 }
 
@@ -178,16 +178,18 @@ fn create(
     args: &RunLocal,
     open: &mut OpenStore,
     out: &mut Output<'_>,
-) -> Result<Option<Created>, CliError> {
+) -> Result<Made, CliError> {
     let id = &blueprint.id.value;
     let now = clock::now();
     let known = open.lineages().claims(id).next();
-    let expired = known.is_some_and(|known| open.lineages().expiry(known).is_some_and(|until| until <= now));
+    let ends = known.and_then(|known| open.lineages().expiry(known));
+    let expired = ends.is_some_and(|until| until <= now);
+    let says_when = args.ttl.is_some() || blueprint.ttl.is_some() || blueprint.expires_at.is_some();
     if known.is_some() && !expired {
         out.note(format_args!("overlay {id} is there: it stays as it is in the store"));
-        return Ok(None);
+        // Whoever made it may be gone before this one.
+        return Ok(Made { created: None, until: ends.filter(|_| !says_when) });
     }
-    let says_when = args.ttl.is_some() || blueprint.ttl.is_some() || blueprint.expires_at.is_some();
     let lingers = (!says_when && !args.keep).then(|| linger(args.lease).max(args.wait * 2));
     let put = Put { create: !expired, ttl: lingers.or(args.ttl), ..Put::default() };
     let written = open.put(source, &put, now)?;
@@ -197,7 +199,7 @@ fn create(
         if expired { "had expired, and is made anew" } else { "created" }
     ));
     let until = lingers.map(|ttl| now.after(ttl));
-    Ok(open.revision(id).map(|revision| Created { revision, until }))
+    Ok(Made { created: open.revision(id), until })
 }
 
 /// All that is needed to run it.

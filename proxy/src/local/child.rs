@@ -310,9 +310,12 @@ mod tests {
         let caught = signal(SignalKind::user_defined2()).expect("signals");
         let signals = Signals(vec![(rustix::process::Signal::USR2, caught)]);
         let mut local = Local::start(&program, signals).expect("started");
-        while !folder.path().join("pid").exists() {
-            sleep(POLL).await;
-        }
+        let runs = async {
+            while !folder.path().join("pid").exists() {
+                sleep(POLL).await;
+            }
+        };
+        timeout(Duration::from_secs(30), runs).await.expect("it runs");
         local.end();
         local.patience = Some(Instant::now());
         let ended = timeout(Duration::from_secs(30), local.ended()).await.expect("in time").expect("ended");

@@ -26,7 +26,7 @@ pub struct Leased {
     pub url: Url,
     /// For how long each time.
     pub lease: Duration,
-    /// Until when the overlay lives, where it was made for this and ends by itself when nobody says that this one does.
+    /// Until when the overlay lives, where it ends by itself when nobody says that something is run in it.
     pub overlay: Option<UnixMillis>,
 }
 

@@ -351,7 +351,11 @@ impl OpenStore {
             }
             Kept::Shared(listed) => Some(listed.commit(&edits.edits, &edits.unchanged, edits.alone)?),
         };
-        let changes = edits.edits.iter().map(|(name, text)| self.change(name, text.clone())).collect();
+        let changes: Vec<_> =
+            edits.edits.iter().map(|(name, text)| self.change(name, text.clone())).collect();
+        if let Kept::Directory(_, texts) = &mut self.kept {
+            take(texts, &changes);
+        }
         self.lineages.apply(changes);
         Ok(revision)
     }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use http_body_util::Full;
+use pingora_core::connectors::TransportConnector;
 use prost::Message;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -24,6 +25,8 @@ use crate::client;
 const QUEUE: usize = 8192;
 /// The most requests whose spans are in one batch: a megabyte, where each has the longest path.
 const BATCH: usize = 512;
+/// From how many requests at a time on the next ones are fetched sooner.
+const BUSY: usize = BATCH / 4;
 /// How often a batch is sent before it is given up.
 const TRIES: u32 = 5;
 /// The longest that a collector can have us wait.
@@ -53,16 +56,22 @@ async fn export(
     mut stop: oneshot::Receiver<()>,
 ) {
     let every = settings.every;
-    let mut exporter =
-        Exporter { resource: resource(&settings, instance), settings, figures, stands: Stands::Unknown };
-    let mut stopping = false;
+    // What this machine trusts is read once.
+    let tls = settings.collector.tls.then(|| TransportConnector::new(None));
+    let resource = resource(&settings, instance);
+    let mut exporter = Exporter { resource, settings, tls, figures, stands: Stands::Unknown };
+    let (mut stopping, mut came) = (false, 0);
     while !stopping {
-        stopping = timeout(every, &mut stop).await.is_ok();
+        // Where many come, the queue would be full before.
+        let wait = if came < BUSY { every } else { every / 20 };
+        stopping = timeout(wait, &mut stop).await.is_ok();
+        came = 0;
         loop {
             let batch: Vec<_> = queue.try_iter().take(BATCH).collect();
             if batch.is_empty() {
                 break;
             }
+            came += batch.len();
             stopping |= exporter.deliver(&batch, stopping, &mut stop).await;
         }
     }
@@ -95,6 +104,8 @@ impl Refused {
 struct Exporter {
     settings: TraceSettings,
     resource: Resource,
+    /// Where the collector speaks TLS.
+    tls: Option<TransportConnector>,
     figures: Arc<Figures>,
     stands: Stands,
 }
@@ -158,9 +169,9 @@ impl Exporter {
             request.body(Full::new(body)).map_err(|why| Refused { why: why.to_string(), again: None })?;
         let address = collector.address();
         let sent = async {
-            match collector.tls {
-                true => client::send_tls(&address, &collector.host, request).await,
-                false => client::send(&address, request).await,
+            match &self.tls {
+                Some(connector) => client::send_by(connector, &address, &collector.host, request).await,
+                None => client::send(&address, request).await,
             }
         };
         let answer = timeout(self.settings.timeout, sent).await;
