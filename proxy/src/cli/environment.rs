@@ -24,6 +24,7 @@ use crate::clock;
 use crate::store::StoreAddress;
 use crate::store::directory::read::{read, read_text};
 use crate::store::open::{OpenStore, Outcome, Put, WriteError};
+use crate::store::shared::Revision;
 
 /// What to do with overlays.
 #[derive(Debug, Subcommand)]
