@@ -21,6 +21,8 @@ import tempfile
 import time
 import urllib.request
 
+from instructions import free_port
+
 # Requests that are under way at once.
 CONNECTIONS = 32
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\noverlay\n"
@@ -90,11 +92,6 @@ def settled(pid):
             break
         before = now
     return now
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
 
 
 def measured(options, labels, upstream):

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::calls::Call;
 use crate::capacity::Full;
+use crate::clock::nanos;
 use crate::plane::Gate;
 use crate::plane::h2::budget::{Flood, Side};
 use crate::plane::overload::{Limit, levels};
@@ -261,8 +262,7 @@ struct Added {
 
 impl Added {
     fn note(&mut self, added: Duration) {
-        let nanos =
-            added.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(added.subsec_nanos()));
+        let nanos = nanos(added);
         self.count += 1;
         self.nanos = self.nanos.wrapping_add(nanos);
         if let Some(bucket) = ADDED.iter().position(|bound| nanos <= *bound) {

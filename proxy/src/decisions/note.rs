@@ -10,6 +10,7 @@ use overlane_config::route::{Reason, Via};
 use super::KeyFrom;
 use super::record::{CODES, LENGTHS, MORE_LENGTHS, Peer, codes};
 use super::ring::{Ring, Writing, pack};
+use crate::clock::nanos;
 use crate::metrics::Method;
 use crate::plane::propagation::Digits;
 use crate::upstream::Address;
@@ -160,10 +161,6 @@ impl Note {
 impl Hand {
     fn write(&mut self, note: &Note, decided: &Decided<'_>) {
         let Some(mut writing) = self.ring.begin(self.written, self.place) else { return };
-        // Five hundred years of them; the library counts them in 128 bits.
-        let nanos = |span: Duration| {
-            span.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(span.subsec_nanos()))
-        };
         let since = decided.started.saturating_duration_since(self.base);
         // The lengths follow when they are known.
         writing.put(&[nanos(since), nanos(decided.took), 0, decided.generation, decided.hop, 0, 0]);

@@ -141,20 +141,26 @@ fn inside_a_request_without_a_key_gets_that_of_its_trace_at_inbound_too() {
     );
 }
 
+/// The application's call with these headers, which arrives without a key.
+fn call_without_key(script: Script, headers: &str) -> Script {
+    script
+        .client(1)
+        .send(request("/call", headers))
+        .arrives("GET /call")
+        .lacks("x-overlay-id")
+        .reply(OK)
+        .answered("200 ok")
+}
+
 #[test]
 fn two_keys_in_one_trace_restore_nothing() {
+    let two = handling(Script::sidecar(None), &format!("x-overlay-id: bob\r\n{TRACE}"))
+        .reply(OK)
+        .answered("200 ok")
+        .send(request("/in", &format!("x-overlay-id: carol\r\n{TRACE}")))
+        .arrives("GET /in");
     holds(
-        handling(Script::sidecar(None), &format!("x-overlay-id: bob\r\n{TRACE}"))
-            .reply(OK)
-            .answered("200 ok")
-            .send(request("/in", &format!("x-overlay-id: carol\r\n{TRACE}")))
-            .arrives("GET /in")
-            .client(1)
-            .send(request("/call", CALL))
-            .arrives("GET /call")
-            .lacks("x-overlay-id")
-            .reply(OK)
-            .answered("200 ok")
+        call_without_key(two, CALL)
             .counts(calls("contradicting", 1))
             .counts("overlane_trace_conflicts_total 1"),
     );
@@ -176,15 +182,7 @@ fn a_call_with_another_key_than_its_trace_keeps_its_own_and_is_counted() {
 
 #[test]
 fn a_call_without_key_and_trace_is_lost_while_a_request_with_a_key_is_served() {
-    let call = |script: Script| {
-        script
-            .client(1)
-            .send(request("/call", "User-Agent: python-requests/2.32.3"))
-            .arrives("GET /call")
-            .lacks("x-overlay-id")
-            .reply(OK)
-            .answered("200 ok")
-    };
+    let call = |script: Script| call_without_key(script, "User-Agent: python-requests/2.32.3");
     let lost = "overlane_calls_total{language=\"python\",peer=\"web\",result=\"lost\",service=\"web\"} 1";
     holds(call(handling(Script::sidecar(None), &format!("x-overlay-id: bob\r\n{TRACE}"))).counts(lost));
     let answered = handling(Script::sidecar(None), &format!("x-overlay-id: bob\r\n{TRACE}"))
@@ -198,16 +196,7 @@ fn a_call_without_key_and_trace_is_lost_while_a_request_with_a_key_is_served() {
 
 #[test]
 fn a_traced_call_of_who_consumes_messages_without_a_key_may_be_a_messages() {
-    let call = |script: Script, result: &str| {
-        script
-            .client(1)
-            .send(request("/call", CALL))
-            .arrives("GET /call")
-            .lacks("x-overlay-id")
-            .reply(OK)
-            .answered("200 ok")
-            .counts(calls(result, 1))
-    };
+    let call = |script: Script, result: &str| call_without_key(script, CALL).counts(calls(result, 1));
     let serving = || handling(Script::sidecar(None), "x-overlay-id: bob");
     holds(call(serving(), "lost"));
     holds(call(serving().consumes(r#"{"x-overlay-id": "bob"}"#), "lost"));
