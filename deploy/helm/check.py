@@ -5,10 +5,12 @@
 
 Each file of `cases` is a release with its values, and `../kubernetes/rendered` has what becomes of it; `--write` renders them anew. The hand-written
 manifests beside them are checked as well, values that make no sense have to be refused, and OVERLANE has to know each option that it is started with.
-What `overlane inject` and `overlane overlay render` make of the manifests of proxy/tests/manifests is checked in the same way.
+What `overlane inject` and `overlane overlay render` make of the manifests of proxy/tests/manifests is checked in the same way. `kubectl kustomize` has to
+build each kustomization, and to lose nothing of its resources.
 """
 
 import argparse
+import os
 import pathlib
 import re
 import subprocess
@@ -25,7 +27,7 @@ HELM = pathlib.Path(sys.executable).with_name("helm")
 # The oldest with native sidecars, and the newest whose schemas are published.
 VERSIONS = ["1.29", "1.33", "1.37"]
 # Kinds that Kubernetes does not know; who defines them checks them.
-OTHERS = ("monitoring.coreos.com/", "overlane.dev/")
+OTHERS = ("monitoring.coreos.com/", "overlane.dev/", "kustomize.config.k8s.io/")
 
 # Values that have to be refused, and the word by which it is said.
 REFUSED = {
@@ -104,6 +106,30 @@ def unknown(name, text, options):
                 yield from (f"{name}: {option} is no option of `overlane run`" for option in given if option not in options)
 
 
+def built(kustomization):
+    """What is wrong with what kustomize builds: as it stands, and as the base of somebody who names a namespace and an image."""
+    folder = kustomization.parent
+    resources = [document for name in yaml.safe_load(kustomization.read_text())["resources"] for document in documents((folder / name).read_text())]
+    with tempfile.TemporaryDirectory() as over:
+        mine = {"namespace": "mine", "images": [{"name": "overlane", "newName": "registry.example/overlane", "newTag": "1"}], "resources": [os.path.relpath(folder, os.path.realpath(over))]}
+        (pathlib.Path(over) / "kustomization.yaml").write_text(yaml.safe_dump(mine))
+        for what in (folder, over):
+            done = subprocess.run(["kubectl", "kustomize", what], capture_output=True, text=True, timeout=60)
+            if done.returncode:
+                yield f"kubectl kustomize {folder.name}: {done.stderr}"
+            elif what == folder and sorted(map(yaml.safe_dump, documents(done.stdout))) != sorted(map(yaml.safe_dump, resources)):
+                yield f"kubectl kustomize {folder.name}: is not what its resources say"
+            elif what == over and {kind(document) for document in documents(done.stdout)} != {kind(document) for document in resources}:
+                yield f"kubectl kustomize {folder.name} as a base: other objects"
+            elif what == over:
+                yield from check(f"{folder.name} as a base", done.stdout)
+                yield from (f"{folder.name} as a base: the image {image}" for image in re.findall(r"image: (.*)", done.stdout) if image != "registry.example/overlane:1")
+
+
+def kind(document):
+    return document["kind"], document["metadata"]["name"]
+
+
 def made(binary):
     """What OVERLANE makes of manifests of others: how, and the text."""
     overlay = "name: alice\nrouting: {mode: overlay, baselineId: staging}\nservices: [{name: NAME, image: my-org/alice:1, env: {A: 1}}]\n"
@@ -169,6 +195,9 @@ def main():
         wrong += check(manifest.relative_to(MANIFESTS), manifest.read_text())
         if options:
             wrong += unknown(manifest.relative_to(MANIFESTS), manifest.read_text(), options)
+    kustomizations = sorted(MANIFESTS.glob("**/kustomization.yaml"))
+    for kustomization in kustomizations:
+        wrong += built(kustomization)
     outputs = list(made(binary)) if binary else []
     for name, text in outputs:
         wrong += wrong_in(name, text, options)
@@ -179,7 +208,8 @@ def main():
     if wrong:
         sys.exit("\n".join(wrong))
     cases = len(list(CASES.glob("*.yaml")))
-    print(f"{cases} releases are what the chart renders, and right for Kubernetes {', '.join(VERSIONS)}; so are {len(outputs)} outputs of inject and render")
+    print(f"{cases} releases are what the chart renders, and right for Kubernetes {', '.join(VERSIONS)}; so are {len(outputs)} outputs of inject and render, "
+          f"and {len(kustomizations)} kustomizations")
 
 
 if __name__ == "__main__":
