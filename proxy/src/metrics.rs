@@ -5,7 +5,7 @@
 //! never bytes of a request.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
@@ -29,6 +29,9 @@ use crate::traces::Counts;
 
 /// How many overlays have a label value of their own where nobody says; the rest are counted as `_other`.
 pub const OVERLAY_LABELS: usize = 1000;
+
+/// How often a worker tidies up what it counts, while nobody asks for it.
+const TIDY: Duration = Duration::from_secs(30);
 
 /// The upper bounds of the duration histogram, in seconds (OpenTelemetry's, from 5 ms, with finer ones below).
 pub(crate) const BOUNDS: [f64; 16] =
@@ -400,10 +403,20 @@ impl Place {
     }
 }
 
-/// What one worker counts. The labels are kept, so nobody else gets their place.
+/// What is counted at a place. The labels are kept, so nobody else gets it.
+struct Entry {
+    labels: Labels,
+    observed: Observed,
+    /// Whether anything was counted here since it was last tidied up.
+    used: bool,
+}
+
+/// What one worker counts.
 #[derive(Default)]
 struct Counting {
-    requests: HashMap<Place, (Labels, Observed), RandomState>,
+    requests: HashMap<Place, Entry, RandomState>,
+    /// Whether there are more of these than when it was last tidied up.
+    grown: bool,
     calls: HashMap<Call, u64, RandomState>,
     invalid: HashMap<Box<str>, u64, RandomState>,
     handshake_failures: HandshakeFailures,
@@ -412,6 +425,34 @@ struct Counting {
     overloads: Overloads,
     events: [u64; EVENTS],
     added: Added,
+}
+
+/// Joins what was counted under the same labels at two places, at the one where requests still come.
+fn join(one: &mut (Place, Entry), mut other: (Place, Entry)) {
+    if other.1.used && !one.1.used {
+        std::mem::swap(one, &mut other);
+    }
+    one.1.observed.add(&other.1.observed);
+}
+
+impl Counting {
+    /// Forgets overlays that are gone, and joins what was counted under the same labels at several places: a reload moves the
+    /// names of the environments that it concerns, and nothing is counted at their old places any more.
+    fn tidy(&mut self, exists: impl Fn(&EnvironmentId) -> bool) {
+        self.requests.retain(|_, entry| entry.labels.overlay.as_ref().is_none_or(&exists));
+        if std::mem::take(&mut self.grown) {
+            let mut joined: HashMap<Labels, (Place, Entry), RandomState> = HashMap::default();
+            for (place, entry) in self.requests.drain() {
+                match joined.entry(entry.labels.clone()) {
+                    hash_map::Entry::Vacant(none) => drop(none.insert((place, entry))),
+                    hash_map::Entry::Occupied(mut one) => join(one.get_mut(), (place, entry)),
+                }
+            }
+            let unused = |(place, entry)| (place, Entry { used: false, ..entry });
+            self.requests.extend(joined.into_values().map(unused));
+            self.requests.shrink_to(2 * self.requests.len());
+        }
+    }
 }
 
 thread_local! {
@@ -469,7 +510,12 @@ pub fn observe(request: &Counted<'_>, took: Duration, added: Option<Duration>) {
             counting.added.note(added);
         }
         let entry = counting.requests.entry(Place::of(request));
-        let (_, observed) = entry.or_insert_with(|| (Labels::of(request), Observed::default()));
+        let new = || {
+            counting.grown = true;
+            Entry { labels: Labels::of(request), observed: Observed::default(), used: false }
+        };
+        let Entry { observed, used, .. } = entry.or_insert_with(new);
+        *used = true;
         let seconds = took.as_secs_f64();
         observed.count += 1;
         observed.seconds += seconds;
@@ -487,7 +533,7 @@ pub(crate) fn counted() -> Meter {
         let mut meter =
             Meter { calls, invalid, handshake_failures, tokens, floods, events, added, ..Meter::default() };
         (meter.overloads, meter.levels) = (overloads, levels());
-        for (labels, observed) in counting.requests.values() {
+        for Entry { labels, observed, .. } in counting.requests.values() {
             meter.requests.entry(labels.clone()).or_default().add(observed);
         }
         meter
@@ -531,16 +577,21 @@ impl Method {
 /// Where a worker is asked for its counts.
 pub type MeterDoor = mpsc::Sender<oneshot::Sender<Meter>>;
 
-/// Answers scrapes on a worker's thread until all doors are gone; forgets overlays that are gone.
+/// Answers scrapes on a worker's thread until all doors are gone, and tidies up before each, and while nobody asks.
 pub(crate) async fn answer_scrapes(
     mut requests: mpsc::Receiver<oneshot::Sender<Meter>>,
     exists: impl Fn(&EnvironmentId) -> bool,
 ) {
-    while let Some(reply) = requests.recv().await {
-        COUNTING.with_borrow_mut(|counting| {
-            counting.requests.retain(|_, (labels, _)| labels.overlay.as_ref().is_none_or(&exists));
-        });
-        let _ = reply.send(counted());
+    loop {
+        let asked = tokio::time::timeout(TIDY, requests.recv()).await;
+        if asked.is_ok() || COUNTING.with_borrow(|counting| counting.grown) {
+            COUNTING.with_borrow_mut(|counting| counting.tidy(&exists));
+        }
+        match asked {
+            Ok(Some(reply)) => drop(reply.send(counted())),
+            Ok(None) => break,
+            Err(_) => {}
+        }
     }
 }
 
@@ -1177,6 +1228,37 @@ mod tests {
         assert_eq!(Method::of("GET").as_str(), "GET");
         assert_eq!(Method::of("G\"ET").as_str(), "_OTHER");
         assert_eq!(Method::numbered(Method::of("PATCH").number()).as_str(), "PATCH");
+    }
+
+    #[test]
+    fn what_was_counted_before_and_after_a_reload_is_kept_once_and_all_of_it() {
+        let gate = Gate::of_tests();
+        let count = |overlay: &str| {
+            // As a reload has it: the same names at another place.
+            let (overlay, service) = (overlay.parse().expect("id"), "web".parse().expect("name"));
+            let request = Counted::of_tests(&overlay, &service, &gate);
+            observe(&request, Duration::from_millis(2), None);
+            (overlay, service)
+        };
+        let tidy = |gone: &str| {
+            COUNTING.with_borrow_mut(|counting| counting.tidy(|id| id.as_str() != gone));
+            COUNTING.with_borrow(|counting| counting.requests.len())
+        };
+        let kept: Vec<_> = (0..100).flat_map(|_| ["alice", "bob"].map(count)).collect();
+        assert_eq!(tidy(""), 2);
+        assert_eq!(
+            counted().requests_by_overlay(),
+            BTreeMap::from([("alice".into(), 100), ("bob".into(), 100)])
+        );
+        // Requests go on at the last place; it is the one that stays.
+        let (alice, web) = &kept[kept.len() - 2];
+        for _ in 0..2 {
+            observe(&Counted::of_tests(alice, web, &gate), Duration::from_millis(2), None);
+            tidy("bob");
+        }
+        observe(&Counted::of_tests(alice, web, &gate), Duration::from_millis(2), None);
+        assert_eq!(COUNTING.with_borrow(|counting| counting.requests.len()), 1);
+        assert_eq!(counted().requests_by_overlay(), BTreeMap::from([("alice".into(), 103)]));
     }
 
     #[test]
