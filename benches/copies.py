@@ -9,18 +9,16 @@ exchanges they make, and what differs in their counts is divided by the bytes of
 counted, and what happens once at the start is not. Exits with 1 where the ratio is over `--most`.
 """
 
-import argparse
 import pathlib
 import re
-import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
-import time
 
-from instructions import free_port
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tests"))
+
+from harness.processes import command_line, free_ports, running
 
 BODY = b"overlane" * 131_072
 FEW, MANY = 2, 18
@@ -84,17 +82,6 @@ def upstream():
     return listener.getsockname()[1]
 
 
-def connect(port, proxy, log):
-    for _ in range(600):
-        try:
-            return socket.create_connection(("127.0.0.1", port), timeout=60)
-        except OSError:
-            if proxy.poll() is not None:
-                break
-            time.sleep(0.1)
-    sys.exit(log.read_text(errors="replace"))
-
-
 def exchange(connection, number):
     chunked = number % 2 == 1
     if number // 2 % 2:
@@ -117,29 +104,23 @@ def copied(options, exchanges):
             f"name: staging\nrouting: {{mode: baseline}}\nservices:\n  - {{name: web, expose: true, url: '{url}'}}\n")
         (folder / "store/overlay.yaml").write_text(
             f"name: overlay\nrouting: {{mode: overlay, baselineId: staging}}\nservices:\n  - {{name: web, url: '{url}'}}\n")
-        port, log = free_port(), folder / "log"
-        with open(log, "wb") as out:
-            proxy = subprocess.Popen(
-                ["valgrind", "--tool=dhat", "--mode=copy", f"--dhat-out-file={folder}/dhat", options.binary, "run",
-                 "--store", str(folder / "store"), "--workers", "1", "--engine", options.engine,
-                 "--gateway", f"127.0.0.1:{port}", "--admin", f"127.0.0.1:{free_port()}"], stdout=out, stderr=out)
-            try:
-                connection = connect(port, proxy, log)
+        port, admin = free_ports(2)
+        command = ["valgrind", "--tool=dhat", "--mode=copy", f"--dhat-out-file={folder}/dhat", options.binary, "run",
+                   "--store", folder / "store", "--workers", "1", "--engine", options.engine,
+                   "--gateway", f"127.0.0.1:{port}", "--admin", f"127.0.0.1:{admin}"]
+        with running("gateway", folder, *command, port=port) as proxy:
+            with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
                 for number in range(exchanges):
                     exchange(connection, number)
-                connection.close()
-            finally:
-                proxy.send_signal(signal.SIGTERM)
-                proxy.wait(timeout=60)
-        total = re.search(r"Total:\s+([\d,]+) bytes", log.read_text(errors="replace"))
+        told = proxy.log.read_text(errors="replace")
+        total = re.search(r"Total:\s+([\d,]+) bytes", told)
         if not total:
-            sys.exit(log.read_text(errors="replace"))
+            sys.exit(told)
         return int(total.group(1).replace(",", ""))
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("binary")
+    parser = command_line(__doc__)
     parser.add_argument("--engine", choices=["auto", "pingora"], default="auto")
     parser.add_argument("--most", type=float, help="the bound: bytes copied per byte of body")
     options = parser.parse_args()

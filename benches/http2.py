@@ -9,18 +9,18 @@ benches/compare: a header names one of two upstreams. `ratio` is of CPU time per
 1 the other one costs more. nginx speaks HTTP/2 to upstreams only as gRPC, so for plain requests its upstream is HTTP/1.1.
 """
 
-import argparse
 import contextlib
-import os
 import pathlib
 import shutil
-import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tests"))
+
+from harness import figures
+from harness.processes import command_line, program, running
 
 BASE, OVERLAY, HTTP1, FIRST = 18380, 18381, 18382, 18390
 KEY = "alice"
@@ -109,44 +109,12 @@ def commands(folder, options):
         yield "envoy", FIRST + 2, [options.envoy, "-c", str(folder / "envoy.yaml"), "--concurrency", "1", "-l", "error",
                                    "--use-dynamic-base-id"]
     for port, (name, binary) in enumerate(options.also, FIRST + 3):
-        yield name, port, overlane(folder, binary, port)
+        yield name, port, overlane(folder, program(binary), port)
 
 
-@contextlib.contextmanager
-def running(command, port, folder):
-    with open(folder / "out", "ab") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out)
-    try:
-        until = time.monotonic() + 30
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-                break
-            if process.poll() is not None or time.monotonic() > until:
-                raise SystemExit(f"{command[0]} does not start:\n{(folder / 'out').read_text()[-2000:]}")
-            time.sleep(0.05)
-        yield process.pid
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(timeout=40)
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-
-def family(pid):
-    return [pid, *map(int, pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
-
-
-def cpu(pid):
-    """CPU time of a process and its children, in seconds."""
-    fields = [pathlib.Path(f"/proc/{own}/stat").read_text().rsplit(")", 1)[1].split() for own in family(pid)]
-    return sum(int(own[11]) + int(own[12]) for own in fields) / os.sysconf("SC_CLK_TCK")
-
-
-def resident(pid):
-    """Resident memory of a process and its children, in MiB."""
-    lines = "".join(pathlib.Path(f"/proc/{own}/status").read_text() for own in family(pid)).splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+def cpu_of_all(pid):
+    """Of a process and its children, in seconds."""
+    return sum(map(figures.cpu, figures.family(pid)))
 
 
 def load(port, requests, paths, flags):
@@ -166,16 +134,17 @@ def compare(options, folder):
         with contextlib.ExitStack() as stack:
             peers = []
             for name, port, command in commands(folder, options):
-                peers.append((name, port, stack.enter_context(running(command, port, folder))))
+                process = stack.enter_context(running(name, folder, *command, port=port))
+                peers.append((name, port, process.child.pid))
             for _, port, _ in peers:
                 load(port, options.requests // 10, paths, flags)
             for _ in range(options.rounds):
                 for name, port, pid in peers:
-                    before = cpu(pid)
+                    before = cpu_of_all(pid)
                     succeeded = load(port, options.requests, paths, flags)
                     if succeeded != options.requests:
                         raise SystemExit(f"{name}: {succeeded} of {options.requests} succeeded")
-                    costs.setdefault(name, []).append((cpu(pid) - before) / succeeded * 1e6)
+                    costs.setdefault(name, []).append((cpu_of_all(pid) - before) / succeeded * 1e6)
         for store in folder.glob("store-*"):
             shutil.rmtree(store)
         print(case)
@@ -185,9 +154,8 @@ def compare(options, folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("binary")
-    parser.add_argument("--envoy")
+    parser = command_line(__doc__)
+    parser.add_argument("--envoy", type=program)
     parser.add_argument("--also", action="append", default=[], type=lambda text: text.split("=", 1), metavar="NAME=BINARY",
                         help="another build of it")
     parser.add_argument("--requests", type=int, default=60_000)
@@ -203,7 +171,7 @@ def main():
         (folder / "small").write_bytes(b"x" * 1024)
         for port in [BASE, OVERLAY]:
             echoing = ["nghttpd", "--no-tls", "--echo-upload", "-m", "1000", "-d", str(folder), str(port)]
-            stack.enter_context(running(echoing, port, folder))
+            stack.enter_context(running(f"upstream-{port}", folder, *echoing, port=port))
         compare(options, folder)
 
 

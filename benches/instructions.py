@@ -19,17 +19,19 @@ function and in what it calls: `--of overlane::metrics::observe` is the counting
 over `--most`, or where counts differ by more than `--spread` per cent.
 """
 
-import argparse
 import itertools
 import pathlib
 import re
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tests"))
+
+from harness.processes import START, Process, clean, command_line, free_ports, listening
 
 CONNECTIONS, WARM, COUNTED = 32, 10, 60
 ANSWER = (b"HTTP/1.1 200 OK\r\nServer: upstream\r\nDate: Mon, 23 Nov 2026 23:00:00 GMT\r\nContent-Type: text/plain\r\n"
@@ -68,11 +70,6 @@ def store(folder, count, port):
     return path
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
-
-
 def tokens(options, folder, count):
     """Tokens for the overlay that is asked for, without end; nothing where none are shown."""
     if options.token == "none":
@@ -99,7 +96,8 @@ class Proxy:
     """The binary under callgrind, which counts only when it is told to."""
 
     def __init__(self, options, folder, count):
-        self.folder, port, admin = folder, free_port(), free_port()
+        self.folder = folder
+        port, admin, others = free_ports(3)
         backend = upstream()
         (folder / "settings.yaml").write_text(f"correlation: {{by: [{options.restore.replace('nothing', '')}]}}\n")
         listeners = ["--gateway", f"127.0.0.1:{port}"]
@@ -107,15 +105,15 @@ class Proxy:
         if options.token != "none":
             listeners += ["--trust", "none", "--token-key", str(folder / "key"), "--token-audience", "counting"]
         if options.role != "gateway":
-            arrivals = port if options.role == "inbound" else free_port()
+            arrivals = port if options.role == "inbound" else others
             listeners = ["--inbound", f"127.0.0.1:{arrivals}", "--app", f"http://127.0.0.1:{backend}", "--service", "web"]
             listeners += ["--outbound", f"127.0.0.1:{port}"] if options.role == "outbound" else []
         command = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={folder}/counts",
                    options.binary, "run", "--config", str(folder / "settings.yaml"),
                    "--store", str(store(folder, count, backend)), "--workers", "1",
                    "--engine", options.engine, *listeners, "--admin", f"127.0.0.1:{admin}", *options.flags]
-        self.log = open(folder / "log", "wb")
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
+        self.process = Process("proxy", command, folder / "log", clean({}), folder)
+        listening(port, self.process)
         key = {"known": f"x-overlay-id: overlay-{count - 1}\r\n", "unknown": "x-overlay-id: nobody\r\n", "none": ""}
         self.key, self.traces = key[options.case], 0
         self.role, self.restore = options.role, options.restore
@@ -141,17 +139,11 @@ class Proxy:
         token = f"x-overlay-token: {next(self.tokens)}\r\n" if self.tokens else ""
         return ("GET / HTTP/1.1\r\nHost: web\r\nUser-Agent: counting\r\nAccept: */*\r\n" f"{token}{trace}{key}\r\n").encode()
 
-    def connect(self, port):
-        for _ in range(1200):
-            try:
-                connection = socket.create_connection(("127.0.0.1", port), timeout=60)
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                return connection
-            except OSError:
-                if self.process.poll() is not None:
-                    break
-                time.sleep(0.1)
-        sys.exit((self.folder / "log").read_text(errors="replace"))
+    @staticmethod
+    def connect(port):
+        connection = socket.create_connection(("127.0.0.1", port), timeout=60)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
 
     def ask(self, rounds):
         for _ in range(rounds):
@@ -181,7 +173,7 @@ class Proxy:
         threading.Thread(target=read, daemon=True).start()
 
     def control(self, *flags):
-        subprocess.run(["callgrind_control", *flags, str(self.process.pid)], check=True, capture_output=True)
+        subprocess.run(["callgrind_control", *flags, str(self.process.child.pid)], check=True, capture_output=True)
 
     def count(self):
         """Instructions per request, and the file with the profile."""
@@ -200,12 +192,8 @@ class Proxy:
     def stop(self):
         for connection in self.connections:
             connection.close()
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-        self.log.close()
+        self.process.child.terminate()
+        self.process.end(time.monotonic() + START)
 
 
 def sum_of(path):
@@ -231,8 +219,7 @@ def spent_in(path, function):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("binary")
+    parser = command_line(__doc__)
     parser.add_argument("--overlays", type=lambda text: [int(each) for each in text.split(",")], default=[10_000])
     parser.add_argument("--case", choices=["known", "unknown", "none"], default="known")
     parser.add_argument("--engine", choices=["auto", "pingora"], default="auto")

@@ -9,19 +9,21 @@ table alone, after the requests, while it was scraped (its peak) and a while aft
 overlays that have series of their own (`--overlay-labels`). Decisions are not kept: they would be in the figures.
 """
 
-import argparse
 import asyncio
+import contextlib
 import multiprocessing
 import pathlib
 import re
 import socket
-import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 
-from instructions import free_port
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tests"))
+
+from harness.figures import memory
+from harness.processes import command_line, free_ports, running, until
 
 # Requests that are under way at once.
 CONNECTIONS = 32
@@ -76,12 +78,6 @@ async def ask_all(port, overlays, services):
     await asyncio.gather(*(ask(port, heads) for _ in range(CONNECTIONS)))
 
 
-def memory(pid, field="VmRSS"):
-    """In MiB."""
-    text = pathlib.Path(f"/proc/{pid}/status").read_text()
-    return int(re.search(rf"^{field}:\s+(\d+) kB", text, re.M).group(1)) / 1024
-
-
 def settled(pid):
     """Once the allocator gave back what nobody uses."""
     before = memory(pid)
@@ -94,31 +90,32 @@ def settled(pid):
     return now
 
 
+def ready(admin):
+    with contextlib.suppress(OSError):
+        return urllib.request.urlopen(f"http://127.0.0.1:{admin}/readyz", timeout=5).read()
+
+
 def measured(options, labels, upstream):
     with tempfile.TemporaryDirectory(prefix="overlane-metrics-") as folder:
         folder = pathlib.Path(folder)
         store(folder / "store", options.overlays, options.services, upstream)
-        port, admin = free_port(), free_port()
+        port, admin = free_ports(2)
         command = [options.binary, "run", "--store", folder / "store", "--workers", "1", "--decisions", "0", "--overlay-labels", labels,
                    "--gateway", f"127.0.0.1:{port}", "--admin", f"127.0.0.1:{admin}"]
-        with open(folder / "log", "wb") as log:
-            process = subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        try:
-            wait_for(process, f"http://127.0.0.1:{admin}/readyz", folder / "log")
-            alone = settled(process.pid)
+        with running("gateway", folder, *command, port=port) as process:
+            pid = process.child.pid
+            until("it is ready", lambda: ready(admin), 60)
+            alone = settled(pid)
             asyncio.run(ask_all(port, options.overlays, options.services))
-            counted = settled(process.pid)
+            counted = settled(pid)
             # The peak counts from here.
-            pathlib.Path(f"/proc/{process.pid}/clear_refs").write_text("5")
+            pathlib.Path(f"/proc/{pid}/clear_refs").write_text("5")
             times, text = [], b""
             for _ in range(SCRAPES):
                 began = time.monotonic()
                 text = urllib.request.urlopen(f"http://127.0.0.1:{admin}/metrics", timeout=60).read()
                 times.append(time.monotonic() - began)
-            peak, after = memory(process.pid, "VmHWM"), settled(process.pid)
-        finally:
-            process.terminate()
-            process.wait(timeout=30)
+            peak, after = memory(pid, "VmHWM"), settled(pid)
     series = sum(not line.startswith(b"#") for line in text.splitlines())
     requests = re.findall(rb"^overlane_requests_total\{.*\} (\d+)$", text, re.M)
     if sum(map(int, requests)) != options.overlays * options.services:
@@ -128,20 +125,8 @@ def measured(options, labels, upstream):
           f"{after:.0f} MiB after it", flush=True)
 
 
-def wait_for(process, url, log):
-    for _ in range(600):
-        try:
-            return urllib.request.urlopen(url, timeout=5).read()
-        except OSError:
-            if process.poll() is not None:
-                break
-            time.sleep(0.1)
-    raise SystemExit(log.read_text(errors="replace"))
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("binary", type=lambda path: pathlib.Path(path).resolve())
+    parser = command_line(__doc__)
     parser.add_argument("--overlays", type=int, default=10_000)
     parser.add_argument("--services", type=int, default=20)
     parser.add_argument("--labels", type=lambda text: [int(each) for each in text.split(",")], default=[1000, 10_000])

@@ -14,49 +14,25 @@ brackets is what is its own (`RssAnon`), without the pages of the binary, which 
 `--write` puts the table into the page, between its marks.
 """
 
-import argparse
-import contextlib
 import http.client
 import pathlib
 import platform
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tests"))
+
+from harness.figures import memory, processor, put_into
+from harness.processes import START, command_line, free_ports, running
+from harness.service import answering
 
 BEGIN, END = "<!-- results: made by benches/rest.py -->", "<!-- end of results -->"
 SERVICES = 20
-START, QUIET, LONGEST = 60, 10, 120
-
-
-class Answer(BaseHTTPRequestHandler):
-    """The application and every other service."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        self.send_response(200)
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, *_):
-        pass
-
-
-@contextlib.contextmanager
-def upstream():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
-        server.server_close()
+QUIET, LONGEST = 10, 120
 
 
 def store(folder, overlays, port):
@@ -74,30 +50,6 @@ def store(folder, overlays, port):
     return path
 
 
-def free_ports(count):
-    probes = [ThreadingHTTPServer(("127.0.0.1", 0), Answer) for _ in range(count)]
-    ports = [probe.server_address[1] for probe in probes]
-    for probe in probes:
-        probe.server_close()
-    return ports
-
-
-@contextlib.contextmanager
-def running(options, path, *words):
-    log = path.parent / "log"
-    with open(log, "wb") as out:
-        child = subprocess.Popen([options.binary, "run", "--store", path, *words], stdin=subprocess.DEVNULL, stdout=out, stderr=out)
-    try:
-        yield child
-    finally:
-        child.send_signal(signal.SIGTERM)
-        try:
-            child.wait(timeout=40)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-
-
 def receipt(port, target, headers):
     """The receipt of one request; nothing where nobody listens yet."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
@@ -112,12 +64,12 @@ def receipt(port, target, headers):
         connection.close()
 
 
-def answered(child, path, port, target, headers, wanted):
+def answered(process, port, target, headers, wanted):
     """Asks until an answer has this receipt."""
     until = time.monotonic() + START
     while wanted not in (receipt(port, target, headers) or ""):
-        if child.poll() is not None or time.monotonic() > until:
-            sys.exit(f"no answer by `{wanted}` on port {port}:\n{(path.parent / 'log').read_text(errors='replace')[-2000:]}")
+        if process.child.poll() is not None or time.monotonic() > until:
+            sys.exit(f"no answer by `{wanted}` on port {port}:\n{process.tail()}")
 
 
 def start(options, path, overlays):
@@ -125,42 +77,38 @@ def start(options, path, overlays):
     gateway, admin = free_ports(2)
     key = f"overlay-{overlays - 1}"
     begun = time.perf_counter()
-    with running(options, path, "--gateway", f"127.0.0.1:{gateway}", "--admin", f"127.0.0.1:{admin}") as child:
-        answered(child, path, gateway, "/", {"x-overlay-id": key}, f"env={key}")
+    with running("gateway", path.parent, options.binary, "run", "--store", path, "--gateway", f"127.0.0.1:{gateway}",
+                 "--admin", f"127.0.0.1:{admin}") as process:
+        answered(process, gateway, "/", {"x-overlay-id": key}, f"env={key}")
         return time.perf_counter() - begun
 
 
-def memory(pid):
-    """What is resident, and what of that is its own, in MiB."""
-    lines = dict(line.split(":", 1) for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines())
-    return [int(lines[name].split()[0]) / 1024 for name in ("VmRSS", "RssAnon")]
-
-
 def rested(pid):
-    """Its memory once that has not shrunk for a while."""
+    """Its memory once that has not shrunk for a while, and what of that is its own, in MiB."""
     least, since, begun = memory(pid), time.monotonic(), time.monotonic()
     while time.monotonic() - since < QUIET and time.monotonic() - begun < LONGEST:
         time.sleep(0.5)
         now = memory(pid)
-        if now[0] < least[0] - 0.1:
+        if now < least - 0.1:
             least, since = now, time.monotonic()
-    return memory(pid)
+    return memory(pid), memory(pid, "RssAnon")
 
 
 def sidecar(options, path, overlays, port):
     inbound, outbound, admin, probes = free_ports(4)
     words = ["--service", "web", "--inbound", f"127.0.0.1:{inbound}", "--app", f"http://127.0.0.1:{port}", "--outbound", f"127.0.0.1:{outbound}",
              "--admin", f"127.0.0.1:{admin}", "--probes", f"127.0.0.1:{probes}", "--workers", "1"]
-    with running(options, path, *words) as child:
+    with running("sidecar", path.parent, options.binary, "run", "--store", path, *words) as process:
         key = f"overlay-{overlays - 1}"
-        answered(child, path, inbound, "/", {"x-overlay-id": "staging"}, "web;env=staging")
-        answered(child, path, outbound, "http://web/", {"host": "web", "x-overlay-id": key}, f"web;env={key}")
-        return rested(child.pid)
+        answered(process, inbound, "/", {"x-overlay-id": "staging"}, "web;env=staging")
+        answered(process, outbound, "http://web/", {"host": "web", "x-overlay-id": key}, f"web;env={key}")
+        return rested(process.child.pid)
 
 
 def rows(options):
     for overlays in options.overlays:
-        with tempfile.TemporaryDirectory(prefix="overlane-rest-") as folder, upstream() as port:
+        with tempfile.TemporaryDirectory(prefix="overlane-rest-") as folder:
+            port = answering()
             path = store(pathlib.Path(folder), overlays, port)
             times = [start(options, path, overlays) * 1000 for _ in range(options.starts)]
             whole, own = sidecar(options, path, overlays, port)
@@ -178,33 +126,24 @@ def size(options):
         return f"The binary that was measured has {stripped.stat().st_size / 1e6:.1f} MB, stripped."
 
 
-def machine():
-    model = next((line.split(":", 1)[1].strip() for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-                  if line.startswith("model name")), platform.machine())
-    return f"{time.strftime('%Y-%m-%d')}, {model}, Linux {platform.release()}, load {pathlib.Path('/proc/loadavg').read_text().split()[0]} at the beginning"
-
-
 def table(options):
-    told = machine()
-    yield f"{told}; {options.starts} starts each: the median, the least and the greatest."
+    load = pathlib.Path("/proc/loadavg").read_text().split()[0]
+    yield f"{time.strftime('%Y-%m-%d')}, {processor()}, Linux {platform.release()}, load {load} at the beginning; {options.starts} starts each: the median, the least and the greatest."
     yield from ("", "| overlays | start until the first routed answer | sidecar at rest: resident (its own) |", "|---|---|---|")
     yield from rows(options)
     yield from ("", size(options))
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("binary", type=pathlib.Path)
+    parser = command_line(__doc__)
     parser.add_argument("--overlays", type=lambda text: [int(count) for count in text.split(",")], default=[1, 1000, 10000])
     parser.add_argument("--starts", type=int, default=20)
     parser.add_argument("--write", type=pathlib.Path, metavar="FILE.md", help="replace the results in a document")
     options = parser.parse_args()
-    options.binary = options.binary.resolve(strict=True)
     text = "\n".join(table(options))
     print(text)
     if options.write:
-        head, rest = options.write.read_text().split(BEGIN)
-        options.write.write_text(f"{head}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}")
+        put_into(options.write, BEGIN, END, text)
 
 
 if __name__ == "__main__":

@@ -6,16 +6,18 @@
 One worker; each stream asks for a megabyte. nghttpd or nginx is the upstream. Wants file descriptors: `ulimit -n`.
 """
 
-import argparse
 import contextlib
 import pathlib
 import socket
-import struct
 import sys
 import tempfile
 import time
 
-from http2 import resident, running
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tests"))
+
+from harness.figures import memory
+from harness.http2 import PREFACE, SETTINGS, head
+from harness.processes import command_line, running
 
 UPSTREAM, GATEWAY, ADMIN, STREAMS = 18580, 18590, 18591, 100
 NGINX = """
@@ -25,41 +27,28 @@ http {{ access_log off; server {{ listen 127.0.0.1:{1} backlog=4096; root {0}; }
 """
 
 
-def frame(kind, flags, stream, payload):
-    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
-
-
-def literal(name, value):
-    """A field that nobody remembers (RFC 7541, section 6.2.2)."""
-    return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
-
-
-# GET and http from the static table.
-HEAD = b"\x82\x86" + literal(b":path", b"/large") + literal(b":authority", b"web")
-OPENS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"")
-ASKS = b"".join(frame(1, 5, 1 + 2 * number, HEAD) for number in range(STREAMS))
+ASKS = b"".join(head(1 + 2 * number, 5, b"/large") for number in range(STREAMS))
 
 
 def stalled():
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.connect(("127.0.0.1", GATEWAY))
-    client.sendall(OPENS + ASKS)
+    client.sendall(PREFACE + SETTINGS + ASKS)
     return client
 
 
 def settled(pid):
     """Memory once it does not grow any more, in MiB."""
     before = 0.0
-    while (now := resident(pid)) > before + 1:
+    while (now := memory(pid)) > before + 1:
         before = now
         time.sleep(2)
     return now
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("binary")
+    parser = command_line(__doc__)
     parser.add_argument("--connections", type=int, default=1000)
     parser.add_argument("--upstream", choices=["h2c", "http"], default="h2c")
     options = parser.parse_args()
@@ -74,11 +63,11 @@ def main():
             f"services: [{{name: web, expose: true, url: '{options.upstream}://127.0.0.1:{UPSTREAM}'}}]\n")
         upstream = {"h2c": ["nghttpd", "--no-tls", "-m", "100000", "-d", str(folder), str(UPSTREAM)],
                     "http": ["nginx", "-c", str(folder / "nginx.conf"), "-p", str(folder)]}[options.upstream]
-        stack.enter_context(running(upstream, UPSTREAM, folder))
+        stack.enter_context(running("upstream", folder, *upstream, port=UPSTREAM))
         command = [options.binary, "run", "--store", str(folder / "store"), "--workers", "1",
                    "--gateway", f"127.0.0.1:{GATEWAY}", "--admin", f"127.0.0.1:{ADMIN}"]
-        pid = stack.enter_context(running(command, ADMIN, folder))
-        before = resident(pid)
+        pid = stack.enter_context(running("gateway", folder, *command, port=ADMIN)).child.pid
+        before = memory(pid)
         clients = [stalled() for _ in range(options.connections)]
         after = settled(pid)
         print(f"{len(clients)} connections with {STREAMS} stalled streams each, {options.upstream} upstream: "
@@ -87,7 +76,7 @@ def main():
             client.close()
         # Nobody asks anything meanwhile.
         time.sleep(10)
-        print(f"10 s after they are gone: {resident(pid):.0f} MiB")
+        print(f"10 s after they are gone: {memory(pid):.0f} MiB")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ import statistics
 import sys
 import tempfile
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tests"))
+
+from harness.processes import command_line, listening, program
 import measure
 import peers
 import report
@@ -51,10 +54,9 @@ def main():
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("binary", type=lambda path: str(pathlib.Path(path).resolve()))
+    parser = command_line(__doc__)
     parser.add_argument("--also", action="append", default=[], metavar="NAME=BINARY", help="a further build of overlane")
-    parser.add_argument("--envoy", default=shutil.which("envoy"), help="the envoy binary, if it is not on the PATH")
+    parser.add_argument("--envoy", type=program, default=shutil.which("envoy"), help="the envoy binary, if it is not on the PATH")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seconds", type=int, default=2, help="of load per measurement")
     parser.add_argument("--overlays", type=lambda text: [int(each) for each in text.split(",")], default=list(CASES))
@@ -66,7 +68,7 @@ def arguments():
         options.rounds, options.seconds, options.overlays = 2, 1, [10_000]
     builds = [tuple(each.split("=", 1)) for each in options.also]
     options.binaries = [("overlane", options.binary, []), ("overlane, pingora", options.binary, ["--engine", "pingora"])]
-    options.binaries += [(name, str(pathlib.Path(path).resolve()), []) for name, path in builds]
+    options.binaries += [(name, program(path), []) for name, path in builds]
     options.workers, options.pinned = 1, True
     return options
 
@@ -76,7 +78,7 @@ def running(options, folder, count):
     """All peers, checked; ended whatever happens."""
     started = [peers.upstream(folder)]
     try:
-        peers.wait_until_it_answers(started[0])
+        listening(started[0].port, started[0].process)
         cores = ["taskset", "-c", "0"] if options.pinned else []
         for name, port, command in peers.commands(folder, options.binaries, count, options.envoy, options.workers):
             started.append(peers.Peer(name, port, [*cores, *command], folder))

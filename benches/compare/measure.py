@@ -1,36 +1,27 @@
 """What is measured: processor time by /proc, memory by /proc, load by wrk or by `overlane bench`."""
 
 import json
-import os
-import pathlib
 import re
-import resource
 import shutil
 import socket
 import subprocess
 import sys
 import time
 
-TICK = os.sysconf("SC_CLK_TCK")
+from harness import figures
+from harness.processes import all_descriptors
+
 CONNECTIONS = 32
 
 
 def cpu(peer):
     """User and system time of a proxy and its children, in seconds."""
-    total = 0
-    for pid in peer.pids():
-        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        total += int(fields[11]) + int(fields[12])
-    return total / TICK
+    return sum(map(figures.cpu, figures.family(peer.process.child.pid)))
 
 
 def resident(peer):
-    """Resident memory of a proxy and its children, in KiB."""
-    total = 0
-    for pid in peer.pids():
-        status = pathlib.Path(f"/proc/{pid}/status").read_text()
-        total += int(re.search(r"VmRSS:\s+(\d+)", status).group(1))
-    return total
+    """Resident memory of a proxy and its children, in MiB."""
+    return sum(map(figures.memory, figures.family(peer.process.child.pid)))
 
 
 def saturate(binary, port, key, path, seconds):
@@ -65,8 +56,7 @@ def latency(binary, port, key, rate, seconds):
 
 def idle_connections(peer, count):
     """What an idle keep-alive connection costs: KiB of resident memory, over `count` that each made one request."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, count + 1000)), hard))
+    all_descriptors()
     request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
     held = []
     try:
@@ -79,7 +69,7 @@ def idle_connections(peer, count):
             held.append(connection)
         # What is kept for a moment after a request is no part of being idle.
         time.sleep(3)
-        return (resident(peer) - before) / count
+        return (resident(peer) - before) * 1024 / count
     finally:
         for connection in held:
             connection.close()

@@ -4,14 +4,14 @@ The job: among N overlays, the header x-overlay-id leads to one of two upstreams
 are kept on both sides; nothing is logged. Each proxy has one worker.
 """
 
+import contextlib
 import os
-import pathlib
 import shutil
-import signal
-import subprocess
 import sys
 import time
 import urllib.request
+
+from harness.processes import START, Process, clean, listening, until
 
 BASE, OVERLAY, FIRST = 18080, 18081, 18090
 SIZES = {"/": 8, "/64k": 64 * 1024, "/1m": 1024 * 1024}
@@ -129,23 +129,11 @@ class Peer:
 
     def __init__(self, name, port, command, folder):
         self.name, self.port = name, port
-        self.log = open(folder / f"{name}.out", "wb")
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
+        self.process = Process(name, command, folder / f"{name}.out", clean({}), folder)
 
     def stop(self):
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(timeout=40)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.log.close()
-
-    def pids(self):
-        """The process and its children (nginx's workers)."""
-        pid = self.process.pid
-        children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return [pid, *map(int, children)]
+        self.process.child.terminate()
+        self.process.end(time.monotonic() + START)
 
 
 def nginx(folder, name, rest, **values):
@@ -216,21 +204,15 @@ def get(port, key, path="/"):
         return response.read()
 
 
-def wait_until_it_answers(peer):
-    for _ in range(1200):
-        if peer.process.poll() is not None:
-            break
-        try:
-            return get(peer.port, None)
-        except OSError:
-            time.sleep(0.05)
-    log = pathlib.Path(peer.log.name).read_text(errors="replace")
-    sys.exit(f"{peer.name} does not answer; the end of its log:\n{log[-2000:]}")
+def answers(peer):
+    with contextlib.suppress(OSError):
+        return get(peer.port, None)
 
 
 def check(peer, count):
     """A peer that does another job is not worth measuring."""
-    wait_until_it_answers(peer)
+    listening(peer.port, peer.process)
+    until(f"{peer.name} answers", lambda: answers(peer), START)
     for key, port in ((overlay(count - 1), OVERLAY), ("nobody", BASE), (None, BASE)):
         body = get(peer.port, key).decode().strip()
         if body != str(port):

@@ -2,9 +2,10 @@
 
 import datetime
 import os
-import pathlib
 import platform
 import statistics
+
+from harness.figures import processor, put_into
 
 OURS = "overlane"
 BEGIN, END = "<!-- results: made by benches/compare -->", "<!-- end of results -->"
@@ -47,7 +48,7 @@ def markdown(results):
     parts.append("Requests per second on one core, 32 connections (medians):\n\n" + table(["case", *names], rows))
     parts.extend(latency(results, names))
     if results["memory"]:
-        rows = [[name, f"{results['memory'][name] / 1024:.1f}", f"{results['idle'][name]:.2f}"] for name in results["memory"]]
+        rows = [[name, f"{results['memory'][name]:.1f}", f"{results['idle'][name]:.2f}"] for name in results["memory"]]
         parts.append("Memory with 1,000 overlays, and what each of 5,000 idle keep-alive connections adds:\n\n"
                      + table(["", "RSS, MiB", "KiB per idle connection"], rows))
     if results["workers"]:
@@ -77,7 +78,7 @@ def targets(results):
             ratio = ratios(found[OURS], found[peer])[0]
             rows.append([f"CPU per request, {case}, × {peer}", f"≤ {most}", f"{ratio:.2f}", "yes" if ratio <= most else "**no**"])
     if OURS in results["memory"]:
-        for what, value, most in (("RSS, MiB", results["memory"][OURS] / 1024, 15), ("KiB per idle connection", results["idle"][OURS], 6)):
+        for what, value, most in (("RSS, MiB", results["memory"][OURS], 15), ("KiB per idle connection", results["idle"][OURS], 6)):
             rows.append([what, f"≤ {most}", f"{value:.1f}", "yes" if value <= most else "**no**"])
     for at in ("p50", "p99", "p99.9") if results["latency"] else ():
         middle = {name: statistics.median(row[at] for row in found) for name, found in results["latency"].items()}
@@ -87,20 +88,17 @@ def targets(results):
 
 
 def machine(results):
-    model = next((line.split(":", 1)[1].strip() for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-                  if line.startswith("model name")), platform.machine())
-    return (f"{datetime.date.today()}, {os.cpu_count()} cores ({model}), Linux {platform.release()}, "
+    return (f"{datetime.date.today()}, {os.cpu_count()} cores ({processor()}), Linux {platform.release()}, "
             f"{results['rounds']} interleaved rounds.")
 
 
 def write(path, text, results):
     """Replaces the results in a document, and the plot beside it."""
-    before = path.read_text() if path.exists() else f"{BEGIN}\n{END}\n"
-    head, rest = before.split(BEGIN, 1)
-    tail = rest.split(END, 1)[1]
+    if not path.exists():
+        path.write_text(f"{BEGIN}\n{END}\n")
     picture = path.with_suffix(".svg")
     picture.write_text(plot(results))
-    path.write_text(f"{head}{BEGIN}\n\n![CPU per request]({picture.name})\n\n{text}\n\n{END}{tail}")
+    put_into(path, BEGIN, END, f"![CPU per request]({picture.name})\n\n{text}")
 
 
 def plot(results):

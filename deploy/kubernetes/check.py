@@ -8,52 +8,23 @@ are replaced. Then a request with the overlay's key, sent to the baseline's side
 """
 
 import contextlib
-import http.server
-import os
 import pathlib
 import re
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-import urllib.error
 import urllib.request
 
 import yaml
 
-MANIFESTS = pathlib.Path(__file__).resolve().parent.parent.parent / "proxy/tests/manifests/named.yaml"
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from harness.processes import free_ports, running, until
+from harness.service import answering
+
+MANIFESTS = ROOT / "proxy/tests/manifests/named.yaml"
 SECONDS = 30
-
-
-def free():
-    """A port that nobody has."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
-
-
-@contextlib.contextmanager
-def application(says):
-    """A web server, and its port."""
-
-    class Answer(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200)
-            self.send_header("content-length", str(len(says)))
-            self.end_headers()
-            self.wfile.write(says.encode())
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
 
 
 def arguments(manifests):
@@ -65,24 +36,21 @@ def arguments(manifests):
 @contextlib.contextmanager
 def sidecar(binary, manifests, folder, inbound, app):
     """A sidecar as its container says, at addresses of this machine; what it says of its probes."""
-    probes = free()
+    probes, outbound, admin = free_ports(3)
     told = [re.sub(r"^(--inbound)=.*", rf"\1=127.0.0.1:{inbound}", one) for one in arguments(manifests)]
     told = [re.sub(r"^(--app=http://127.0.0.1):.*", rf"\1:{app}", one) for one in told]
     told = [re.sub(r"^(--probes)=.*", rf"\1=127.0.0.1:{probes}", one) for one in told]
-    told = [re.sub(r"^(--outbound)=.*", rf"\1=127.0.0.1:{free()}", one) for one in told]
+    told = [re.sub(r"^(--outbound)=.*", rf"\1=127.0.0.1:{outbound}", one) for one in told]
     told = [one.replace("/etc/overlane/environments", str(folder / "environments")) for one in told]
-    process = subprocess.Popen([binary, *told, "--admin", f"127.0.0.1:{free()}"], cwd=folder, env={**os.environ, "OVERLANE_LOG": "warn"})
-    try:
-        until = time.monotonic() + SECONDS
-        while time.monotonic() < until:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{probes}/readyz", timeout=SECONDS).close()
-                break
-            time.sleep(0.05)
+    command = [binary, *told, "--admin", f"127.0.0.1:{admin}"]
+    with running(f"sidecar-{inbound}", folder, *command, environment={"OVERLANE_LOG": "warn"}):
+        until("it is ready", lambda: ready(probes), SECONDS)
         yield
-    finally:
-        process.kill()
-        process.wait()
+
+
+def ready(probes):
+    with contextlib.suppress(OSError):
+        return urllib.request.urlopen(f"http://127.0.0.1:{probes}/readyz", timeout=SECONDS).read()
 
 
 def ask(port, key=None):
@@ -93,8 +61,9 @@ def ask(port, key=None):
 
 def main():
     binary = str(pathlib.Path(sys.argv[1]).resolve())
-    with tempfile.TemporaryDirectory() as name, application("baseline") as old, application("alice") as new:
-        folder, baseline, overlay = pathlib.Path(name), free(), free()
+    old, new = answering("baseline"), answering("alice")
+    with tempfile.TemporaryDirectory() as name:
+        folder, baseline, overlay = pathlib.Path(name), *free_ports(2)
         (folder / "environments").mkdir()
         services = "services: [{name: payments-api, url: \"http://127.0.0.1:%d\"}]\n"
         (folder / "environments/staging.yaml").write_text("name: staging\nrouting: {mode: baseline}\n" + services % baseline)

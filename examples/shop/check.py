@@ -14,7 +14,6 @@ import json
 import pathlib
 import re
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -22,7 +21,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import shop
-from processes import Failed, clean
+from harness.processes import Failed
 
 MINUTES = 10
 BASELINE = {service: "shop" for service in ("web", "cart", "catalog", "payments", "mailer")}

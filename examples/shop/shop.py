@@ -9,10 +9,10 @@ import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-sys.path.insert(0, str(ROOT / "tests/peers"))
+sys.path.insert(0, str(ROOT / "tests"))
 
-import installed
-from processes import Port, Together, clean
+from harness.processes import Port, Together, clean
+from peers import installed
 
 # What is changed in the instances of overlays, as a variable of theirs.
 CHANGES = {("cart", "free-shipping"): {"SHIPPING": "0"}, ("catalog", "new-prices"): {"DISCOUNT": "10"},

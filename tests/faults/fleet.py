@@ -4,17 +4,22 @@ import base64
 import contextlib
 import datetime
 import http.client
-import http.server
 import json
 import os
-import re
-import resource
+import pathlib
 import signal
-import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+# What who imports this takes from here as well.
+from harness.figures import memory, percentile
+from harness.processes import all_descriptors, free_port
+from harness.service import answering
 
 # Where servers are that are killed and come back: nobody's connections begin there, so their ports are not taken meanwhile.
 _PID = os.getpid()
@@ -31,22 +36,6 @@ services: [{{name: web, expose: true, url: 'http://127.0.0.1:{port}'}}]
 def overlay(name, port):
     return json.dumps({"name": name, "routing": {"mode": "overlay", "baselineId": "staging"},
                        "services": [{"name": "web", "url": f"http://127.0.0.1:{port}"}]})
-
-
-def all_descriptors():
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
-
-
-def percentile(values, share):
-    values = sorted(values)
-    return values[min(len(values) - 1, int(len(values) * share))]
 
 
 class Proxy:
@@ -110,9 +99,7 @@ class Proxy:
 
     def memory(self):
         """What it holds, and the most that it ever held, in MiB."""
-        with open(f"/proc/{self.process.pid}/status") as status:
-            told = dict(re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB", status.read(), re.M))
-        return int(told["VmRSS"]) / 1024, int(told["VmHWM"]) / 1024
+        return memory(self.process.pid), memory(self.process.pid, "VmHWM")
 
     def stop(self, how=signal.SIGINT):
         self.process.send_signal(how)
@@ -130,7 +117,7 @@ class Hub:
     """A hub that can be killed, and comes back at the same address."""
 
     def __init__(self, binary, store):
-        self.at = f"{HOST}:{free_port()}"
+        self.at = f"{HOST}:{free_port(HOST)}"
         self.arguments = (binary, "--store", store, "--hub", self.at, "--gateway", "127.0.0.1:0")
         self.again()
 
@@ -150,8 +137,8 @@ class Etcd:
     """A member of etcd, alone; what it holds survives its being killed."""
 
     def __init__(self, folder):
-        self.folder, self.at = folder, f"{HOST}:{free_port()}"
-        self.peer = f"http://{HOST}:{free_port()}"
+        self.folder, self.at = folder, f"{HOST}:{free_port(HOST)}"
+        self.peer = f"http://{HOST}:{free_port(HOST)}"
         self.again()
 
     @property
@@ -242,22 +229,6 @@ def listed(address):
         return {one["id"] for one in json.load(connection.getresponse())["items"]}
 
 
-class Echo(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    def do_GET(self):
-        self.send_response(200)
-        self.send_header("content-length", "2")
-        self.end_headers()
-        self.wfile.write(b"ok")
-
-    def log_message(self, *_):
-        pass
-
-
 def upstream():
     """The port of a service that answers."""
-    echo = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Echo)
-    threading.Thread(target=echo.serve_forever, daemon=True).start()
-    return echo.server_address[1]
+    return answering("ok")

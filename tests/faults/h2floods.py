@@ -8,32 +8,29 @@ they are cut. Meanwhile others ask in HTTP/1.1 and in HTTP/2. Exit code 1: one o
 than 64 MiB more, or kept more than 16 of them. All of it is on loopback.
 """
 
-import argparse
 import contextlib
 import json
 import multiprocessing
 import pathlib
+import signal
 import socket
 import struct
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 
-from slow import SERVICES, frame, gauge, listening, literal, percentile, resident, settled, upstreams
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from harness.figures import memory, metric, percentile
+from harness.http2 import PREFACE, SETTINGS, frame, frames, head, literal
+from harness.processes import command_line, running
+from slow import SERVICES, settled, upstreams
 
 HOSTILE, GATEWAY, ADMIN = 18681, 18690, 18692
 MOST_MIB, KEPT_MIB = 64, 16
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-SETTINGS = frame(4, 0, 0)
 NO_WINDOW = frame(4, 0, 0, struct.pack(">HI", 4, 0))
 MANY = 10_000
-
-
-def head(stream, flags, path=b"/", host=b"web", method=b"GET", more=b""):
-    block = literal(b":method", method) + b"\x86" + literal(b":path", path) + literal(b":authority", host) + more
-    return frame(1, flags, stream, block)
 
 
 def number(value):
@@ -166,22 +163,11 @@ class Http2:
     def __init__(self):
         self.client = socket.create_connection(("127.0.0.1", GATEWAY), timeout=10)
         self.client.sendall(PREFACE + SETTINGS)
-        self.stream, self.came = 1, b""
-
-    def frame(self):
-        while len(self.came) < 9 or len(self.came) < 9 + int.from_bytes(self.came[:3], "big"):
-            more = self.client.recv(65536)
-            if not more:
-                raise ConnectionError("closed")
-            self.came += more
-        length = 9 + int.from_bytes(self.came[:3], "big")
-        one, self.came = self.came[:length], self.came[length:]
-        return one[3], one[4], int.from_bytes(one[5:9], "big"), one[9:]
+        self.stream, self.frames = 1, frames(self.client)
 
     def ask(self):
         self.client.sendall(head(self.stream, 5))
-        while True:
-            kind, flags, stream, payload = self.frame()
+        for kind, flags, stream, payload in self.frames:
             if kind == 4 and not flags & 1:
                 self.client.sendall(frame(4, 1, 0))
             if kind in (3, 7):
@@ -190,6 +176,8 @@ class Http2:
                 self.client.sendall(frame(8, 0, 0, number(len(payload))))
             if stream == self.stream and flags & 1 and kind in (0, 1):
                 break
+        else:
+            raise ConnectionError("closed")
         self.stream += 2
 
 
@@ -209,9 +197,8 @@ def somebody(kind, stop, told):
 
 
 def run(name, options, folder):
-    process = subprocess.Popen(
-        [options.binary, "run", "--store", str(folder / "store"), "--workers", "1", "--gateway", f"127.0.0.1:{GATEWAY}",
-         "--admin", f"127.0.0.1:{ADMIN}"], stderr=(folder / "log").open("a"))
+    command = [options.binary, "run", "--store", folder / "store", "--workers", "1", "--gateway", f"127.0.0.1:{GATEWAY}",
+               "--admin", f"127.0.0.1:{ADMIN}"]
     of_upstream = name in UPSTREAMS
     stop, told, attackers_told = multiprocessing.Event(), multiprocessing.Queue(), multiprocessing.Queue()
     started = []
@@ -223,42 +210,41 @@ def run(name, options, folder):
     try:
         if of_upstream:
             start(hostile, name)
-        listening(ADMIN, process)
-        for kind in (Http1, Http2):
-            start(somebody, kind, stop, told)
-        time.sleep(3)
-        before, began = resident(process.pid), time.monotonic()
-        until, peak = began + options.seconds, before
-        count = 8 if of_upstream else options.connections
-        for _ in range(count):
-            if of_upstream:
-                start(ask_hostile, until, attackers_told)
-            else:
-                threading.Thread(target=attack, args=(name, until, attackers_told), daemon=True).start()
-        while time.monotonic() < until:
-            peak = max(peak, resident(process.pid))
-            time.sleep(0.05)
-        attackers = [attackers_told.get(timeout=60) for _ in range(count)]
-        stop.set()
-        others = [told.get(timeout=60) for _ in range(2)]
-        cut = sum(gauge(f'overlane_http2_floods_total{{reason="{reason}",side="{side}"}}', ADMIN)
-                  for side in ("client", "upstream") for reason in REASONS)
-        time.sleep(1)
-        after = settled(process.pid, before)
-        waits = [wait for waited, _ in others for at, wait in waited if at >= began]
-        quiet = [wait for waited, _ in others for at, wait in waited if at < began]
-        return {
-            "attack": name, "connections": sum(opened for opened, _ in attackers), "floods_counted": cut,
-            "mib_before": round(before / 1024, 1), "mib_peak": round(peak / 1024, 1), "mib_after": round(after / 1024, 1),
-            "others": len(waits), "others_failed": sum(failed for _, failed in others),
-            "p99_before_ms": round(percentile(quiet), 2), "p99_ms": round(percentile(waits), 2),
-            "alive": process.poll() is None,
-        }
+        with running("proxy", folder, *command, port=ADMIN, ends=signal.SIGKILL) as process:
+            pid = process.child.pid
+            for kind in (Http1, Http2):
+                start(somebody, kind, stop, told)
+            time.sleep(3)
+            before, began = memory(pid), time.monotonic()
+            until, peak = began + options.seconds, before
+            count = 8 if of_upstream else options.connections
+            for _ in range(count):
+                if of_upstream:
+                    start(ask_hostile, until, attackers_told)
+                else:
+                    threading.Thread(target=attack, args=(name, until, attackers_told), daemon=True).start()
+            while time.monotonic() < until:
+                peak = max(peak, memory(pid))
+                time.sleep(0.05)
+            attackers = [attackers_told.get(timeout=60) for _ in range(count)]
+            stop.set()
+            others = [told.get(timeout=60) for _ in range(2)]
+            cut = sum(metric(ADMIN, f'overlane_http2_floods_total{{reason="{reason}",side="{side}"}}')
+                      for side in ("client", "upstream") for reason in REASONS)
+            time.sleep(1)
+            after, alive = settled(pid, before), process.child.poll() is None
     finally:
         for one in started:
             one.kill()
-        process.kill()
-        process.wait()
+    waits = [wait for waited, _ in others for at, wait in waited if at >= began]
+    quiet = [wait for waited, _ in others for at, wait in waited if at < began]
+    return {
+        "attack": name, "connections": sum(opened for opened, _ in attackers), "floods_counted": int(cut),
+        "mib_before": round(before, 1), "mib_peak": round(peak, 1), "mib_after": round(after, 1),
+        "others": len(waits), "others_failed": sum(failed for _, failed in others),
+        "p99_before_ms": round(percentile(quiet, 0.99) * 1000, 2), "p99_ms": round(percentile(waits, 0.99) * 1000, 2),
+        "alive": alive,
+    }
 
 
 REASONS = ["continuation", "data", "errors", "goaway", "header-list", "headers", "other", "ping", "priority", "reset", "settings",
@@ -266,8 +252,7 @@ REASONS = ["continuation", "data", "errors", "goaway", "header-list", "headers",
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("binary")
+    parser = command_line(__doc__)
     parser.add_argument("--connections", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=6)
     parser.add_argument("--kinds", default="")

@@ -17,14 +17,11 @@ memory  carol opens 12,000 streams of HTTP/2 to a service that never answers, as
 Everything is on loopback; wants `ulimit -n` 20000.
 """
 
-import argparse
 import asyncio
 import contextlib
 import json
 import multiprocessing
 import pathlib
-import re
-import resource
 import shutil
 import signal
 import statistics
@@ -32,7 +29,11 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from harness import figures
+from harness.processes import all_descriptors, command_line, running, until
 
 SHARED, DEAD, SILENT, GATEWAYS, ADMINS = 18700, 18701, 18702, 18710, 18730
 AT_ONCE, TAKES = 8, 0.08
@@ -86,38 +87,14 @@ def gateway(binary, folder, number, limited):
     store(folder / f"store{number}", limited)
     settings = folder / f"settings{number}.yaml"
     settings.write_text("workers: 2\n" + ("" if limited else UNLIMITED))
-    with open(folder / f"log{number}", "wb") as log:
-        process = subprocess.Popen(
-            [binary, "run", "--config", settings, "--store", folder / f"store{number}", "--gateway",
-             f"127.0.0.1:{GATEWAYS + number}", "--admin", f"127.0.0.1:{ADMINS + number}"], stdout=log, stderr=log)
-    try:
-        until(lambda: metrics(number) is not None)
-        yield process.pid
-    finally:
-        process.kill()
-        process.wait()
-
-
-def until(condition):
-    end = time.monotonic() + 30
-    while not condition():
-        if time.monotonic() > end:
-            raise SystemExit("it does not start")
-        time.sleep(0.05)
-
-
-def metrics(number):
-    with contextlib.suppress(OSError):
-        return urllib.request.urlopen(f"http://127.0.0.1:{ADMINS + number}/metrics", timeout=5).read().decode()
-    return None
+    command = [binary, "run", "--config", settings, "--store", folder / f"store{number}", "--gateway",
+               f"127.0.0.1:{GATEWAYS + number}", "--admin", f"127.0.0.1:{ADMINS + number}"]
+    with running(f"gateway{number}", folder, *command, port=ADMINS + number, ends=signal.SIGKILL) as process:
+        yield process.child.pid
 
 
 def metric(number, name):
-    return sum(float(value) for value in re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", metrics(number), re.M))
-
-
-def resident(pid, field="VmRSS"):
-    return int(re.search(rf"{field}:\s+(\d+)", pathlib.Path(f"/proc/{pid}/status").read_text()).group(1)) / 1024
+    return figures.metric(ADMINS + number, name)
 
 
 def bench(binary, number, key, rate, connections, seconds, host="web"):
@@ -161,7 +138,7 @@ def shared(options, binary):
                 status = result(flood)["status"]
                 if name == "limits":
                     refused.append(status.get("503", 0) / max(sum(status.values()), 1))
-                until(lambda: metric(number, "overlane_active_requests") == 0)
+                until("nothing is under way", lambda: metric(number, "overlane_active_requests") == 0, 30)
     print(f"shared: {CAPACITY} requests/s are what it can take, alice sends {10 * CAPACITY}")
     for name, rounds in seen.items():
         requests, lost = sum(one[0] for one in rounds), sum(one[1] for one in rounds)
@@ -180,7 +157,7 @@ def dead(options, binary):
     time.sleep(1.5)
     requests, lost, p99 = others(binary, 0, options.seconds)
     sent = result(flood)
-    until(lambda: metric(0, "overlane_active_requests") == 0)
+    until("nothing is under way", lambda: metric(0, "overlane_active_requests") == 0, 30)
     now = [metric(0, name) for name in ["overlane_upstream_connect_failures_total", "overlane_held_requests_total"]]
     attempts, held = (after - old for after, old in zip(now, before))
     print(f"dead: {sum(sent['status'].values())} requests, {held:.0f} of them waited; {attempts:.0f} attempts to connect: "
@@ -196,18 +173,18 @@ def memory(options, binary, pids):
         return []
     problems = []
     for number, name in [(0, "limits"), (1, "no limits")]:
-        before = resident(pids[number])
+        before = figures.memory(pids[number])
         flood = subprocess.Popen(
             ["h2load", "-n", "12000", "-c", "120", "-m", "100", "-T", "4s", "-H", "x-overlay-id: carol", "-H", ":authority: sick",
              f"http://127.0.0.1:{GATEWAYS + number}/"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(2)
-        flying = metric(number, r'overlane_requests_in_flight\{limit="requests"\}')
+        flying = metric(number, 'overlane_requests_in_flight{limit="requests"}')
         requests, lost, _ = others(binary, number, 2)
-        peak = resident(pids[number], "VmHWM")
+        peak = figures.memory(pids[number], "VmHWM")
         flood.kill()
         flood.wait()
-        until(lambda: metric(number, "overlane_active_requests") == 0)
-        print(f"memory: {name}: {before:.0f} MiB before, {peak:.0f} at most with {flying:.0f} in flight, {resident(pids[number]):.0f} after; "
+        until("nothing is under way", lambda: metric(number, "overlane_active_requests") == 0, 30)
+        print(f"memory: {name}: {before:.0f} MiB before, {peak:.0f} at most with {flying:.0f} in flight, {figures.memory(pids[number]):.0f} after; "
               f"others: {requests - lost} of {requests} answered")
         if number == 0 and (lost or peak - before > 128):
             problems.append(f"{lost} of others lost, {peak - before:.0f} MiB more")
@@ -215,14 +192,12 @@ def memory(options, binary, pids):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("binary")
+    parser = command_line(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=4)
     options = parser.parse_args()
-    binary = str(pathlib.Path(options.binary).resolve())
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    binary = options.binary
+    all_descriptors()
     # Each has a process of its own: what is thrown at one slows no other.
     services = [multiprocessing.Process(target=upstream, args=one, daemon=True) for one in [(SHARED, True), (SILENT, False)]]
     for service in services:

@@ -9,20 +9,24 @@ waited for stands beside that of the seconds before the attack. Exit code 1: a k
 somebody else got no answer. Wants openssl, and file descriptors: `ulimit -n`.
 """
 
-import argparse
 import asyncio
 import contextlib
 import json
 import multiprocessing
 import pathlib
-import resource
+import signal
 import socket
 import struct
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from harness.figures import memory, metric, percentile
+from harness.http2 import PREFACE, SETTINGS, frame, head
+from harness.processes import all_descriptors, command_line, running
 
 UPSTREAM, LARGES, GATEWAY, ENCRYPTED, ADMIN, ADMIN_TLS = 18680, 18682, 18690, 18691, 18692, 18693
 MOST_KIB = 16.0
@@ -34,22 +38,6 @@ LARGE = 2_000_000
 SEGMENT = 1400
 
 
-def frame(kind, flags, stream, payload=b""):
-    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
-
-
-def literal(name, value):
-    """A field that nobody remembers (RFC 7541, section 6.2.2)."""
-    return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
-
-
-def asks(method, host, flags):
-    block = literal(b":method", method) + b"\x86\x84" + literal(b":authority", host)
-    return frame(1, flags, 1, block)
-
-
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-SETTINGS = frame(4, 0, 0)
 NO_WINDOW = frame(4, 0, 0, struct.pack(">HI", 4, 0))
 # The beginning of a ClientHello: a record of 512 bytes, of which there are 64.
 HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"r" * 53
@@ -100,10 +88,10 @@ KINDS = [
     Kind("half a TLS handshake", HELLO, limit=10, encrypted=True),
     Kind("half an h2 preface", PREFACE[:12], limit=10),
     Kind("h2, silent", PREFACE + SETTINGS, reads=True, limit=76),
-    Kind("h2, half a head", PREFACE + SETTINGS + asks(b"GET", b"web", 1), frame(9, 0, 1), limit=10),
-    Kind("h2, slow bodies", PREFACE + SETTINGS + asks(b"POST", b"web", 4), frame(0, 0, 1, b"a"), reads=True, limit=60,
+    Kind("h2, half a head", PREFACE + SETTINGS + head(1, 1), frame(9, 0, 1), limit=10),
+    Kind("h2, slow bodies", PREFACE + SETTINGS + head(1, 4, method=b"POST"), frame(0, 0, 1, b"a"), reads=True, limit=60,
          what="requests"),
-    Kind("h2, slow readers", PREFACE + NO_WINDOW + asks(b"GET", b"large", 5), frame(8, 0, 1, struct.pack(">I", 1)), reads=True,
+    Kind("h2, slow readers", PREFACE + NO_WINDOW + head(1, 5, host=b"large"), frame(8, 0, 1, struct.pack(">I", 1)), reads=True,
          limit=30, what="requests"),
 ]
 
@@ -179,35 +167,6 @@ def somebody(stop, told):
     told.send((waited, failed))
 
 
-def percentile(waits):
-    return sorted(waits)[int(len(waits) * 0.99)] * 1000 if waits else float("nan")
-
-
-def resident(pid):
-    for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1])
-    return 0
-
-
-def gauge(name, admin):
-    with urllib.request.urlopen(f"http://127.0.0.1:{admin}/metrics", timeout=10) as metrics:
-        for line in metrics.read().decode().splitlines():
-            if line.startswith(name + " "):
-                return int(float(line.split()[1]))
-    return 0
-
-
-def listening(port, process):
-    for _ in range(200):
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        if process.poll() is not None:
-            break
-        time.sleep(0.05)
-    sys.exit(f"nobody listens on {port}")
-
-
 def attack(kind, count, pid):
     """Runs one kind; says when the first and the last were cut, what one costs in KiB, and what others waited."""
     admin = ADMIN_TLS if kind.encrypted else ADMIN
@@ -216,7 +175,7 @@ def attack(kind, count, pid):
     other = multiprocessing.Process(target=somebody, args=(stop, there))
     other.start()
     time.sleep(BEFORE)
-    others, before, began = gauge(measure, admin), resident(pid), time.perf_counter()
+    others, before, began = metric(admin, measure), memory(pid), time.perf_counter()
     clients = []
     for _ in range(count):
         clients.append(kind.connect())
@@ -227,9 +186,9 @@ def attack(kind, count, pid):
         round_began = time.perf_counter()
         for client in clients:
             kind.step(client)
-        peak = max(peak, resident(pid))
+        peak = max(peak, memory(pid))
         # Somebody else's own may or may not be open just now.
-        is_open, now = gauge(measure, admin) - others, time.perf_counter() - began
+        is_open, now = metric(admin, measure) - others, time.perf_counter() - began
         most = max(most, is_open)
         if first is None and is_open < most - 1:
             first = now
@@ -244,47 +203,40 @@ def attack(kind, count, pid):
     quiet = [wait for at, wait in waited if at < began]
     meanwhile = [wait for at, wait in waited if at >= began]
     return {
-        "kind": kind.name, "opened_s": round(opened - began, 1), "open": most, "first_cut_s": first and round(first, 1),
-        "last_cut_s": last and round(last, 1), "kib_each": round((peak - before) / count, 1),
-        "others": len(meanwhile), "others_failed": failed, "p99_before_ms": round(percentile(quiet), 2),
-        "p99_ms": round(percentile(meanwhile), 2),
+        "kind": kind.name, "opened_s": round(opened - began, 1), "open": int(most), "first_cut_s": first and round(first, 1),
+        "last_cut_s": last and round(last, 1), "kib_each": round((peak - before) * 1024 / count, 1),
+        "others": len(meanwhile), "others_failed": failed, "p99_before_ms": round(percentile(quiet, 0.99) * 1000, 2),
+        "p99_ms": round(percentile(meanwhile, 0.99) * 1000, 2),
     }
 
 
 def settled(pid, before):
-    """Memory some seconds after, in KiB, as far as it goes back."""
-    now = resident(pid)
+    """Memory some seconds after, as far as it goes back."""
+    now = memory(pid)
     for _ in range(10):
         if now <= before * 1.2:
             break
         time.sleep(1)
-        now = resident(pid)
+        now = memory(pid)
     return now
 
 
 @contextlib.contextmanager
 def proxy(binary, folder, gateway, admin, *more):
-    command = [binary, "run", "--store", str(folder / "store"), "--gateway", f"127.0.0.1:{gateway}", "--trust", "none",
+    command = [binary, "run", "--store", folder / "store", "--gateway", f"127.0.0.1:{gateway}", "--trust", "none",
                "--admin", f"127.0.0.1:{admin}", *more]
-    process = subprocess.Popen(command, stderr=(folder / "log").open("a"))
-    try:
-        listening(admin, process)
-        yield process.pid
-    finally:
-        process.kill()
-        process.wait()
+    with running(f"proxy-{gateway}", folder, *command, port=admin, ends=signal.SIGKILL) as process:
+        yield process.child.pid
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("binary")
+    parser = command_line(__doc__)
     parser.add_argument("--connections", type=int, default=5000)
     parser.add_argument("--kinds", default="")
     options = parser.parse_args()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if hard < 2 * options.connections + 500:
-        sys.exit(f"ulimit -n is {hard}: too few for {options.connections} connections")
+    most = all_descriptors()
+    if most < 2 * options.connections + 500:
+        sys.exit(f"ulimit -n is {most}: too few for {options.connections} connections")
     wanted = [kind for kind in KINDS if not options.kinds or kind.name in options.kinds.split(";")]
     bad = []
     with tempfile.TemporaryDirectory() as folder, upstreams():
@@ -302,10 +254,10 @@ def main():
                 if kind.encrypted:
                     pid = stack.enter_context(proxy(options.binary, folder, ENCRYPTED, ADMIN_TLS, "--tls-cert",
                                                     str(folder / "cert"), "--tls-key", str(folder / "key")))
-                before = resident(pid)
+                before = memory(pid)
                 came = attack(kind, options.connections, pid)
-                came["mib_before"] = round(before / 1024, 1)
-                came["mib_after"] = round(settled(pid, before) / 1024, 1)
+                came["mib_before"] = round(before, 1)
+                came["mib_after"] = round(settled(pid, before), 1)
             print(json.dumps(came), flush=True)
             late = came["last_cut_s"] is None or came["last_cut_s"] > kind.limit + came["opened_s"] + 10
             if late or came["kib_each"] > MOST_KIB or came["others_failed"]:

@@ -19,17 +19,21 @@ import argparse
 import asyncio
 import collections
 import contextlib
-import os
 import pathlib
 import random
 import signal
-import socket
 import statistics
 import struct
 import subprocess
 import sys
 import tempfile
 import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from harness.figures import descriptors, memory
+from harness.http2 import PREFACE, frame, literal
+from harness.processes import free_ports, running
 
 GROUPS, PER_GROUP, CROWD = 4, 16, 2000
 NAMELESS = 4
@@ -46,24 +50,6 @@ resync: 5s
 timeouts: {{head: {HEAD}s, idle: 5s, body: 5s, write: 5s, upstreamRead: 10s, grace: 2s, drain: 5s}}
 correlation: {{traces: 4096}}
 """
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-
-
-def free_ports(count):
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [probe.getsockname()[1] for probe in probes]
-
-
-# HTTP/2, as far as both ends need it: no table, no Huffman code.
-
-def frame(kind, flags, stream, payload=b""):
-    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
-
-
-def literal(name, value):
-    """A field that nobody remembers (RFC 7541, section 6.2.2)."""
-    return b"\0" + b"".join(bytes([len(text)]) + text for text in (name.encode(), value.encode()))
 
 
 async def frames(reader):
@@ -141,11 +127,11 @@ class Upstream:
                 update = struct.pack(">I", len(payload))
                 writer.write(frame(8, 0, 0, update) + frame(8, 0, stream, update))
             if kind in (0, 1) and flags & 1:
-                writer.write(frame(1, 4, stream, b"\x88" + literal("content-type", "application/grpc")))
+                writer.write(frame(1, 4, stream, b"\x88" + literal(b"content-type", b"application/grpc")))
                 for _ in range(3):
                     writer.write(frame(0, 0, stream, message(self.name)))
                     await asyncio.sleep(0)
-                writer.write(frame(1, 5, stream, literal("grpc-status", "0")))
+                writer.write(frame(1, 5, stream, literal(b"grpc-status", b"0")))
             await writer.drain()
 
 
@@ -523,10 +509,10 @@ class Soak:
         for number in range(20):
             key, owner = self.world.pick(self.random)
             grpc = self.random.random() < 0.5
-            fields = (b"\x83" if grpc else b"\x82") + b"\x86" + literal(":path", "/") + literal(
-                ":authority", "rpc.test" if grpc else "web.test")
-            fields += literal("x-overlay-id", key) if key else b""
-            fields += literal("content-type", "application/grpc") + literal("te", "trailers") if grpc else b""
+            fields = (b"\x83" if grpc else b"\x82") + b"\x86" + literal(b":path", b"/") + literal(
+                b":authority", b"rpc.test" if grpc else b"web.test")
+            fields += literal(b"x-overlay-id", key.encode()) if key else b""
+            fields += literal(b"content-type", b"application/grpc") + literal(b"te", b"trailers") if grpc else b""
             identity = 1 + 2 * number
             writer.write(frame(1, 4 if grpc else 5, identity, fields))
             if grpc:
@@ -689,15 +675,6 @@ class Soak:
 
 # What is measured.
 
-def resident(pid):
-    """MiB."""
-    return int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
-
-
-def descriptors(pid):
-    return len(os.listdir(f"/proc/{pid}/fd"))
-
-
 def settled_descriptors(pid, most=0):
     """Once connections that nobody uses are closed: as soon as there are no more than `most`, or when they had their time."""
     until = time.monotonic() + SETTLE
@@ -732,7 +709,7 @@ async def load(soak, pid, seconds):
     """Samples of the time, the memory and the descriptors; the load ends with it."""
     begin, tasks, samples = time.monotonic(), soak.tasks(), []
     while (at := time.monotonic() - begin) < seconds:
-        samples.append((at, resident(pid), descriptors(pid)))
+        samples.append((at, memory(pid), descriptors(pid)))
         if len(samples) % 30 == 0:
             print(f"{at:5.0f} s  {samples[-1][1]:6.1f} MiB  {samples[-1][2]:4} descriptors  "
                   f"{sum(soak.count.values())} done, {soak.count['wrong']} wrong", flush=True)
@@ -744,19 +721,9 @@ async def load(soak, pid, seconds):
     return samples
 
 
-def wait_for(port, process, log):
-    for _ in range(300):
-        with contextlib.suppress(OSError):
-            return socket.create_connection(("127.0.0.1", port)).close()
-        if process.poll() is not None:
-            break
-        time.sleep(0.1)
-    sys.exit(log.read_text(errors="replace"))
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("binary", nargs="?")
+    parser.add_argument("binary", nargs="?", type=lambda path: pathlib.Path(path).resolve())
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engine", choices=["auto", "pingora"], default="auto")
@@ -780,21 +747,18 @@ def run(options, scratch, folder):
     command = [options.binary, "run", "--config", str(scratch / "settings.yaml"), "--store", str(world.store), "--engine", options.engine,
                "--gateway", gateway, "--inbound", inbound, "--app", f"http://127.0.0.1:{world.port['base']}", "--service", "api",
                "--outbound", outbound, "--admin", admin]
-    with open(log, "wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out)
     try:
-        wait_for(ports[3], process, log)
-        soak = Soak(world, ports, options.seed)
-        time.sleep(2)
-        before = descriptors(process.pid)
-        samples = asyncio.run(load(soak, process.pid, options.minutes * 60))
-        if process.poll() is not None:
-            sys.exit(f"the proxy ended with {process.returncode}; see {log}")
-        after, resting = settled_descriptors(process.pid, before), resident(process.pid)
-        process.terminate()
-        code = process.wait(20)
+        with running("soak", folder, *command, port=ports[3]) as process:
+            pid, soak = process.child.pid, Soak(world, ports, options.seed)
+            time.sleep(2)
+            before = descriptors(pid)
+            samples = asyncio.run(load(soak, pid, options.minutes * 60))
+            if process.child.poll() is not None:
+                sys.exit(f"the proxy ended with {process.child.returncode}; see {log}")
+            after, resting = settled_descriptors(pid, before), memory(pid)
+            process.child.terminate()
+            code = process.child.wait(20)
     finally:
-        process.kill()
         for group in world.groups:
             group.end()
     (folder / "soak.csv").write_text("seconds,mib,descriptors\n" + "".join(f"{at:.0f},{mib:.2f},{count}\n" for at, mib, count in samples))

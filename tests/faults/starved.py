@@ -11,24 +11,26 @@ memory:      4,000 idle and 4,000 slow clients, and 5,000 stalled streams of HTT
              and 20,000 file descriptors.
 """
 
-import argparse
 import contextlib
 import http.client
 import os
 import pathlib
 import re
-import resource
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 
-from stop import PREFACE, frame, free_port, read_until, until
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from harness import figures
+from harness.http2 import PREFACE, SETTINGS, head
+from harness.processes import all_descriptors, command_line, free_port, free_ports, running, until
+from stop import read_until
 
 WRONG = []
 
@@ -72,18 +74,14 @@ def gateway(binary, services, *, before=(), settings="", env=None, workers=1, ex
         (folder / "store").mkdir()
         (folder / "store/base.yaml").write_text(f"name: base\nrouting: {{mode: baseline, holdFor: 500ms}}\nservices: {services}\n")
         (folder / "settings.yaml").write_text(settings)
-        port, admin = free_port(), free_port()
-        command = [*before, binary, "run", "--store", str(folder / "store"), "--config", str(folder / "settings.yaml"),
-                   "--gateway", f"127.0.0.1:{port}", "--admin", f"127.0.0.1:{admin}", "--workers", str(workers), *extra]
-        with open(folder / "log", "w") as log:
-            child = subprocess.Popen(command, stderr=log, env={**os.environ, **(env or {})})
+        port, admin = free_ports(2)
+        command = [*before, binary, "run", "--store", folder / "store", "--config", folder / "settings.yaml",
+                   "--gateway", f"127.0.0.1:{port}", "--admin", f"127.0.0.1:{admin}", "--workers", workers, *extra]
+        with running("gateway", folder, *command, environment=env, ends=signal.SIGKILL) as process:
+            child = process.child
             child.port, child.admin, child.folder = port, admin, folder
-            try:
-                until("it is ready", lambda: get(admin, "/readyz", "localhost") == (200, "ok\n"), 20)
-                yield child
-            finally:
-                child.kill()
-                child.wait()
+            until("it is ready", lambda: get(admin, "/readyz", "localhost") == (200, "ok\n"), 20)
+            yield child
 
 
 def get(port, path="/", host="web", limit=10):
@@ -95,18 +93,6 @@ def get(port, path="/", host="web", limit=10):
         return answer.status, answer.read().decode()
     except (OSError, http.client.HTTPException) as error:
         return 0, repr(error)
-
-
-def metric(child, name):
-    status, text = get(child.admin, "/metrics", "localhost")
-    found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.M)
-    return float(found[1]) if status == 200 and found else None
-
-
-def cpu(pid):
-    """Seconds of computing of a process until now."""
-    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def descriptors(binary):
@@ -135,18 +121,17 @@ def descriptors(binary):
             hog = socket.create_connection(("127.0.0.1", child.port))
             hog.sendall(b"GET / HT")
             hogs.append(hog)
-        folder = pathlib.Path(f"/proc/{child.pid}/fd")
         # One may be left for a moment: the connection to the upstream that nobody uses is closed.
-        until("there is no descriptor left", lambda: len(list(folder.iterdir())) >= 63)
+        until("there is no descriptor left", lambda: figures.descriptors(child.pid) >= 63)
         traced = None
         if shutil.which("strace"):
             traced = subprocess.Popen(["strace", "-f", "-c", "-e", "trace=accept4,accept", "-p", str(child.pid)],
                                       stderr=subprocess.PIPE, text=True)
             time.sleep(1)
-        began, before = time.monotonic(), cpu(child.pid)
+        began, before = time.monotonic(), figures.cpu(child.pid)
         time.sleep(4)
         took = time.monotonic() - began
-        busy = (cpu(child.pid) - before) / took
+        busy = (figures.cpu(child.pid) - before) / took
         if traced:
             traced.send_signal(signal.SIGINT)
             counted = re.search(r"(\d+)\s+(\d+)?\s*accept4?", traced.communicate()[1])
@@ -164,8 +149,8 @@ def descriptors(binary):
             hog.close()
         until("new connections are served", lambda: get(child.port) == (200, "web"))
         check("it recovers", True)
-        until("what changed in the store meanwhile is in force", lambda: metric(child, "overlane_overlays") == 1)
-        failures = metric(child, "overlane_accept_failures_total")
+        until("what changed in the store meanwhile is in force", lambda: figures.metric(child.admin, "overlane_overlays") == 1)
+        failures = figures.metric(child.admin, "overlane_accept_failures_total")
         check("it was counted", bool(failures), failures)
         # Who keeps a connection and asks nothing makes room.
         idle = [http.client.HTTPConnection("127.0.0.1", child.port, timeout=5) for _ in range(60)]
@@ -249,7 +234,7 @@ def names(binary):
         (child.folder / "store/alice.yaml").write_text(
             f"name: alice\nrouting: {{mode: overlay, baselineId: base}}\nservices: [{{name: web, url: 'http://127.0.0.1:{service.port}'}}]\n")
         began = time.monotonic()
-        until("a reload is in force while the name server is silent", lambda: metric(child, "overlane_overlays") == 1, 5)
+        until("a reload is in force while the name server is silent", lambda: figures.metric(child.admin, "overlane_overlays") == 1, 5)
         check("a reload is in force while the name server is silent", True, f"{time.monotonic() - began:.2f} s")
         server.silent = False
         until("new names resolve again", lambda: get(outbound, "/", f"new.example:{service.port}", 30) == (200, "web"), 40)
@@ -307,7 +292,7 @@ def clock(binary):
             threads = [threading.Thread(target=load) for _ in range(4)]
             for thread in threads:
                 thread.start()
-            before = cpu(child.pid)
+            before = figures.cpu(child.pid)
             lapsed = False
             for jump in ["+3600", "-3600", "+31536000", "-31536000", "+0"] * 3:
                 offset.write_text(jump)
@@ -333,8 +318,8 @@ def clock(binary):
                 thread.join()
             check("no request notices jumps of an hour and a year", not failures, f"{asked[0]} requests {failures[:3]}")
             check("deadlines do not either", 2.9 <= took < 5, f"{took:.2f} s of 3 s")
-            check("it does not spin after them", cpu(child.pid) - before < 60, f"{cpu(child.pid) - before:.1f} s of computing")
-            until("the store is still followed", lambda: touch(child) or metric(child, "overlane_overlays") == 2, 10)
+            check("it does not spin after them", figures.cpu(child.pid) - before < 60, f"{figures.cpu(child.pid) - before:.1f} s of computing")
+            until("the store is still followed", lambda: touch(child) or figures.metric(child.admin, "overlane_overlays") == 2, 10)
             check("the store is still followed", True)
     return None
 
@@ -372,7 +357,7 @@ def admin(binary):
             with contextlib.suppress(OSError):
                 client.send(b"GET /metrics HTTP/1.1\r\nHost: local")
         loud = latencies(5)
-        held = len(os.listdir(f"/proc/{child.pid}/fd"))
+        held = figures.descriptors(child.pid)
         check("2,000 slow clients of the admin listener hold 128 descriptors at most", held < 200, held)
         check("requests notice nothing of them", loud[0] > quiet[0] / 3, f"{quiet[0] / 3:.0f} -> {loud[0] / 5:.0f} requests per second, p99 {quiet[1]:.1f} -> {loud[1]:.1f} ms")
         for client in slow:
@@ -416,30 +401,25 @@ def memory(binary):
         print(f"no cgroup of our own ({error}): the peak is shown, and nothing is bounded")
         group = None
     with gateway(binary, f"[{{name: web, expose: true, url: 'http://127.0.0.1:{service.port}'}}]", before=before, workers=2) as child:
-
-        def status(name):
-            return int(re.search(rf"{name}:\s+(\d+)", pathlib.Path(f"/proc/{child.pid}/status").read_text())[1]) / 1024
-
         clients = []
-        figures = {"start": status("VmRSS")}
+        figures = {"start": figures.memory(child.pid)}
         for what, count, words in [("idle", 4_000, b""), ("slow heads", 4_000, b"GET / HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * 1000)]:
             for _ in range(count):
                 client = socket.create_connection(("127.0.0.1", child.port))
                 client.sendall(words)
                 clients.append(client)
-            figures[what] = status("VmRSS")
-        literal = lambda name, value: b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
-        head = b"\x82\x86" + literal(b":path", b"/large") + literal(b":authority", b"web")
+            figures[what] = figures.memory(child.pid)
+        stalled = PREFACE + SETTINGS + b"".join(head(1 + 2 * number, 5, b"/large") for number in range(100))
         for _ in range(50):
             client = socket.socket()
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.connect(("127.0.0.1", child.port))
-            client.sendall(PREFACE + frame(4, 0, 0) + b"".join(frame(1, 5, 1 + 2 * number, head) for number in range(100)))
+            client.sendall(stalled)
             clients.append(client)
         time.sleep(8)
-        figures["stalled streams"] = status("VmRSS")
+        figures["stalled streams"] = figures.memory(child.pid)
         alive = child.poll() is None and get(child.port, limit=60) == (200, "web")
-        figures["peak"] = status("VmHWM") if child.poll() is None else 0
+        figures["peak"] = figures.memory(child.pid, "VmHWM")
         bound = f"with {limit} MiB" if group else "unbounded"
         check(f"4,000 idle, 4,000 slow and 50 × 100 stalled ({bound}) do not end it, and others are served", alive,
               ", ".join(f"{what} {mib:.0f} MiB" for what, mib in figures.items()))
@@ -458,14 +438,12 @@ ALL = {"descriptors": descriptors, "names": names, "clock": clock, "admin": admi
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("binary")
+    parser = command_line(__doc__)
     parser.add_argument("what", nargs="*", default=list(ALL), choices=[*ALL, list(ALL)])
     options = parser.parse_args()
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    all_descriptors()
     for what in options.what:
-        ALL[what](os.path.abspath(options.binary))
+        ALL[what](options.binary)
     return 1 if WRONG else 0
 
 

@@ -9,14 +9,11 @@ accepted may be lost; not ready at once; exit code 0 within 1 s of the last answ
 A request counts as lost where its connection was made and no whole answer came; a connection that is refused is none.
 """
 
-import argparse
 import collections
 import contextlib
 import pathlib
 import signal
 import socket
-import struct
-import subprocess
 import sys
 import tempfile
 import threading
@@ -24,26 +21,14 @@ import time
 import urllib.error
 import urllib.request
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from harness.http2 import PREFACE, SETTINGS, frame, frames, head
+from harness.processes import command_line, free_ports, running, until
+
 KINDS = ["answers", "uploads", "events", "websockets", "http2"]
 LAME_DUCK, DRAIN = 1.0, 8.0
-SETTINGS = f"timeouts: {{lameDuck: {int(LAME_DUCK * 1000)}ms, drain: {int(DRAIN)}s}}\n"
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def until(what, condition, limit=10.0):
-    """Waits until the condition holds, and returns what it gave."""
-    end = time.monotonic() + limit
-    while not (found := condition()):
-        if time.monotonic() > end:
-            sys.exit(f"after {limit} s not yet: {what}")
-        time.sleep(0.01)
-    return found
+TIMEOUTS = f"timeouts: {{lameDuck: {int(LAME_DUCK * 1000)}ms, drain: {int(DRAIN)}s}}\n"
 
 
 def read_until(stream, end):
@@ -131,26 +116,8 @@ def ask(port, kind, go):
         return read
 
 
-def frame(kind, flags, stream, payload=b""):
-    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
-
-
-def frames(stream):
-    """The frames of a connection until it ends."""
-    read = b""
-    while True:
-        while len(read) >= 9 and len(read) >= 9 + (size := int.from_bytes(read[:3])):
-            yield read[3], read[4], int.from_bytes(read[5:9]), read[9:9 + size]
-            read = read[9 + size:]
-        if not (more := stream.recv(65536)):
-            return
-        read += more
-
-
 def ask_http2(stream):
-    literal = lambda name, value: b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
-    head = b"\x82\x86" + literal(b":path", b"/http2") + literal(b":authority", b"x")
-    stream.sendall(PREFACE + frame(4, 0, 0) + frame(1, 5, 1, head))
+    stream.sendall(PREFACE + SETTINGS + head(1, 5, b"/http2", b"x"))
     told, body = [], b""
     for kind, flags, number, payload in frames(stream):
         if kind == 4 and not flags & 1:
@@ -234,18 +201,13 @@ def gateway(binary, engine, upstream):
         (folder / "store/base.yaml").write_text(
             "name: base\nrouting: {mode: baseline}\n"
             f"services: [{{name: web, expose: true, url: 'http://127.0.0.1:{upstream}'}}]\n")
-        (folder / "settings.yaml").write_text(SETTINGS)
-        port, admin = free_port(), free_port()
-        command = [binary, "run", "--store", str(folder / "store"), "--config", str(folder / "settings.yaml"),
+        (folder / "settings.yaml").write_text(TIMEOUTS)
+        port, admin = free_ports(2)
+        command = [binary, "run", "--store", folder / "store", "--config", folder / "settings.yaml",
                    "--gateway", f"127.0.0.1:{port}", "--admin", f"127.0.0.1:{admin}", "--workers", "2", "--engine", engine]
-        with open(folder / "log", "w") as log:
-            child = subprocess.Popen(command, stderr=log)
-            try:
-                until("it is ready", lambda: readyz(admin) == "ok")
-                yield child, port, admin
-            finally:
-                child.kill()
-                child.wait()
+        with running("gateway", folder, *command, ends=signal.SIGKILL) as process:
+            until("it is ready", lambda: readyz(admin) == "ok")
+            yield process.child, port, admin
 
 
 def stopped(binary, engine, kind, count, load):
@@ -318,8 +280,7 @@ def bounded(binary, engine):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("binary")
+    parser = command_line(__doc__)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--engine", choices=["auto", "pingora"], action="append")
     options = parser.parse_args()

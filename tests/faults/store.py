@@ -8,7 +8,6 @@ in temporary folders and in a mount namespace of its own. Every line says what w
 that holds; the exit code is 1 where something does not.
 """
 
-import argparse
 import contextlib
 import glob
 import json
@@ -23,6 +22,11 @@ import threading
 import time
 import urllib.error
 import urllib.request
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from harness import figures
+from harness.processes import command_line
 
 SOON, PERIODICALLY = 0.5, 5.0
 GATEWAY, ADMIN = 18810, 18811
@@ -53,8 +57,7 @@ def get(path, port=ADMIN, headers=None):
 
 
 def metric(name):
-    lines = [line for line in get("/metrics")[2].splitlines() if line.startswith(name + " ")]
-    return float(lines[0].split()[-1]) if lines else 0.0
+    return figures.metric(ADMIN, name)
 
 
 def until(condition, limit=30.0):
@@ -101,8 +104,8 @@ class Proxy:
     @property
     def pid(self):
         """Of the proxy itself, behind what started it."""
-        children = pathlib.Path(f"/proc/{self.child.pid}/task/{self.child.pid}/children").read_text().split()
-        return int(children[0]) if children else self.child.pid
+        _, *children = figures.family(self.child.pid)
+        return children[0] if children else self.child.pid
 
     def said(self, words):
         return words in (self.folder / "log").read_text()
@@ -278,11 +281,6 @@ def unmounted():
             subprocess.run(["umount", "-l", place / "store"], check=True)
 
 
-def memory(pid, what):
-    lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 1024
-
-
 def bad_files():
     """What no blueprint is: time and memory until it is refused."""
     whole = blueprint(20001)
@@ -307,13 +305,13 @@ def bad_files():
                 os.unlink(proxy.store / ".next")
                 os.unlink(proxy.store / "staging.yaml")
                 (proxy.store / "staging.yaml").mkdir()
-            before = memory(proxy.pid, "VmRSS")
+            before = figures.memory(proxy.pid)
             pathlib.Path(f"/proc/{proxy.pid}/clear_refs").write_text("5")
             if text is not None:
                 (proxy.store / ".next").write_bytes(text)
                 os.rename(proxy.store / ".next", proxy.store / "staging.yaml")
             took = until(lambda: "problem:" in get("/readyz?verbose")[2], 10)
-            grown = memory(proxy.pid, "VmHWM") - before
+            grown = figures.memory(proxy.pid, "VmHWM") - before
             # A file is closed before it is renamed; a directory is nothing that is closed: quiet says it.
             report(f"{name}: refused", took * 1000, 100 if text is not None else SOON * 1000)
             report(f"{name}: memory", grown, 32, "MiB")
@@ -447,7 +445,6 @@ def clocks():
             time.sleep(0.1)
             check("and back: it stays expired", expired())
             worst, number = 0.0, 20000
-            used = sum(map(int, pathlib.Path(f"/proc/{proxy.pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]))
             began = time.monotonic()
             while time.monotonic() < began + 10:
                 number += 1
@@ -456,22 +453,20 @@ def clocks():
                 time.sleep(0.3)
             report(f"{number - 20000} changes while the clock jumps", worst * 1000, SOON * 1000)
             began = time.monotonic()
-            used = sum(map(int, pathlib.Path(f"/proc/{proxy.pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]))
+            used = figures.cpu(proxy.pid)
             while time.monotonic() < began + 5:
                 jump.write_text(random.choice(["-400d", "-1h", "+1h", "+400d"]))
                 time.sleep(0.1)
-            spent = sum(map(int, pathlib.Path(f"/proc/{proxy.pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13])) - used
-            report("nobody asks, the clock jumps: processor time", spent / os.sysconf("SC_CLK_TCK") / 5 * 100, 5, "%")
+            report("nobody asks, the clock jumps: processor time", (figures.cpu(proxy.pid) - used) / 5 * 100, 5, "%")
 
 
 def main():
     global BINARY, ROUNDS
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("binary")
+    parser = command_line(__doc__)
     parser.add_argument("--only", default="", help="one of the parts below: " + ", ".join(part.__name__ for part in PARTS))
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
-    BINARY, ROUNDS = str(pathlib.Path(options.binary).resolve()), options.rounds
+    BINARY, ROUNDS = str(options.binary), options.rounds
     if "OVERLANE_IN_NAMESPACE" not in os.environ:
         os.execvpe("unshare", ["unshare", "-m", sys.executable, *sys.argv], {**os.environ, "OVERLANE_IN_NAMESPACE": "1"})
     for name in list(os.environ):

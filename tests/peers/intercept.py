@@ -15,7 +15,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from harness.processes import running
 
 SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "deploy" / "intercept.sh"
 UID = 1337
@@ -95,24 +98,11 @@ def write_blueprints(folder):
     (folder / "alice.yaml").write_text(overlay + services % 8002)
 
 
-@contextlib.contextmanager
 def sidecar(binary, folder, *, mark):
     """The sidecar, as a user of its own or with a mark."""
     command = [binary, "run", "--store", str(folder), "--outbound", f"127.0.0.1:{PORT}", "--intercept"]
     command += ["--admin", f"127.0.0.1:{ADMIN}", *(["--mark", "77"] if mark else [])]
-    with open(folder / "log", "wb") as log:
-        process = subprocess.Popen(command, stderr=log, user=None if mark else UID)
-    try:
-        until = time.monotonic() + 20
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", ADMIN), timeout=1):
-                break
-            assert process.poll() is None and time.monotonic() < until, (folder / "log").read_text()
-            time.sleep(0.05)
-        yield
-    finally:
-        process.terminate()
-        process.wait(timeout=40)
+    return running("sidecar", folder, *command, port=ADMIN, user=None if mark else UID)
 
 
 def check(way):

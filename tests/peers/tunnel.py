@@ -8,16 +8,17 @@ hub's port. Its service is called through the gateway beside the hub, and calls 
 """
 
 import contextlib
-import http.client
 import json
-import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from harness.processes import START, program, running, until
 
 HERE = pathlib.Path(__file__).resolve()
 APP = HERE.parents[2] / "proxy" / "tests" / "app.py"
@@ -61,17 +62,6 @@ def namespaces():
             subprocess.run(["ip", "netns", "delete", name])
 
 
-@contextlib.contextmanager
-def process(*words, **named):
-    child = subprocess.Popen(words, **named)
-    try:
-        yield child
-    finally:
-        if child.poll() is None:
-            child.send_signal(signal.SIGTERM)
-        child.wait(20)
-
-
 SERVICE = """
 import http.server, sys
 class S(http.server.BaseHTTPRequestHandler):
@@ -97,14 +87,6 @@ def ask(path, key):
     return asked.stdout
 
 
-def until(what, holds, patience=60):
-    end = time.monotonic() + patience
-    while not (found := holds()):
-        assert time.monotonic() < end, what
-        time.sleep(0.1)
-    return found
-
-
 def reaches(namespace, address, port):
     code = f"import socket; socket.create_connection(({address!r}, {port}), timeout=1)"
     return subprocess.run(inside(namespace, sys.executable, "-c", code), stderr=subprocess.DEVNULL).returncode == 0
@@ -126,24 +108,19 @@ def main(binary):
         (folder / "tokens").write_text(TOKEN + "\n")
         for name in ("web", "ledger"):
             words = inside(HUB, sys.executable, "-c", SERVICE, SERVICES, PORTS[name], name)
-            stack.enter_context(process(*words))
+            stack.enter_context(running(name, folder, *words))
         at = lambda name: f"{AT_HUB}:{PORTS[name]}"
         hub = ["run", "--store", store, "--gateway", at("gateway"), "--trust", "any", "--admin", f"127.0.0.1:{PORTS['admin']}"]
         hub += ["--hub", at("hub"), "--hub-tokens", folder / "tokens", "--hub-tunnels", f"{AT_HUB}:20000-20009"]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("OVERLANE_")}
-        environment |= {"OVERLANE_LOG": "warn"}
-        stack.enter_context(process(*inside(HUB, binary, *hub), env=environment))
-        until("the gateway serves", lambda: ask("/", "") == "web none")
+        environment = {"OVERLANE_LOG": "warn"}
+        stack.enter_context(running("hub", folder, *inside(HUB, binary, *hub), environment=environment))
+        until("the gateway serves", lambda: ask("/", "") == "web none", START)
 
         assert not reaches(LAPTOP, SERVICES, PORTS["ledger"]), "the laptop has no way to the services"
         laptop = ["overlay", "run", "--server", f"http://{at('hub')}", "--file", folder / "alice.yaml"]
-        local = stack.enter_context(
-            process(
-                *inside(LAPTOP, binary, *laptop, "--", sys.executable, APP),
-                env=environment | {"OVERLANE_SERVER_TOKEN": TOKEN},
-            )
-        )
-        told = json.loads(until("the laptop's service answers", lambda: (ask("/", "alice") or "").startswith("{") and ask("/", "alice")))
+        words = inside(LAPTOP, binary, *laptop, "--", sys.executable, APP)
+        local = stack.enter_context(running("laptop", folder, *words, environment=environment | {"OVERLANE_SERVER_TOKEN": TOKEN})).child
+        told = json.loads(until("the laptop's service answers", lambda: ask("/", "alice").startswith("{") and ask("/", "alice"), START))
         assert not reaches(HUB, AT_LAPTOP, told["PORT"]), "the laptop accepts no connection"
         assert ask("/", "") == "web none", "others are not concerned"
         called = ask("/call", "alice")
@@ -154,16 +131,16 @@ def main(binary):
         # Longer than it takes to notice that nothing comes back.
         time.sleep(25)
         run("ip", "-n", HUB, "link", "set", "to-laptop", "up")
-        until("it comes back after the way was cut", lambda: ask("/call", "alice") == "ledger alice")
+        until("it comes back after the way was cut", lambda: ask("/call", "alice") == "ledger alice", START)
         print("cut off for 25 s, and back: ok")
 
         # All of its processes are in this group's reach by the first of them: `ip netns exec` is replaced by the command.
         local.send_signal(signal.SIGTERM)
         assert local.wait(20) == 128 + signal.SIGTERM, local.returncode
-        until("nothing is left of it", lambda: ask("/", "alice") == "web alice")
+        until("nothing is left of it", lambda: ask("/", "alice") == "web alice", START)
         assert [entry.name for entry in store.glob("[!.]*")] == ["staging.yaml"], list(store.iterdir())
         print("ended, and nothing left behind: ok")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(program(sys.argv[1]))

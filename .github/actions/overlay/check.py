@@ -20,9 +20,9 @@ import threading
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent.parent
-sys.path.insert(0, str(ROOT / "tests/peers"))
+sys.path.insert(0, str(ROOT / "tests"))
 
-from processes import Failed, Port, Together, clean
+from harness.processes import Failed, Port, Together, clean
 
 TOKEN = "a-token-of-sixteen-or-more"
 # What tests do that send what they are told to, and what they do that do not.

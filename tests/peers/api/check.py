@@ -8,9 +8,7 @@ taken, other methods are refused, and nothing is given without its token. At an 
 tokens are asked for, and at one where everybody may read: each with a store of its own, while requests pass. Every run asks the same.
 """
 
-import argparse
 import contextlib
-import http.server
 import json
 import pathlib
 import re
@@ -23,10 +21,11 @@ import urllib.error
 import urllib.request
 
 HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parents[1]))
 
-import installed
-from processes import clean, running, said
+from harness.processes import clean, command_line, running, said
+from harness.service import answering
+from peers import installed
 
 # What a run at one place may take.
 SECONDS = 600
@@ -39,18 +38,6 @@ PLACES = {
     "hub-open": ("hub", ["--hub-tokens", "tokens", "--hub-open", "read"]),
 }
 ATTACHED = "{services: [{name: api, url: 'http://127.0.0.1:9'}], shares: [{id: qa, sha256: '%s'}]}" % ("0" * 64)
-
-
-class Service(http.server.BaseHTTPRequestHandler):
-    """Answers every request."""
-
-    def do_GET(self):
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_):
-        pass
 
 
 def store(folder, port):
@@ -157,20 +144,18 @@ def tap_tells(name, at):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("binary", type=lambda path: pathlib.Path(path).resolve())
+    parser = command_line(__doc__)
     parser.add_argument("--examples", type=int, default=100, help="of each operation, besides the edges of each value")
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(PLACES), help=", ".join(PLACES))
     options = parser.parse_args()
     schemathesis = installed.python(installed.cache("api"), HERE / "requirements.txt") / "schemathesis"
     wrong = []
-    upstream = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Service)
-    threading.Thread(target=upstream.serve_forever, daemon=True).start()
+    upstream = answering()
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         for name in options.only:
             began = time.monotonic()
-            with place(options.binary, folder, name, upstream.server_port) as at:
+            with place(options.binary, folder, name, upstream) as at:
                 wrong += [*tokens_hold(name, at), *tap_tells(name, at)]
                 report, good = fuzzed(schemathesis, at, options.examples, folder / name)
             cases = re.search(r"(\d[\d,]*) generated", report)

@@ -12,49 +12,36 @@ import contextlib
 import json
 import os
 import pathlib
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 
 HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parents[1]))
 
-import installed
+from harness.processes import free_ports, running
+from peers import installed
 
 SHOP, API, LOGIN, PREVIEWS = "shop.example.test", "api.example.test", "login.elsewhere.test", "preview.example.test"
 
 
-def run(*command, **more):
-    done = subprocess.run(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True, **more)
-    if done.returncode:
-        sys.exit(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout[-4000:]}")
-    return done.stdout
-
-
-def free(count):
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [probe.getsockname()[1] for probe in probes]
-
-
 def certificates(folder):
     """An authority, a certificate of it for all hosts, and a home whose browser trusts the authority."""
+    def run(*command):
+        installed.run(list(command), folder)
+
     names = ",".join(f"DNS:{name}" for name in [SHOP, API, LOGIN, PREVIEWS, f"*.{PREVIEWS}"])
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
     run("openssl", "req", "-x509", *key, "-subj", "/CN=Local authority", "-keyout", "ca.key", "-out", "ca.pem",
-        "-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign", cwd=folder)
-    run("openssl", "req", *key, "-subj", "/CN=example.test", "-keyout", "tls.key", "-out", "tls.csr", cwd=folder)
+        "-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign")
+    run("openssl", "req", *key, "-subj", "/CN=example.test", "-keyout", "tls.key", "-out", "tls.csr")
     (folder / "extensions").write_text(f"subjectAltName={names}\nextendedKeyUsage=serverAuth\n")
     run("openssl", "x509", "-req", "-in", "tls.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
-        "-extfile", "extensions", "-out", "tls.pem", cwd=folder)
+        "-extfile", "extensions", "-out", "tls.pem")
     trusted = folder / "home/.pki/nssdb"
     trusted.mkdir(parents=True)
     run("certutil", "-d", f"sql:{trusted}", "-N", "--empty-password")
-    run("certutil", "-d", f"sql:{trusted}", "-A", "-t", "C,,", "-n", "local", "-i", folder / "ca.pem")
+    run("certutil", "-d", f"sql:{trusted}", "-A", "-t", "C,,", "-n", "local", "-i", "ca.pem")
 
 
 def store(folder, ports, gateway):
@@ -86,24 +73,10 @@ def laptop(folder, ports):
         f"name: alice\nrouting: {{mode: overlay, baselineId: base}}\nservices: [{{name: web, url: '{url(ports['web alice'])}'}}]\n")
 
 
-@contextlib.contextmanager
 def gateway(binary, folder, store, port, admin, trust, *tls):
     command = [binary, "run", "--store", store, "--gateway", f"127.0.0.1:{port}", "--admin", f"127.0.0.1:{admin}",
                "--trust", trust, "--workers", "1", *tls]
-    with open(folder / f"log-{port}", "wb") as log:
-        process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log)
-    try:
-        until = time.monotonic() + 30
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", admin), timeout=1):
-                break
-            if process.poll() is not None or time.monotonic() > until:
-                sys.exit((folder / f"log-{port}").read_text())
-            time.sleep(0.05)
-        yield
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=40)
+    return running(f"gateway-{port}", folder, *command, port=admin)
 
 
 def main():
@@ -113,7 +86,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         folder = pathlib.Path(folder)
         names = [f"{service} {environment}" for service in ["web", "api"] for environment in ["base", "alice", "bob"]]
-        *own, login, open_port, open_admin, closed, closed_admin, plain, plain_admin = free(len(names) + 7)
+        *own, login, open_port, open_admin, closed, closed_admin, plain, plain_admin = free_ports(len(names) + 7)
         ports = dict(zip(names, own))
         certificates(folder)
         # Each gateway is where its baseline says.

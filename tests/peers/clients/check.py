@@ -21,10 +21,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parents[1]))
 
-import installed
-from processes import Failed, Port, Together, clean
+from harness.processes import Failed, Port, Together, clean
+from peers import installed
 
 BEGIN, END = "<!-- results: made by tests/peers/clients -->", "<!-- end of results -->"
 SECONDS = 120

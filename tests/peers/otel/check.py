@@ -20,11 +20,11 @@ import signal
 import sys
 import tempfile
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-import installed
+from harness.processes import Failed
 from mesh import BASELINE, OVERLAYS, SERVICES, Mesh
-from processes import Failed
+from peers import installed
 
 HERE = pathlib.Path(__file__).resolve().parent
 REQUESTS, AT_ONCE = 200, 16

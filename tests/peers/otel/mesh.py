@@ -2,7 +2,7 @@
 
 import pathlib
 
-from processes import Port, Together, clean
+from harness.processes import Port, Together, clean
 
 HERE = pathlib.Path(__file__).parent
 BASELINE = "staging"

@@ -18,10 +18,10 @@ import threading
 import urllib.request
 
 HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parents[1]))
 
-import installed
-from processes import running, said
+from harness.processes import running, said
+from peers import installed
 
 # Of one baseline. Each 50th belongs to another overlay.
 MANY = 10_000

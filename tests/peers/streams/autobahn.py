@@ -53,8 +53,8 @@ async def fuzz(wstest, servers, cases, folder):
 
 
 async def run(binary, wstest, cases, folder):
-    ports = check.Ports()
-    gateway, outbound, admin, server = (ports.take() for _ in range(4))
+    held = [check.Port() for _ in range(4)]
+    gateway, outbound, admin, server = (port.number for port in held)
     running = await echo(server)
     services = {"chat": dict.fromkeys(["base", "alice", "bob"], f"http://127.0.0.1:{server}")}
     servers = [{"agent": "direct", "url": f"ws://127.0.0.1:{server}"},

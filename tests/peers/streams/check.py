@@ -9,50 +9,24 @@ overlay that owns the services, and one whose services are not there and that fa
 gRPC also through an outbound listener as the client's HTTP proxy, where it knows proxies. Each server says who it is.
 """
 
-import argparse
 import asyncio
 import contextlib
 import os
 import pathlib
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 
 HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parents[1]))
 
-import installed
+from harness.processes import Port, command_line, free_ports, running
+from peers import installed
 
 # What a check of one client and one server may take; they wait on purpose.
 SECONDS = 90
 
 
-class Ports:
-    """Ports that nobody else gets: they stay bound, unheard, while who listens to them shares them."""
-
-    def __init__(self):
-        self.held = []
-
-    def take(self):
-        held = socket.socket()
-        for shared in [socket.SO_REUSEADDR, socket.SO_REUSEPORT]:
-            held.setsockopt(socket.SOL_SOCKET, shared, 1)
-        held.bind(("127.0.0.1", 0))
-        self.held.append(held)
-        return held.getsockname()[1]
-
-    @staticmethod
-    def free():
-        """One that can be bound by who does not share."""
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            return found.getsockname()[1]
-
-
-@contextlib.contextmanager
 def overlane(binary, folder, gateway, outbound, admin, services, hosts=()):
     """A gateway and an outbound listener before services: each a name, and its urls by environment."""
     store = folder / "store"
@@ -69,26 +43,13 @@ def overlane(binary, folder, gateway, outbound, admin, services, hosts=()):
     (folder / "settings.yaml").write_text("timeouts: {body: 500ms, upstreamRead: 500ms}\n")
     command = [binary, "run", "--config", folder / "settings.yaml", "--store", store, "--gateway", f"127.0.0.1:{gateway}",
                "--outbound", f"127.0.0.1:{outbound}", "--admin", f"127.0.0.1:{admin}"]
-    with open(folder / "log", "wb") as log:
-        process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log)
-    try:
-        until = time.monotonic() + 30
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", admin), timeout=1):
-                break
-            if process.poll() is not None or time.monotonic() > until:
-                raise SystemExit((folder / "log").read_text())
-            time.sleep(0.05)
-        yield
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=40)
+    return running("overlane", folder, *command, port=admin)
 
 
 @contextlib.contextmanager
 def server(peer, name):
     """A peer's servers, and their ports."""
-    ports = Ports.free(), Ports.free()
+    ports = free_ports(2)
     process = subprocess.Popen(list(map(str, [*peer, "serve", name, *ports])), stdout=subprocess.PIPE, text=True)
     try:
         if process.stdout.readline() != "ready\n":
@@ -139,8 +100,8 @@ async def check_events(gateway, port):
 
 
 def check(binary, folder, peers):
-    ports = Ports()
-    gateway, outbound, admin, nowhere, events = (ports.take() for _ in range(5))
+    held = [Port() for _ in range(5)]
+    gateway, outbound, admin, nowhere, events = (port.number for port in held)
 
     def urls(scheme, own):
         return {name: f"{scheme}://127.0.0.1:{own.get(name, nowhere)}" for name in ["base", "alice", "bob"]}
@@ -180,11 +141,9 @@ def peers():
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("binary", type=pathlib.Path)
-    options = parser.parse_args()
+    options = command_line(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        check(options.binary.resolve(), pathlib.Path(folder), peers())
+        check(options.binary, pathlib.Path(folder), peers())
 
 
 if __name__ == "__main__":

@@ -1,9 +1,14 @@
 """Processes that run together, their ports and their logs."""
 
+import argparse
 import contextlib
 import http.client
 import os
+import pathlib
 import re
+import resource
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -28,14 +33,46 @@ class Port:
         self.address = f"127.0.0.1:{self.number}"
 
 
+def free_port(host="127.0.0.1"):
+    """One that nobody has just now, for who does not share it."""
+    with socket.create_server((host, 0)) as probe:
+        return probe.getsockname()[1]
+
+
+def free_ports(count):
+    """So many, each another one."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def all_descriptors():
+    """Raises what this process and its children may open to what the machine allows, and tells how many that is."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most
+
+
+def program(name):
+    """Where a program is, whatever folder it is started in: one on the path, or one at a path from here."""
+    return pathlib.Path(shutil.which(name) or name).resolve()
+
+
+def command_line(about):
+    """The command line of a harness: what it says of itself, and the binary."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("binary", type=program)
+    return parser
+
+
 class Process:
     """A process of ours with its log."""
 
-    def __init__(self, name, command, log, environment, folder):
+    def __init__(self, name, command, log, environment, folder, user=None):
         self.name, self.log = name, log
         with open(log, "wb") as out:
             self.child = subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                                          env=environment, cwd=folder)
+                                          env=environment, cwd=folder, user=user)
 
     def tail(self):
         lines = self.log.read_text(errors="replace").splitlines()[-15:]
@@ -55,25 +92,51 @@ def clean(extra):
     return {name: value for name, value in os.environ.items() if not told.fullmatch(name)} | extra
 
 
+def until(what, holds, patience=10.0):
+    """Waits until something holds, and returns what it gave."""
+    end = time.monotonic() + patience
+    while not (found := holds()):
+        if time.monotonic() > end:
+            sys.exit(f"after {patience} s not yet: {what}")
+        time.sleep(0.01)
+    return found
+
+
+def listening(port, process):
+    """Waits until a process listens to a port."""
+    end = time.monotonic() + 2 * START
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        if process.child.poll() is not None or time.monotonic() > end:
+            sys.exit(f"{process.name} does not listen to {port}\n{process.tail()}")
+        time.sleep(0.05)
+
+
 @contextlib.contextmanager
-def running(name, folder, *command):
-    """A process whose log is in the folder; it ends with the block."""
-    process = Process(name, command, folder / f"{name}.log", clean({}), folder)
+def running(name, folder, *command, port=None, environment=None, user=None, ends=signal.SIGTERM):
+    """A process whose log is in the folder, from when it listens to the port, where one is named; it ends with the block.
+
+    `ends` is the signal that it is ended with, and `environment` what it is told besides what is `clean`.
+    """
+    process = Process(name, command, folder / f"{name}.log", clean(environment or {}), folder, user)
     try:
+        if port is not None:
+            listening(port, process)
         yield process
     finally:
-        process.child.terminate()
+        process.child.send_signal(ends)
         process.end(time.monotonic() + START)
 
 
 def said(process, pattern):
     """What a process says sooner or later."""
-    until = time.monotonic() + 2 * START
+    end = time.monotonic() + 2 * START
     while True:
         found = re.search(pattern, process.log.read_text(errors="replace"))
         if found:
             return found
-        if process.child.poll() is not None or time.monotonic() > until:
+        if process.child.poll() is not None or time.monotonic() > end:
             sys.exit(f"{process.name} did not say {pattern}\n{process.tail()}")
         time.sleep(0.05)
 
