@@ -15,7 +15,7 @@ has a key and a trace of its own, which are remembered; with `--role outbound` i
 there, or brings its key along where `--restore nothing` says that traces do not count. With `--token` the gateway trusts
 nobody, and each request shows an overlay token: the same one (`cached`), one that was never seen before (`fresh`: what
 verification costs), or one whose signature is wrong (`bad`). With `--tap` somebody looks on, and is told every decision. With `--of` it is told how many are spent in a
-function and in what it calls: `--of overlane::metrics::observe` is the counting. Exits with 1 where a count is
+function and in what it calls: `--of overlane::metrics::counting::observe` is the counting. Exits with 1 where a count is
 over `--most`, or where counts differ by more than `--spread` per cent.
 """
 

@@ -65,20 +65,20 @@ pub fn run(args: RunArgs, store: Option<StoreAddress>, access: &Access) -> Resul
             "the store {store} is empty; type next: overlane baseline create --file baseline.yaml --store {store}"
         );
     }
+    serve(running, signals)
+}
+
+/// Says that it serves, waits until it is told to stop, and sees it to its end.
+///
+/// # Errors
+/// It ends because something in it failed.
+fn serve(running: Running, signals: Signals) -> Result<(), CliError> {
     for address in systemd::unused() {
         tracing::warn!(%address, "a socket that was handed over is of no listener; give one of them this address");
     }
     signals.follow(&running);
     running.runtime().spawn(systemd::watchdog());
     systemd::ready();
-    stop(running)
-}
-
-/// Waits until it is told to stop, and sees it to its end.
-///
-/// # Errors
-/// It ends because something in it failed.
-fn stop(running: Running) -> Result<(), CliError> {
     running.until_told();
     systemd::stopping();
     match running.stop() {
@@ -214,13 +214,7 @@ pub fn try_it(args: &Try, out: &mut Output<'_>) -> Result<(), CliError> {
         }
     }
     out.line(format_args!("{lines}\nLook at it: http://{}{PAGE}\n\nCtrl-C ends it.", running.admin()))?;
-    for address in systemd::unused() {
-        tracing::warn!(%address, "a socket that was handed over is of no listener; give one of them this address");
-    }
-    signals.follow(&running);
-    running.runtime().spawn(systemd::watchdog());
-    systemd::ready();
-    stop(running)
+    serve(running, signals)
 }
 
 fn given(environment: &EnvironmentId, text: String) -> FileChange {

@@ -12,6 +12,8 @@ use overlane::settings::Settings;
 use overlane_config::route::Role;
 use overlane_tests::stage::{self, Started};
 
+use super::ask::head;
+
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A listener of a role for services of which `upstream` is all.
@@ -47,16 +49,6 @@ pub(super) fn listen(with: impl Fn(TcpStream) + Send + Clone + 'static) -> Socke
         }
     });
     address
-}
-
-fn head(reader: &mut impl BufRead) -> Option<String> {
-    let mut head = String::new();
-    while !head.ends_with("\r\n\r\n") {
-        if reader.read_line(&mut head).ok()? == 0 {
-            return None;
-        }
-    }
-    Some(head)
 }
 
 /// Answers each request with its head.
