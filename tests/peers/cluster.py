@@ -168,7 +168,7 @@ class Everything:
         why = self.overlane("overlay", "delete", "alice", fails=True)
         yield wanted("a command does not delete what has children", "bob" in why)
         why = self.overlane("overlay", "delete", "bob", fails=True, person="reader")
-        yield wanted("who may not write is told what is missing", "overlays" in why and "delete" in why)
+        yield wanted("who may not write is told which Role it takes", "takes a Role" in why and "rbac.yaml" in why)
 
     def together(self):
         """What a command attached, `kubectl apply` leaves alone."""
