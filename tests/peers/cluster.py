@@ -2,7 +2,7 @@
 """The store in Kubernetes before the real API server, where the other tests have a stand-in for it (tests/src/kubernetes.rs).
 
     cargo build -p overlane
-    python3 tests/peers/cluster.py target/debug/overlane --apiserver PATH [--model]
+    python3 tests/peers/cluster.py target/debug/overlane --apiserver PATH [--gates GATES] [--model]
 
 Wants a `kube-apiserver` of 1.24 or newer, `etcd` and `kubectl`; no node runs anything. The definitions and Roles of deploy/kubernetes are applied, and a person
 who may write, a proxy that may read, and `kubectl` go through what docs/operating.md says of the store: what is written and seen by either, what is refused and
@@ -49,8 +49,8 @@ spec:
 class Cluster:
     """An etcd and an API server in a folder, and who may do what there."""
 
-    def __init__(self, folder, apiserver):
-        self.folder, self.apiserver = folder, apiserver
+    def __init__(self, folder, apiserver, gates):
+        self.folder, self.apiserver, self.gates = folder, apiserver, [f"--feature-gates={gates}"] if gates else []
         self.etcd, self.peer, self.port = free_ports(3)
         subprocess.run(["openssl", "genrsa", "-out", folder / "accounts.key", "2048"], check=True, capture_output=True)
         tokens = [f"{name}-token,{name},{name},{group}\n" for name, group in PEOPLE.items()]
@@ -68,7 +68,7 @@ class Cluster:
                        "--service-account-issuer=https://kubernetes.default.svc", f"--service-account-key-file={self.folder}/accounts.key",
                        f"--service-account-signing-key-file={self.folder}/accounts.key", f"--token-auth-file={self.folder}/tokens.csv",
                        "--authorization-mode=RBAC", "--service-cluster-ip-range=10.0.0.0/24", "--disable-admission-plugins=ServiceAccount",
-                       "--etcd-compaction-interval=0", port=self.port)
+                       "--etcd-compaction-interval=0", *self.gates, port=self.port)
 
     def kubeconfig(self, person):
         path = self.folder / f"{person}.kubeconfig"
@@ -165,6 +165,11 @@ class Everything:
         none = "apiVersion: overlane.dev/v1alpha1\nkind: Overlay\nmetadata: {name: none}\nspec: {services: [{name: web}]}\n"
         yield wanted("what has no parent is refused by the API server", "baselineId" in self.cluster.kubectl("apply", "-f", "-", says=none, fails=True)
                      or "routing" in self.cluster.kubectl("apply", "-f", "-", says=none, fails=True))
+        if "x-kubernetes-validations" in self.cluster.kubectl("get", "crd", "overlays.overlane.dev", "-o", "yaml"):
+            other = (OVERLAY % ("named", "base", self.new)).replace("mode: overlay", "mode: overlay, overlayId: otherwise")
+            yield wanted("the definitions' rules (CEL) are evaluated", "overlayId must be metadata.name" in self.cluster.kubectl("apply", "-f", "-", says=other, fails=True))
+        else:
+            print("      this API server evaluates no rules of definitions; 1.24 does with --gates CustomResourceValidationExpressions=true")
         why = self.overlane("overlay", "delete", "alice", fails=True)
         yield wanted("a command does not delete what has children", "bob" in why)
         why = self.overlane("overlay", "delete", "bob", fails=True, person="reader")
@@ -220,12 +225,13 @@ def model(cluster):
 def main():
     parser = command_line(__doc__)
     parser.add_argument("--apiserver", type=program, required=True)
+    parser.add_argument("--gates", help="feature gates of the API server")
     parser.add_argument("--model", action="store_true")
-    told_ = parser.parse_args()
+    options = parser.parse_args()
     right = []
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        cluster = Cluster(folder, told_.apiserver)
+        cluster = Cluster(folder, options.apiserver, options.gates)
         gateway, admin = free_ports(2)
         with cluster.runs_etcd(), cluster.runs() as server:
             kubectl = cluster.kubectl
@@ -241,9 +247,9 @@ def main():
             kubectl("apply", "-n", "staging", "-f", ROOT / "deploy/kubernetes/rbac.yaml")
             for role, group in (("overlane-writer", "people"), ("overlane-reader", "proxies")):
                 kubectl("-n", "staging", "create", "rolebinding", group, f"--role={role}", f"--group={group}")
-            with running("proxy", folder, told_.binary, "run", "--store", cluster.store("reader"), "--baseline", "base", "--gateway", f"127.0.0.1:{gateway}",
+            with running("proxy", folder, options.binary, "run", "--store", cluster.store("reader"), "--baseline", "base", "--gateway", f"127.0.0.1:{gateway}",
                          "--admin", f"127.0.0.1:{admin}", "--cache", folder / "cache", port=gateway):
-                tried = Everything(cluster, told_.binary, gateway, admin)
+                tried = Everything(cluster, options.binary, gateway, admin)
                 for each in (tried.written(), tried.status(), tried.refused(), tried.together(), tried.away(server, cluster.runs)):
                     right += each
     print(f"{len(right)} things tried, {right.count(False)} wrong")
