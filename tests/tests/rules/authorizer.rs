@@ -12,6 +12,7 @@ use overlane::settings::Settings;
 use overlane_config::route::Role;
 use overlane_tests::stage::{self, Started};
 
+use super::ask;
 use super::passage::listen;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -127,11 +128,7 @@ impl Place {
     }
 
     fn metric(&self, line: &str) -> bool {
-        let mut stream = TcpStream::connect(self.started.admin()).unwrap();
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        text.contains(&format!("\n{line}\n"))
+        ask::metrics(self.started.admin()).contains(&format!("\n{line}\n"))
     }
 }
 

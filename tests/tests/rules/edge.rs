@@ -17,7 +17,8 @@ use overlane_config::diagnostic::Source;
 use overlane_config::lineage::{Content, FileChange};
 use overlane_config::route::Role;
 use overlane_tests::stage::{self, Started};
-use socket2::{Domain, Socket, Type};
+
+use super::ask;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Who may choose an overlay, and who may not.
@@ -131,10 +132,7 @@ fn gateway(engine: EngineChoice) -> Started {
 /// Asks from an address of this machine; the target and the fields are as they go out.
 fn ask(from: [u8; 4], to: SocketAddr, host: &str, target: &str, fields: &str) -> String {
     let (method, target) = target.split_once(' ').unwrap_or(("GET", target));
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
-    socket.connect(&to.into()).unwrap();
-    let mut stream: TcpStream = socket.into();
+    let mut stream = ask::from(from, to);
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let request = format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\n{fields}Connection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).unwrap();
@@ -398,24 +396,16 @@ fn a_previews_request_that_is_held_while_its_overlay_goes_is_never_the_baselines
     let held = thread::spawn(move || ask(TEAM, address, "web--dead.preview.example.test", "/", ""));
     // Its upstream refuses connections: it waits.
     let admin = gateway.admin();
-    let waits = || ask_admin(admin).contains("overlane_requests_in_flight{limit=\"held\"} 1");
+    let waits = || ask::metrics(admin).contains("overlane_requests_in_flight{limit=\"held\"} 1");
     let end = std::time::Instant::now() + PATIENCE;
     while !waits() {
-        assert!(std::time::Instant::now() < end, "it does not wait: {}", ask_admin(admin));
+        assert!(std::time::Instant::now() < end, "it does not wait: {}", ask::metrics(admin));
         thread::yield_now();
     }
     let path: Arc<str> = "dead.yaml".into();
     gateway.control().apply(&[FileChange { path, content: Content::Gone }], Trigger::Change);
     let answer = held.join().unwrap();
     assert_eq!(who(&answer), "404", "{answer}");
-}
-
-fn ask_admin(admin: SocketAddr) -> String {
-    let mut stream = TcpStream::connect(admin).unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    text
 }
 
 #[test]

@@ -13,6 +13,8 @@ use overlane::plane::{EngineChoice, Limits};
 use overlane_config::route::Role;
 use overlane_tests::stage::{self, Started};
 
+use super::ask;
+
 use frames::*;
 
 const PROTOCOL_ERROR: u32 = 1;
@@ -55,20 +57,9 @@ fn gateway(limits: Limits, url: &str) -> Started {
     stage::start_within(EngineChoice::Auto, limits, vec![listener], stage::files_at("", url))
 }
 
-/// What `/metrics` says.
-fn metrics(running: &Started) -> String {
-    let mut stream = TcpStream::connect(running.admin()).unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    text
-}
-
 fn floods(running: &Started, side: &str, reason: &str) -> u64 {
-    let name = format!("overlane_http2_floods_total{{reason=\"{reason}\",side=\"{side}\"}} ");
-    let text = metrics(running);
-    let line = text.lines().find_map(|line| line.strip_prefix(&name));
-    line.unwrap_or_else(|| panic!("{name}")).parse().unwrap()
+    let name = format!("overlane_http2_floods_total{{reason=\"{reason}\",side=\"{side}\"}}");
+    ask::metric(running.admin(), &name).unwrap_or_else(|| panic!("{name}"))
 }
 
 fn until(what: &str, condition: impl Fn() -> bool) {
@@ -304,7 +295,7 @@ fn a_client_that_takes_nothing_is_cut() {
         stream += 2;
     }
     // It is there still, and would take what comes.
-    until("it is closed", || metrics(&running).contains("\noverlane_connections 0\n"));
+    until("it is closed", || ask::metrics(running.admin()).contains("\noverlane_connections 0\n"));
     drop(client);
     assert_eq!(status(running.addresses()[0]), 200);
 }

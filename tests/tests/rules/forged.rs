@@ -14,7 +14,8 @@ use overlane::settings::Settings;
 use overlane_config::carrier::Carriers;
 use overlane_config::route::Role;
 use overlane_tests::stage::{self, Started};
-use socket2::{Domain, Socket, Type};
+
+use super::ask;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Who is trusted; from any other address nobody is.
@@ -234,10 +235,7 @@ impl Place {
 
 /// Asks from an address of this machine.
 fn ask(from: [u8; 4], to: SocketAddr, request: &str) -> String {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
-    socket.connect(&to.into()).unwrap();
-    let mut stream: TcpStream = socket.into();
+    let mut stream = ask::from(from, to);
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.write_all(request.as_bytes()).unwrap();
     stream.shutdown(std::net::Shutdown::Write).unwrap();
@@ -309,13 +307,7 @@ fn a_flood_of_traces_of_strangers_evicts_none_of_the_trusted() {
     let place = Place::new(EngineChoice::Auto, 64);
     place.begin();
     let [_, inbound] = place.listeners();
-    let metric = |name: &str| -> u64 {
-        let mut stream = TcpStream::connect(place.running.admin()).unwrap();
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        text.lines().find_map(|line| line.strip_prefix(&format!("{name} "))).unwrap().parse().unwrap()
-    };
+    let metric = |name: &str| ask::metric(place.running.admin(), name).unwrap();
     let remembered = metric("overlane_traces");
     let mut stream = TcpStream::connect(inbound).unwrap();
     let mut reader = stream.try_clone().unwrap();

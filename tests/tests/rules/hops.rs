@@ -1,7 +1,7 @@
 //! Load balancers before a gateway, and who says that it is one.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use overlane::plane::EngineChoice;
@@ -9,8 +9,8 @@ use overlane::plane::forwarded::{Dialect, Forwarding};
 use overlane::settings::Settings;
 use overlane_config::route::Role;
 use overlane_tests::stage::{self, Started};
-use socket2::{Domain, Socket, Type};
 
+use super::ask;
 use super::passage::{listen, tells};
 
 const HOP: [u8; 4] = [127, 0, 0, 1];
@@ -33,10 +33,7 @@ fn gateway(engine: EngineChoice, dialect: Dialect) -> (Started, SocketAddr) {
 
 /// Asks from an address of this machine, with a key; what arrived, in lower case.
 fn ask(from: [u8; 4], to: SocketAddr, fields: &str) -> String {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
-    socket.connect(&to.into()).unwrap();
-    let mut stream: TcpStream = socket.into();
+    let mut stream = ask::from(from, to);
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let request = format!(
         "GET / HTTP/1.1\r\nHost: web.example\r\nx-overlay-id: alice\r\nConnection: close\r\n{fields}\r\n"

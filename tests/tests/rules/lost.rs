@@ -3,7 +3,7 @@
 //!
 //! `OVERLANE_REQUESTS` sets how many; `.ci/full` asks for a million.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
@@ -17,6 +17,8 @@ use overlane_config::lineage::{Content, FileChange};
 use overlane_config::route::Role;
 use overlane_tests::stage::{self, Started};
 
+use super::ask::{self, head};
+
 const OVERLAYS: usize = 1000;
 /// Connections on each side; requests of all overlays share them.
 const CONNECTIONS: usize = 16;
@@ -25,17 +27,7 @@ fn requests() -> usize {
     std::env::var("OVERLANE_REQUESTS").map_or(10_000, |count| count.parse().unwrap())
 }
 
-/// A head, and the value of one of its fields.
-fn head(reader: &mut impl BufRead) -> Option<String> {
-    let mut head = String::new();
-    while !head.ends_with("\r\n\r\n") {
-        if reader.read_line(&mut head).ok()? == 0 {
-            return None;
-        }
-    }
-    Some(head)
-}
-
+/// The value of one of a head's fields.
 pub(super) fn field<'h>(head: &'h str, name: &str) -> Option<&'h str> {
     let fields = head.lines().filter_map(|line| line.split_once(": "));
     fields.into_iter().find(|(own, _)| own.eq_ignore_ascii_case(name)).map(|(_, value)| value)
@@ -195,12 +187,7 @@ fn load(running: &Started, count: usize) -> Arrived {
 
 /// The metric with these labels; 0 where it is not there.
 pub(super) fn counted(running: &Started, metric: &str) -> usize {
-    let mut stream = TcpStream::connect(running.admin()).unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix(metric)?.strip_prefix(' '));
-    line.map_or(0, |value| value.parse().unwrap())
+    ask::metric(running.admin(), metric).map_or(0, |count| count.try_into().unwrap())
 }
 
 fn calls(running: &Started, result: &str) -> usize {

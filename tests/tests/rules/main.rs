@@ -1,6 +1,8 @@
 //! End to end, in process, through real sockets: one binary, a module for each side of the proxy.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+/// What tests ask over a connection of their own.
+mod ask;
 /// Somebody else is asked who may choose an overlay.
 mod authorizer;
 /// Overlays whose upstream is dead.

@@ -19,6 +19,8 @@ use overlane_config::lineage::{Content, FileChange};
 use overlane_config::route::Role;
 use overlane_tests::stage::{self, Started};
 
+use super::ask;
+
 const BOUND: Duration = Duration::from_secs(20);
 
 fn until(condition: impl Fn() -> bool) {
@@ -146,16 +148,8 @@ fn refused(answer: &str, words: &str) {
     }
 }
 
-fn metrics(proxy: &Started) -> String {
-    let mut admin = TcpStream::connect(proxy.admin()).unwrap();
-    admin.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
-    let mut metrics = String::new();
-    admin.read_to_string(&mut metrics).unwrap();
-    metrics
-}
-
 fn metric(proxy: &Started, name: &str) -> u64 {
-    let metrics = metrics(proxy);
+    let metrics = ask::metrics(proxy.admin());
     let found = metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
     found.unwrap_or_else(|| panic!("{name}: {metrics}"))
 }

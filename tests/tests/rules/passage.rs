@@ -1,6 +1,6 @@
 //! What outbound lets through that is no request to it: tunnels by CONNECT, and what is in them.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::time::Duration;
@@ -11,6 +11,8 @@ use overlane::plane::{EngineChoice, ListenerSettings};
 use overlane::settings::Settings;
 use overlane_config::route::Role;
 use overlane_tests::stage::{self, Started};
+
+use super::ask::head;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -47,16 +49,6 @@ pub(super) fn listen(with: impl Fn(TcpStream) + Send + Clone + 'static) -> Socke
         }
     });
     address
-}
-
-fn head(reader: &mut impl BufRead) -> Option<String> {
-    let mut head = String::new();
-    while !head.ends_with("\r\n\r\n") {
-        if reader.read_line(&mut head).ok()? == 0 {
-            return None;
-        }
-    }
-    Some(head)
 }
 
 /// Answers each request with its head.

@@ -13,6 +13,7 @@ use overlane::tls::certificates::Pair;
 use overlane_config::route::Role;
 use overlane_tests::stage::{self, Started};
 
+use super::ask::metrics;
 use super::passage::{listen, tells};
 
 const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x01\x0a\0\0\x01\x1f\x90\0\x50";
@@ -67,10 +68,7 @@ fn who_has_to_begin_with_a_header_and_does_not_is_not_served_and_nobody_else_may
     for start in [&b""[..], b"PROXY TCP4 nobody\r\n"] {
         assert_eq!(ask(address, start), "");
     }
-    let mut admin = TcpStream::connect(started.admin()).unwrap();
-    admin.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
-    let mut metrics = String::new();
-    admin.read_to_string(&mut metrics).unwrap();
+    let metrics = metrics(started.admin());
     assert!(metrics.contains("\noverlane_proxy_headers_refused_total 2\n"), "{metrics}");
     let (_started, address) = gateway(EngineChoice::Auto, "10.0.0.0/8", None);
     let answer = ask(address, b"PROXY TCP4 192.0.2.7 10.0.0.1 8080 80\r\n");

@@ -20,6 +20,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore, StreamOwned, version};
 
+use super::ask::metrics;
+
 const PATIENCE: Duration = Duration::from_secs(10);
 const ENGINES: [EngineChoice; 2] = [EngineChoice::Auto, EngineChoice::Pingora];
 /// How large a large body is.
@@ -143,10 +145,7 @@ impl Stage {
 
     /// The value of a metric, by the beginning of its line.
     pub(super) fn metric(&self, line: &str) -> f64 {
-        let mut stream = TcpStream::connect(self.started.admin()).unwrap();
-        write!(stream, "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
+        let text = metrics(self.started.admin());
         let found = text.lines().find_map(|known| known.strip_prefix(line));
         found.unwrap_or_else(|| panic!("no {line} in {text}")).trim().parse().unwrap()
     }

@@ -23,6 +23,8 @@ use overlane_config::lineage::{Content, FileChange};
 use overlane_config::route::{Listener, Role};
 use overlane_tests::stage::{self, Started};
 
+use super::ask;
+
 fn gateway(url: &str, allow_unix: Vec<String>) -> (Started, SocketAddr) {
     let text = format!(
         "name: base\nrouting: {{mode: baseline}}\nservices: [{{name: web, expose: true, url: '{url}'}}]\n"
@@ -217,12 +219,8 @@ fn requests_that_their_client_gave_up_are_bounded() {
             }
         }
     });
-    let mut admin = TcpStream::connect(running.admin()).unwrap();
-    admin.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
-    let mut metrics = String::new();
-    admin.read_to_string(&mut metrics).unwrap();
-    let active = metrics.lines().find_map(|line| line.strip_prefix("overlane_active_requests ")).unwrap();
-    assert!(active.parse::<u32>().unwrap() <= 200, "{active}");
+    let active = ask::metric(running.admin(), "overlane_active_requests").unwrap();
+    assert!(active <= 200, "{active}");
 }
 
 #[test]

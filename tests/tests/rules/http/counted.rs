@@ -10,6 +10,8 @@ use overlane::plane::trust::Trust;
 use overlane_config::route::Role;
 use overlane_tests::stage;
 
+use crate::ask::metrics;
+
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Replies by the path, once on each connection.
@@ -61,7 +63,7 @@ fn ask(address: SocketAddr, request: &str) -> String {
 
 /// What is counted, without what time alone decides.
 fn counted(admin: SocketAddr) -> Vec<String> {
-    let text = ask(admin, "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    let text = metrics(admin);
     let by_time = ["process_", "_seconds_sum", "_seconds_bucket", "_timestamp", "overlane_connections"];
     let mut lines: Vec<_> = text
         .lines()

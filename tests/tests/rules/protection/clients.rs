@@ -11,7 +11,8 @@ use overlane::settings::Settings;
 use overlane_config::route::Role;
 use overlane_tests::stage;
 
-use super::{ENGINES, PATIENCE, ask, service};
+use super::{ENGINES, PATIENCE, service};
+use crate::ask::metrics;
 
 /// A connection, and whether it is served.
 fn connect(address: SocketAddr) -> (TcpStream, bool) {
@@ -34,8 +35,7 @@ fn a_client_has_so_many_connections_at_a_gateway_and_more_are_closed_and_counted
         let (first, second) = (connect(address), connect(address));
         assert!(first.1 && second.1, "{engine:?}");
         assert!(!connect(address).1, "{engine:?}: a third one is not served");
-        let metrics =
-            ask(running.admin(), "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        let metrics = metrics(running.admin());
         assert!(metrics.contains("\noverlane_client_full_total 1\n"), "{metrics}");
         drop(first);
         // That it is closed is seen when it is seen.
