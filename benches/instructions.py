@@ -98,6 +98,8 @@ class Proxy:
     def __init__(self, options, folder, count):
         self.folder = folder
         port, admin, others = free_ports(3)
+        # Where requests come in that its own calls belong to.
+        arrivals = others if options.role == "outbound" else port
         backend = upstream()
         (folder / "settings.yaml").write_text(f"correlation: {{by: [{options.restore.replace('nothing', '')}]}}\n")
         listeners = ["--gateway", f"127.0.0.1:{port}"]
@@ -105,7 +107,6 @@ class Proxy:
         if options.token != "none":
             listeners += ["--trust", "none", "--token-key", str(folder / "key"), "--token-audience", "counting"]
         if options.role != "gateway":
-            arrivals = port if options.role == "inbound" else others
             listeners = ["--inbound", f"127.0.0.1:{arrivals}", "--app", f"http://127.0.0.1:{backend}", "--service", "web"]
             listeners += ["--outbound", f"127.0.0.1:{port}"] if options.role == "outbound" else []
         command = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={folder}/counts",
@@ -113,7 +114,8 @@ class Proxy:
                    "--store", str(store(folder, count, backend)), "--workers", "1",
                    "--engine", options.engine, *listeners, "--admin", f"127.0.0.1:{admin}", *options.flags]
         self.process = Process("proxy", command, folder / "log", clean({}), folder)
-        listening(port, self.process)
+        for listener in {port, arrivals}:
+            listening(listener, self.process)
         key = {"known": f"x-overlay-id: overlay-{count - 1}\r\n", "unknown": "x-overlay-id: nobody\r\n", "none": ""}
         self.key, self.traces = key[options.case], 0
         self.role, self.restore = options.role, options.restore

@@ -1,7 +1,7 @@
 //! Load balancers before a gateway, and who says that it is one.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use overlane::plane::EngineChoice;

@@ -3,7 +3,7 @@
 //!
 //! `OVERLANE_REQUESTS` sets how many; `.ci/full` asks for a million.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! What outbound lets through that is no request to it: tunnels by CONNECT, and what is in them.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::time::Duration;
