@@ -39,7 +39,7 @@ use crate::store::directory::follow::{self as directory, Follower};
 use crate::store::hub::HubStore;
 use crate::store::mirror::Mirror;
 use crate::store::shared::follow::{self as shared, SharedFollower};
-use crate::store::shared::{Fault, Shared, verdict};
+use crate::store::shared::{Fault, Revision, Shared, verdict, write};
 use crate::store::{Reached, StoreAddress};
 use crate::tls::follow::{Files, Followed};
 use crate::tls::{self, credentials::Credentials, upstreams::Upstreams};
@@ -165,7 +165,7 @@ impl Prepared {
         take_in(given, follower.as_mut(), cache.as_deref(), &control, runtime.handle());
         let others = [admin.0].into_iter().chain(probes.as_ref().map(|probes| probes.0));
         let others = others.chain(hub.as_ref().map(|hub| hub.0));
-        let behind = follower.as_ref().map(|follower| follower.behind(runtime.handle()));
+        let behind = follower.as_ref().map(|follower| follower.behind(&control, runtime.handle()));
         let own = own_addresses(bound.gates(), others);
         let tunnels = Tunnels::new(
             settings.hub_tunnels,
@@ -210,8 +210,8 @@ impl Prepared {
         let spawn = |what, task: Task| spawn(runtime.handle(), &drain, what, task);
         spawn("collecting old snapshots", Box::pin(async move { retired.collect().await }));
         spawn("expiring overlays", Box::pin(expire(control.clone())));
-        if let Some(store) = settings.store.clone() {
-            let used = leases::extend_used(control.clone(), workers.doors().to_vec(), store);
+        if let Some(behind) = behind.clone() {
+            let used = leases::extend_used(control.clone(), workers.doors().to_vec(), behind);
             spawn("extending what is used", Box::pin(used));
         }
         if let Some(cache) = &cache {
@@ -357,8 +357,16 @@ impl Source {
         Self::Shared(SharedFollower::new(store.clone()), store)
     }
 
+    /// The state of the store that is known, where it has any.
+    fn revision(&self) -> Option<Revision> {
+        match self {
+            Self::Directory(_, (_, mirror)) => mirror.revision(),
+            Self::Shared(follower, _) => follower.revision().cloned(),
+        }
+    }
+
     /// The store as it is served to others.
-    fn behind(&self, runtime: &Handle) -> Behind {
+    fn behind(&self, control: &Arc<Control>, runtime: &Handle) -> Behind {
         let (keeper, mirror) = match self {
             Self::Directory(_, told) => {
                 let (path, mirror) = told.clone();
@@ -366,7 +374,8 @@ impl Source {
             }
             Self::Shared(follower, store) => (Keeper::Shared(store.clone()), follower.mirror().clone()),
         };
-        Behind::new(keeper, mirror, runtime.clone())
+        let followed = write::Followed { mirror, control: control.clone() };
+        Behind::new(keeper, followed, runtime.clone())
     }
 
     fn remember(&mut self, lists: Vec<Vec<KeptText>>) -> Vec<Vec<FileChange>> {
@@ -395,13 +404,13 @@ impl Source {
 /// Takes in the blueprints, those of the store and `given` ones.
 fn take_in(
     given: Vec<FileChange>,
-    follower: Option<&mut Source>,
+    mut follower: Option<&mut Source>,
     cache: Option<&Cache>,
     control: &Control,
     runtime: &Handle,
 ) {
     let mut changes = given;
-    if let Some(follower) = follower {
+    if let Some(follower) = &mut follower {
         if let Some(cache) = cache {
             take_kept(cache, follower, control);
         }
@@ -410,6 +419,7 @@ fn take_in(
         control.store_problem(problem);
     }
     control.apply(&changes, Trigger::Start);
+    control.at_revision(follower.and_then(|follower| follower.revision()));
 }
 
 /// Addresses that no request may be sent to. Sidecars call each other's inbound listeners; nobody calls the
