@@ -23,6 +23,7 @@ use crate::hub::tokens::HubTokens;
 use crate::hub::tunnels::Tunnels;
 use crate::hub::{self, Hub};
 use crate::leases;
+use crate::leftovers;
 use crate::memory;
 use crate::metrics::MeterDoor;
 use crate::names::{Names, Reach};
@@ -213,6 +214,10 @@ impl Prepared {
         if let Some(behind) = behind.clone() {
             let used = leases::extend_used(control.clone(), workers.doors().to_vec(), behind);
             spawn("extending what is used", Box::pin(used));
+        }
+        if let Some((grace, behind)) = settings.remove_expired.zip(behind.clone()) {
+            let removing = leftovers::remove(control.clone(), behind, grace);
+            spawn("removing what expired", Box::pin(removing));
         }
         if let Some(cache) = &cache {
             runtime.spawn(keep(cache.clone(), control.clone()));

@@ -48,6 +48,8 @@ const DEFAULT_SOCKET_MODE: u32 = 0o660;
 const LAME_DUCK: Duration = Duration::from_secs(5);
 /// How often the store is checked even if no event came.
 const DEFAULT_RESYNC: Duration = Duration::from_secs(5);
+/// So long after it expired an overlay is removed from a hub's store when nobody says.
+const DEFAULT_REMOVAL: Duration = Duration::from_secs(24 * 3600);
 /// Ages of traces are counted in 32 bits of milliseconds.
 const MAX_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -142,6 +144,9 @@ pub struct RunArgs {
     /// Let machines that nothing can reach tunnel services to this hub: the host by which others reach their ports here, and which ports, such as hub.example.com:20000-20999
     #[arg(long, value_name = "HOST[:PORTS]", env = "OVERLANE_HUB_TUNNELS")]
     pub hub_tunnels: Option<TunnelPorts>,
+    /// Remove overlays from an etcd or a cluster so long after they expired, or never; 24h by default at a hub, and never elsewhere
+    #[arg(long, value_name = "AFTER|never", env = "OVERLANE_REMOVE_EXPIRED")]
+    pub remove_expired: Option<String>,
     /// The bearer token for everything on the admin listener that changes state
     #[arg(long, value_name = "TOKEN", env = "OVERLANE_ADMIN_TOKEN", hide_env_values = true)]
     pub admin_token: Option<String>,
@@ -221,6 +226,7 @@ struct File {
     allow_unix: Vec<PathBuf>,
     socket_mode: Option<String>,
     resync: Option<String>,
+    remove_expired: Option<String>,
     timeouts: Timeouts,
     min_rates: MinRates,
     correlation: CorrelationFile,
@@ -440,6 +446,8 @@ pub struct Settings {
     pub socket_mode: u32,
     /// How often the store is checked even if no event came.
     pub resync: Duration,
+    /// So long after they expired overlays are removed from the store, if they are.
+    pub remove_expired: Option<Duration>,
     /// Deadlines and limits of the data plane.
     pub limits: Limits,
     /// Which engine carries exchanges.
@@ -586,6 +594,8 @@ impl Settings {
                 "say where the hub listens with `--hub`, or leave them out",
             ));
         }
+        let told = flags.remove_expired.or(file.remove_expired);
+        let remove_expired = remove_expired(told.as_ref(), &store, hub.is_some())?;
         let tls = tls.map(|tls| tls.checked(&listeners, hub.is_some())).transpose()?;
         let redirect = redirect(flags.redirect.or(file.redirect), file.https_port, &listeners, tls.as_ref())?;
         let hsts = hsts(file.tls.as_ref().and_then(|tls| tls.hsts.as_ref()), tls.as_ref())?;
@@ -614,6 +624,7 @@ impl Settings {
             allow_unix: allow_unix.into_iter().map(absolute).collect::<Result<_, _>>()?,
             socket_mode: socket_mode(flags.socket_mode.or(file.socket_mode))?,
             resync,
+            remove_expired,
             limits,
             engine,
             correlation,
@@ -658,6 +669,7 @@ impl Settings {
             allow_unix: Vec::new(),
             socket_mode: DEFAULT_SOCKET_MODE,
             resync: DEFAULT_RESYNC,
+            remove_expired: None,
             limits: Limits::default(),
             engine: EngineChoice::default(),
             correlation: CorrelationSettings::default(),
@@ -1141,6 +1153,25 @@ fn duration(key: &str, text: Option<&String>, default: Duration) -> Result<Durat
     }
 }
 
+/// When overlays that expired are removed from the store. By default only a hub does so, which writes for others anyway; the files
+/// of a directory are somebody's, and a hub's store is that hub's.
+fn remove_expired(
+    text: Option<&String>,
+    store: &StoreAddress,
+    serves: bool,
+) -> Result<Option<Duration>, SettingsError> {
+    let by_engine = store.is_kept_by_an_engine();
+    match text {
+        None => Ok((serves && by_engine).then_some(DEFAULT_REMOVAL)),
+        Some(text) if text == "never" => Ok(None),
+        Some(_) if !by_engine => Err(error(
+            format!("`removeExpired` with the store {store}"),
+            "only from an etcd or a cluster are overlays removed: leave it out, or write `never`",
+        )),
+        Some(_) => duration("removeExpired", text, DEFAULT_REMOVAL).map(Some),
+    }
+}
+
 /// The carriers of a settings file, or the default ones.
 ///
 /// # Errors
@@ -1357,6 +1388,29 @@ mod tests {
         let outbound = "127.0.0.1:0".parse().ok();
         let refused = merge(RunArgs { outbound, ..flags }).expect_err("nobody speaks it");
         assert!(refused.message.contains("no listener that speaks TLS"), "{refused}");
+    }
+
+    #[cfg(feature = "etcd")]
+    #[test]
+    fn what_expired_is_removed_from_an_engine_by_hubs_and_by_who_is_told_to() {
+        let removed = |store: &str, hub: bool, told: Option<&str>| {
+            let hub = hub.then(|| ([127, 0, 0, 1], 0).into());
+            let flags = RunArgs { hub, remove_expired: told.map(str::to_owned), ..RunArgs::default() };
+            let settings = Settings::merge(flags, Some(store.parse().expect("store")));
+            settings.map(|settings| settings.remove_expired.map(|after| after.as_secs() / 3600))
+        };
+        let (etcd, directory) = ("etcd:127.0.0.1:1", "/tmp/x");
+        assert_eq!(removed(etcd, true, None), Ok(Some(24)));
+        assert_eq!(removed(etcd, true, Some("never")), Ok(None));
+        assert_eq!(removed(etcd, false, None), Ok(None));
+        assert_eq!(removed(etcd, false, Some("2h")), Ok(Some(2)));
+        assert!(removed(etcd, true, Some("0s")).is_err());
+        for store in [directory, "hub:http://127.0.0.1:1"] {
+            assert_eq!(removed(store, true, None), Ok(None));
+            assert_eq!(removed(store, true, Some("never")), Ok(None));
+            let refused = removed(store, true, Some("2h")).expect_err(store);
+            assert!(refused.message.contains(store), "{refused}");
+        }
     }
 
     #[test]

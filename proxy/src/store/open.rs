@@ -740,6 +740,27 @@ impl OpenStore {
         self.undisturbed(|open| open.delete_once(id, only, dry_run))
     }
 
+    /// Removes an overlay that by itself expired before a time; whether it did. What others inherit from is left, and what is in a
+    /// file with others.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn remove_expired(&mut self, id: &EnvironmentId, before: UnixMillis) -> Result<bool, WriteError> {
+        self.look_at(id)?;
+        let removed = self.undisturbed(|open| {
+            let overlay = open.lineages.claims(id).next().filter(|known| known.parent().is_some());
+            match overlay.and_then(|overlay| open.lineages.expiry(overlay)) {
+                Some(at) if at <= before => open.delete_once(id, None, false),
+                _ => Ok(Outcome::Unchanged),
+            }
+        });
+        match removed {
+            Ok(outcome) => Ok(outcome == Outcome::Deleted),
+            Err(WriteError::NotFound(_) | WriteError::HasChildren(..) | WriteError::Shared(..)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     fn delete_once(
         &mut self,
         id: &EnvironmentId,

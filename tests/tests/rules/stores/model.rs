@@ -72,6 +72,8 @@ enum Act {
         until: Time,
         used: Option<Time>,
     },
+    /// What expired before that goes.
+    Remove(&'static str, Time),
 }
 
 /// What it is told.
@@ -141,6 +143,14 @@ fn act(model: &mut Model, act: &Act) -> Answer {
             Some(_) => Answer::Done(Outcome::Deleted),
             None => Answer::NotFound,
         },
+        Act::Remove(id, before) => {
+            let inherited = model.values().any(|known| known.parent == id);
+            let over = model.get(id).and_then(Known::lives).is_some_and(|lives| lives <= before);
+            if over && !inherited {
+                model.remove(id);
+            }
+            Answer::Done(if over && !inherited { Outcome::Deleted } else { Outcome::Unchanged })
+        }
         Act::Attach(id, port, until) => match model.get_mut(id) {
             None => Answer::NotFound,
             Some(known) => match known.attached.replace((port, until)) {
@@ -182,7 +192,7 @@ fn act(model: &mut Model, act: &Act) -> Answer {
     }
 }
 
-/// The same by what a command does.
+/// The same by what a command does, or who looks after what expired.
 fn act_on(open: &mut OpenStore, act: &Act) -> Result<Answer, WriteError> {
     let id = |id: &str| id.parse().unwrap();
     let url = |port: u16| format!("http://127.0.0.1:{port}").parse().unwrap();
@@ -214,6 +224,10 @@ fn act_on(open: &mut OpenStore, act: &Act) -> Result<Answer, WriteError> {
             if_so(renewed, Outcome::Configured)
         }
         Act::Release(name, port) => if_so(open.release(&id(name), &web, &url(port)), Outcome::Deleted),
+        Act::Remove(name, before) => {
+            let removed = open.remove_expired(&id(name), UnixMillis(before));
+            removed.map(|removed| if removed { Outcome::Deleted } else { Outcome::Unchanged })
+        }
         Act::Extend { id: name, until, used } => {
             open.extend(&id(name), UnixMillis(until), used.map(UnixMillis), false).map(|(outcome, _)| outcome)
         }
@@ -242,7 +256,8 @@ struct Done {
 
 /// Whether this is what somebody may be told. Where an answer was lost, what is gone was deleted, whoever did it.
 fn may_be_told(told: &Answer, answer: &Answer) -> bool {
-    told == answer || (told, answer) == (&Answer::Done(Outcome::Deleted), &Answer::NotFound)
+    let gone = [Answer::NotFound, Answer::Done(Outcome::Unchanged)];
+    told == answer || *told == Answer::Done(Outcome::Deleted) && gone.contains(answer)
 }
 
 /// Whether one order explains it all. `lines` are those who did one thing after the other.
@@ -282,7 +297,7 @@ fn chosen(random: &mut TestRng, seed: u64, number: usize) -> Act {
         BEGIN + seed * SEED + seconds * 1000
     };
     let id = IDS[below(3)];
-    match below(14) {
+    match below(15) {
         0..5 => {
             let parent =
                 *["base", "a", "b", "c"].iter().filter(|parent| **parent != id).nth(below(3)).unwrap();
@@ -295,6 +310,7 @@ fn chosen(random: &mut TestRng, seed: u64, number: usize) -> Act {
         9 => Act::Detach(id),
         10 => Act::Renew(id, LEASED[below(2)], time(1 + below(PARTS))),
         11 => Act::Release(id, LEASED[below(2)]),
+        12 => Act::Remove(id, time(below(PARTS))),
         _ => {
             let used = (below(2) == 0).then(|| time(below(PARTS)));
             Act::Extend { id, until: time(1 + below(PARTS)), used }
