@@ -5,6 +5,7 @@
 //! stated reasons. [`Lineages::apply`] takes changed files and costs what they and the descendants
 //! of their environments cost.
 
+mod around;
 mod resolve;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -24,6 +25,7 @@ use crate::url::Url;
 
 use resolve::Suggestions;
 
+pub use around::About;
 pub use resolve::is_off_limits;
 
 /// The greatest depth of a lineage: ancestors of an overlay, the baseline included.
@@ -163,6 +165,8 @@ pub struct Lineages {
     lapsed: BTreeSet<Lease>,
     /// The files that name an id in documents that were never good.
     broken: Map<EnvironmentId, BTreeSet<Arc<str>>>,
+    /// The files that have [`File::overruled`] documents.
+    overruled: BTreeSet<Arc<str>>,
 }
 
 /// Until when the address is used that is attached to a service of an environment.
@@ -174,6 +178,8 @@ struct File {
     documents: Vec<Document>,
     /// Ids that the file names in documents that were never good.
     broken: Vec<EnvironmentId>,
+    /// What is right in a bad text, where an older text is in force instead.
+    overruled: Vec<Document>,
     /// What is wrong with the text as it was last read.
     diagnostics: Vec<Diagnostic>,
     /// The text as it was last read; `None` where it never could be.
@@ -514,6 +520,7 @@ impl Lineages {
         diagnostics: &mut Vec<Diagnostic>,
     ) -> Vec<Arc<Blueprint>> {
         let before = self.files.remove(&change.path);
+        self.overruled.remove(&change.path);
         let untouched = touched.len();
         self.withdraw(&change.path, before.as_ref(), touched);
         let before = before.unwrap_or_default();
@@ -529,7 +536,8 @@ impl Lineages {
                     Diagnostic::file(&change.path, why).hint("what was last read from it stays in force");
                 let broken = never_good(&change.path, &before.documents, before.broken.clone());
                 let (documents, text) = (before.documents.clone(), before.text.clone());
-                (File { documents, broken, diagnostics: vec![error], text }, Vec::new())
+                let overruled = before.overruled.clone();
+                (File { documents, broken, overruled, diagnostics: vec![error], text }, Vec::new())
             }
             Content::Text(source) => {
                 let parsed = blueprint::parse(&source);
@@ -545,6 +553,9 @@ impl Lineages {
         let kept: Vec<_> = after.leases().collect();
         for over in before.leases().filter(|lease| !kept.contains(lease)) {
             self.lapsed.remove(&over);
+        }
+        if !after.overruled.is_empty() {
+            self.overruled.insert(change.path.clone());
         }
         self.files.insert(change.path, after);
         doubtful
@@ -800,15 +811,15 @@ fn in_force(
 ) -> (File, Vec<Arc<Blueprint>>) {
     let text = Some(source);
     if !parsed.diagnostics.iter().any(Diagnostic::is_error) {
-        let good =
-            File { documents: parsed.documents, broken: Vec::new(), diagnostics: parsed.diagnostics, text };
-        return (good, Vec::new());
+        let Parsed { documents, diagnostics, .. } = parsed;
+        return (File { documents, diagnostics, text, ..File::default() }, Vec::new());
     }
     let known: Set<_> = before.documents.iter().map(Document::environment).collect();
-    let new = parsed.documents.into_iter().filter(|document| !known.contains(document.environment()));
+    let (overruled, new): (Vec<_>, Vec<_>) =
+        parsed.documents.into_iter().partition(|document| known.contains(document.environment()));
     let documents: Vec<_> = before.documents.iter().cloned().chain(new).collect();
     let broken = never_good(path, &documents, parsed.broken);
-    (File { documents, broken, diagnostics: parsed.diagnostics, text }, parsed.doubtful)
+    (File { documents, broken, overruled, diagnostics: parsed.diagnostics, text }, parsed.doubtful)
 }
 
 /// The ids that a bad file makes unavailable: those it names, or the one that its name promises.

@@ -96,6 +96,8 @@ struct State {
     expiring: BTreeSet<(UnixMillis, EnvironmentId)>,
     /// Overlays that have expired, and when they were meant to.
     lapsed: HashMap<EnvironmentId, UnixMillis, RandomState>,
+    /// How many of these were removed from the store by this process.
+    removed: u64,
 }
 
 /// Owner of the lineages; the only one who publishes.
@@ -123,6 +125,7 @@ impl Control {
             last_read: None,
             expiring: BTreeSet::new(),
             lapsed: HashMap::default(),
+            removed: 0,
         };
         let (revision, taken) = (watch::Sender::new(None), watch::Sender::new(0));
         Self { state: Mutex::new(state), published, names, revision, taken }
@@ -219,6 +222,22 @@ impl Control {
         state.remember(EXPIRY, generation, &ended, &[]);
         drop(state);
         tracing::info!(generation, overlays = named(&over), "expired");
+    }
+
+    /// The overlays that have expired before a time, by themselves or with an ancestor.
+    #[must_use]
+    pub fn expired(&self, before: UnixMillis) -> BTreeSet<EnvironmentId> {
+        let state = self.state();
+        let over = state.lapsed.iter().filter(|(_, at)| **at <= before);
+        over.map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Notes which of them were removed from the store from here.
+    pub fn note_removed(&self, overlays: &[EnvironmentId]) {
+        if !overlays.is_empty() {
+            self.state().removed += overlays.len() as u64;
+            tracing::info!(overlays = named(overlays), "removed from the store, since they expired");
+        }
     }
 
     /// Notes that what was just applied is what was kept of the store, as it was then.
@@ -329,6 +348,7 @@ impl Control {
             last_success: state.last_success.map_or(0.0, |at| at.0 as f64 / 1000.0),
             expires: expires.into_iter().collect(),
             stale: state.store_problem.is_some(),
+            removed: state.removed,
             panics: panics::count(),
             ..ControlFigures::default()
         }

@@ -21,7 +21,7 @@ use crate::clock;
 use crate::control::Control;
 use crate::metrics::{Meter, MeterDoor, gather};
 use crate::pauses::Pauses;
-use crate::store::StoreAddress;
+use crate::store::behind::Behind;
 use crate::store::open::{OpenStore, WriteError};
 
 /// How often it is looked what was used, at most and at least. Between these it is an eighth of the shortest ttl.
@@ -117,7 +117,7 @@ fn counts(meter: &Meter, leases: &Map<Lease>, lineages: &Lineages) -> Map<u64> {
 }
 
 /// Extends what is used, in the store, while anything can be published.
-pub(crate) async fn extend_used(control: Arc<Control>, doors: Vec<MeterDoor>, store: StoreAddress) {
+pub(crate) async fn extend_used(control: Arc<Control>, doors: Vec<MeterDoor>, behind: Behind) {
     let mut uses = Uses::default();
     let mut failing: Option<Pauses> = None;
     let mut generations = control.published().generations();
@@ -131,7 +131,7 @@ pub(crate) async fn extend_used(control: Arc<Control>, doors: Vec<MeterDoor>, st
         }
         let shortest = leases.values().map(|lease| lease.ttl).min().unwrap_or(Duration::MAX);
         let look = (shortest / 8).clamp(LOOK.0, LOOK.1);
-        // Who may only read is not heard any sooner for asking again and again, and each attempt lists the store.
+        // Who may only read is not heard any sooner for asking again and again.
         tokio::time::sleep(failing.as_mut().map_or(look, |pauses| pauses.next().max(look))).await;
         let meter = gather(&doors).await;
         if !meter.is_whole() {
@@ -144,13 +144,8 @@ pub(crate) async fn extend_used(control: Arc<Control>, doors: Vec<MeterDoor>, st
         if due.is_empty() {
             continue;
         }
-        let store = store.clone();
-        let written = tokio::task::spawn_blocking(move || extend(&store, &due, now)).await;
-        let problem = match written {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(crate::cli::output::CliError::from(error).message),
-            Err(error) => Some(error.to_string()),
-        };
+        let written = behind.write(move |open, _| extend(open, &due, now)).await;
+        let problem = written.err().map(|error| crate::cli::output::CliError::from(error).message);
         match &problem {
             Some(problem) if failing.is_none() => tracing::warn!(
                 %problem, "leases of overlays that are used cannot be extended from here; others may do so"
@@ -167,11 +162,10 @@ pub(crate) async fn extend_used(control: Arc<Control>, doors: Vec<MeterDoor>, st
 
 /// Has these overlays live until then at least; those that are gone or have expired stay so.
 fn extend(
-    store: &StoreAddress,
+    open: &mut OpenStore,
     due: &[(EnvironmentId, UnixMillis)],
     now: UnixMillis,
 ) -> Result<(), WriteError> {
-    let mut open = OpenStore::write(store)?;
     for (id, until) in due {
         match open.extend(id, *until, Some(now), false) {
             Ok(_) | Err(WriteError::NotFound(_) | WriteError::NeverExpires(_)) => {}

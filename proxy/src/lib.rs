@@ -23,6 +23,7 @@ pub mod explain;
 pub mod h1;
 pub mod hub;
 mod leases;
+mod leftovers;
 pub mod local;
 pub mod logs;
 pub mod manifests;

@@ -61,6 +61,8 @@ pub const DEFAULT_ADMIN: &str = "127.0.0.1:7481";
 const DEFAULT_SOCKET_MODE: u32 = 0o660;
 /// How often the store is checked even if no event came.
 const DEFAULT_RESYNC: Duration = Duration::from_secs(5);
+/// So long after it expired an overlay is removed from a hub's store when nobody says.
+const DEFAULT_REMOVAL: Duration = Duration::from_secs(24 * 3600);
 
 /// Everything that a process runs on, checked.
 #[derive(Debug, Clone)]
@@ -103,6 +105,8 @@ pub struct Settings {
     pub socket_mode: u32,
     /// How often the store is checked even if no event came.
     pub resync: Duration,
+    /// So long after they expired overlays are removed from the store, if they are.
+    pub remove_expired: Option<Duration>,
     /// Deadlines and limits of the data plane.
     pub limits: Limits,
     /// Which engine carries exchanges.
@@ -170,8 +174,10 @@ impl Settings {
         let limits = limits::checked(&file, addresses.all(Address::is_local))?;
         let admin_token = file.admin_token.filter(|token| !token.is_empty());
         let engine = file.engine.unwrap_or_default();
+        let store = or_default("store", store, DEFAULT_STORE)?;
         Ok(Self {
-            store: Some(or_default("store", store, DEFAULT_STORE)?),
+            remove_expired: remove_expired(file.remove_expired.as_deref(), &store, hub.is_some())?,
+            store: Some(store),
             cache: file.cache,
             admin: listeners::admin(file.admin, admin_token.as_deref())?,
             probes: file.probes,
@@ -234,6 +240,7 @@ impl Settings {
             allow_unix: Vec::new(),
             socket_mode: DEFAULT_SOCKET_MODE,
             resync: DEFAULT_RESYNC,
+            remove_expired: None,
             limits: Limits::default(),
             engine: EngineChoice::default(),
             correlation: CorrelationSettings::default(),
@@ -281,6 +288,25 @@ fn workers(told: Option<usize>) -> Result<usize, SettingsError> {
     match told.unwrap_or_else(cores) {
         workers @ 1..=1024 => Ok(workers),
         workers => Err(error(format!("`workers` is {workers}"), "between 1 and 1024")),
+    }
+}
+
+/// When overlays that expired are removed from the store. By default only a hub does so, which writes for others anyway; the files
+/// of a directory are somebody's, and a hub's store is that hub's.
+fn remove_expired(
+    text: Option<&str>,
+    store: &StoreAddress,
+    serves: bool,
+) -> Result<Option<Duration>, SettingsError> {
+    let by_engine = store.is_kept_by_an_engine();
+    match text {
+        None => Ok((serves && by_engine).then_some(DEFAULT_REMOVAL)),
+        Some("never") => Ok(None),
+        Some(_) if !by_engine => Err(error(
+            format!("`removeExpired` with the store {store}"),
+            "only from an etcd or a cluster are overlays removed: leave it out, or write `never`",
+        )),
+        text => duration("removeExpired", text, DEFAULT_REMOVAL).map(Some),
     }
 }
 

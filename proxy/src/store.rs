@@ -81,6 +81,12 @@ impl StoreAddress {
         }
     }
 
+    /// Whether an engine keeps it, and nobody's files or another process do.
+    #[must_use]
+    pub fn is_kept_by_an_engine(&self) -> bool {
+        !matches!(self, Self::Directory(_) | Self::Hub(_))
+    }
+
     /// The same, spoken to so where it is a hub.
     #[must_use]
     pub fn with_access(self, access: &Access) -> Self {

@@ -134,24 +134,31 @@ class Hub:
 
 
 class Etcd:
-    """A member of etcd, alone; what it holds survives its being killed."""
+    """A member of etcd; what it holds survives its being killed."""
 
-    def __init__(self, folder):
-        self.folder, self.at = folder, f"{HOST}:{free_port(HOST)}"
+    def __init__(self, folder, name="one"):
+        self.folder, self.name, self.at = folder, name, f"{HOST}:{free_port(HOST)}"
         self.peer = f"http://{HOST}:{free_port(HOST)}"
-        self.again()
+        self.members = [self]
 
     @property
     def store(self):
-        return f"etcd:http://{self.at}"
+        return "etcd:" + ",".join(f"http://{member.at}" for member in self.members)
 
     def again(self):
+        self.begin()
+        self.until_healthy()
+
+    def begin(self):
         client = f"http://{self.at}"
+        members = ",".join(f"{member.name}={member.peer}" for member in self.members)
         self.process = subprocess.Popen(
-            ["etcd", "--name", "one", "--initial-cluster", f"one={self.peer}", "--data-dir", self.folder,
+            ["etcd", "--name", self.name, "--initial-cluster", members, "--data-dir", self.folder,
              "--listen-client-urls", client, "--advertise-client-urls", client, "--listen-peer-urls", self.peer,
              "--initial-advertise-peer-urls", self.peer, "--logger", "zap", "--log-level", "error"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def until_healthy(self):
         for _ in range(600):
             if self.process.poll() is not None:
                 raise SystemExit("etcd ended: `etcd` of etcd-server is needed")
@@ -164,6 +171,17 @@ class Etcd:
     def kill(self):
         self.process.kill()
         self.process.wait()
+
+    def pause(self):
+        """It answers nothing from now on, and its connections stay."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self):
+        self.process.send_signal(signal.SIGCONT)
+
+    def is_leader(self):
+        status = self.asked("POST", "/v3/maintenance/status", {})
+        return status["leader"] == status["header"]["member_id"]
 
     def asked(self, method, path, body=None):
         """Its JSON gateway's answer."""
@@ -190,13 +208,80 @@ class Etcd:
 
 
 @contextlib.contextmanager
+def cluster(count):
+    """Members of one etcd."""
+    with contextlib.ExitStack() as stack:
+        folders = [stack.enter_context(tempfile.TemporaryDirectory()) for _ in range(count)]
+        members = [Etcd(folder, f"m{number}") for number, folder in enumerate(folders)]
+        for member in members:
+            member.members = members
+            member.begin()
+            stack.callback(member.kill)
+        for member in members:
+            member.until_healthy()
+        yield members
+
+
+@contextlib.contextmanager
 def etcd():
-    with tempfile.TemporaryDirectory() as folder:
-        member = Etcd(folder)
-        try:
-            yield member
-        finally:
-            member.kill()
+    """An etcd of one member."""
+    with cluster(1) as [member]:
+        yield member
+
+
+class Pressure:
+    """Requests through a proxy without a pause, and overlays that are created now and then, for as long as it lasts."""
+
+    def __init__(self, proxy, at, port, prefix):
+        self.proxy, self.at, self.port, self.prefix = proxy, at, port, prefix
+        self.requests = self.failed = self.refused = 0
+        self.acknowledged = []  # (time, name)
+        self.over = threading.Event()
+        self.threads = [threading.Thread(target=self.ask), threading.Thread(target=self.write)]
+
+    def __enter__(self):
+        [thread.start() for thread in self.threads]
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        [thread.join() for thread in self.threads]
+
+    def ask(self):
+        connection = http.client.HTTPConnection(self.proxy.address("gateway"), timeout=10)
+        while not self.over.is_set():
+            try:
+                connection.request("GET", "/", headers={"x-overlay-id": "a0"})
+                response = connection.getresponse()
+                response.read()
+                good = response.status == 200 and "via=overlay" in response.headers.get("x-overlay-route", "")
+            except (OSError, http.client.HTTPException):
+                good = False
+                connection.close()
+            self.requests += 1
+            self.failed += not good
+            time.sleep(0.001)
+
+    def write(self):
+        number = 0
+        while not self.over.is_set():
+            name, number = f"{self.prefix}{number}", number + 1
+            if put(self.at(), name, self.port):
+                self.acknowledged.append((time.time(), name))
+            else:
+                self.refused += 1
+            time.sleep(0.05)
+
+    def longest_without_a_write(self):
+        times = [at for at, _ in self.acknowledged]
+        return max(later - sooner for sooner, later in zip(times, times[1:]))
+
+    def lost(self, addresses, patience=30):
+        """What was acknowledged and is not in force at one of these, a while after."""
+        names, deadline = {name for _, name in self.acknowledged}, time.time() + patience
+        while (missing := [name for at in addresses for name in names - listed(at)]) and time.time() < deadline:
+            time.sleep(0.2)
+        return missing
 
 
 @contextlib.contextmanager

@@ -17,14 +17,12 @@ Exits with 1 where 2 is not so. `--store etcd` wants etcd-server.
 
 import argparse
 import contextlib
-import http.client
 import pathlib
 import sys
 import tempfile
-import threading
 import time
 
-from fleet import BASELINE, Hub, all_descriptors, ended, etcd, followers, listed, percentile, put, upstream
+from fleet import BASELINE, Hub, Pressure, all_descriptors, ended, etcd, followers, percentile, put, upstream
 
 
 @contextlib.contextmanager
@@ -62,37 +60,7 @@ def create_to_routed(told, proxies, at, port):
 
 def under_load(away, what, server, proxies, at, port):
     """Kills a server, lets requests and writes go on, and starts it again; true where nothing was lost."""
-    counts = {"requests": 0, "requests failed": 0, "writes acknowledged": 0, "writes refused": 0}
-    over, acknowledged = threading.Event(), []
-
-    def load():
-        connection = http.client.HTTPConnection(proxies[0].address("gateway"), timeout=10)
-        while not over.is_set():
-            try:
-                connection.request("GET", "/", headers={"x-overlay-id": "a0"})
-                response = connection.getresponse()
-                response.read()
-                good = response.status == 200 and "via=overlay" in response.headers.get("x-overlay-route", "")
-            except (OSError, http.client.HTTPException):
-                good = False
-                connection.close()
-            counts["requests"] += 1
-            counts["requests failed"] += not good
-            time.sleep(0.001)
-
-    def write():
-        number = 0
-        while not over.is_set():
-            name, number = f"{what}{number}", number + 1
-            if put(at(), name, port):
-                acknowledged.append(name)
-            else:
-                counts["writes refused"] += 1
-            time.sleep(0.05)
-
-    threads = [threading.Thread(target=load), threading.Thread(target=write)]
-    try:
-        [thread.start() for thread in threads]
+    with Pressure(proxies[0], at, port, what) as pressure:
         time.sleep(3)
         server.kill()
         time.sleep(away)
@@ -102,19 +70,11 @@ def under_load(away, what, server, proxies, at, port):
             time.sleep(0.05)
         back = [proxy.knows(f"last-{what}") - begun for proxy in proxies]
         time.sleep(2)
-    finally:
-        over.set()
-        [thread.join() for thread in threads]
-    counts["writes acknowledged"] = len(acknowledged)
-    deadline = time.time() + 30
-    lost = lambda: [name for address in [at(), *(proxy.address("admin") for proxy in proxies)]
-                    for name in set(acknowledged) - listed(address)]
-    while (missing := lost()) and time.time() < deadline:
-        time.sleep(0.2)
-    counts["acknowledged writes lost"] = len(missing)
-    counts["all follow again s after its start"] = round(max(back), 1)
-    print(f"{what} away for {away:.0f} s: " + ", ".join(f"{what} {count}" for what, count in counts.items()), flush=True)
-    return not counts["requests failed"] and not missing
+    missing = pressure.lost([at(), *(proxy.address("admin") for proxy in proxies)])
+    print(f"{what} away for {away:.0f} s: requests {pressure.requests}, requests failed {pressure.failed}, "
+          f"writes acknowledged {len(pressure.acknowledged)}, writes refused {pressure.refused}, "
+          f"acknowledged writes lost {len(missing)}, all follow again s after its start {max(back):.1f}", flush=True)
+    return not pressure.failed and not missing
 
 
 def restart(told, followed):

@@ -5,7 +5,8 @@
 
 Everything is measured at the proxy's gateway: a request with the key of an overlay is answered by that overlay, and says so. A start is
 from the process' own beginning: with the store alone, with a cache beside it, and with the cache alone. A change is
-written to etcd itself, at the proxy's API (which checks it against the whole store), and by a command (which lists the whole store).
+written to etcd itself, at the proxy's API and by a command at its hub (which check it against what the proxy follows), and by a command at the
+etcd (which lists the whole store).
 
 Exits with 1 where something is not routed within two minutes. Wants etcd-server.
 """
@@ -105,12 +106,13 @@ def main():
         member.put(*((f"o{number}.yaml", overlay(f"o{number}", port)) for number in range(told.overlays)))
         print(f"{told.overlays} overlays, {member.size() / 2**20:.0f} MiB in etcd", flush=True)
 
-        proxy = start(told, member.store, last, "by the store")
+        proxy = start(told, member.store, last, "by the store", "--hub", "127.0.0.1:0")
         running.append(proxy)
         memory(told, proxy, empty)
         changes(told, proxy, "written to etcd", lambda name: member.put((f"{name}.yaml", overlay(name, port))))
         admin = proxy.address("admin")
         changes(told, proxy, "put at the api", lambda name: accepted(put(admin, name, port)))
+        changes(told, proxy, "by a command at the hub", command(told.binary, f"hub:http://{proxy.address('hub')}", port))
         changes(told, proxy, "by a command", command(told.binary, member.store, port))
         memory(told, proxy, empty)
         proxy.stop()

@@ -125,6 +125,14 @@ impl Lineages {
         written.into_iter().chain(extended.filter(|_| expires)).max()
     }
 
+    /// The ids that files declare, well or not.
+    pub(super) fn declared(&self) -> impl Iterator<Item = &EnvironmentId> {
+        let stays = move |(known, entry): &(&EnvironmentId, &Entry)| {
+            !entry.claims.is_empty() || self.broken.contains_key(*known)
+        };
+        self.entries.iter().filter(stays).map(|(known, _)| known)
+    }
+
     fn parent(
         &self,
         blueprint: &Arc<Blueprint>,
@@ -137,12 +145,8 @@ impl Lineages {
         match entry.and_then(|entry| entry.standing.as_ref()) {
             None => {
                 let problem = error(format!("unknown parent `{}`", parent.value));
-                let stays = |known: &EnvironmentId, entry: &Entry| {
-                    known != id && (!entry.claims.is_empty() || self.broken.contains_key(known))
-                };
-                let known = self.entries.iter().filter(|(known, entry)| stays(known, entry));
-                let known = known.map(|(known, _)| known.as_str());
-                let near = names.near(parent.value.as_str(), self.entries.len(), known);
+                let others = self.declared().filter(|known| *known != id).map(EnvironmentId::as_str);
+                let near = names.near(parent.value.as_str(), self.entries.len(), others);
                 Err(Box::new(problem.hint(near.unwrap_or_else(|| {
                     "`baselineId` names a baseline or another overlay of this store".to_owned()
                 }))))

@@ -265,13 +265,11 @@ async fn put(api: &Api, name: &str, kind: Kind, how: &How, headers: &HeaderMap, 
             Only::At(revision) => Some(revision.clone()),
             _ => None,
         },
+        there: matches!(only, Only::There),
         ..Put::default()
     };
-    let (there, own) = (matches!(only, Only::There), id.clone());
+    let own = id.clone();
     let done = written(&behind, move |open| {
-        if there && open.lineages().claims(&own).next().is_none() {
-            return Err(WriteError::Changed(own, None));
-        }
         let written = open.put(&source, &put, clock::now()).map_err(|error| match error {
             // `If-None-Match` is a condition that does not hold, and no quarrel over a name.
             WriteError::Exists(id) => {
@@ -352,6 +350,7 @@ async fn delete(api: &Api, name: &str, kind: Kind, how: &How, headers: &HeaderMa
     };
     let (own, dry_run) = (id.clone(), how.dry_run);
     let done = written(&behind, move |open| {
+        open.look_at(&own)?;
         let of_kind = open.lineages().claims(&own).next().is_some_and(|claim| Kind::of(claim) == kind);
         match of_kind {
             true => open.delete(&own, only.as_ref(), dry_run),

@@ -300,8 +300,8 @@ fn run(verb: Verb, kind: Kind, store: &StoreAddress, out: &mut Output<'_>) -> Re
         }
         Verb::Describe { id } => describe(&id, kind, &OpenStore::read(store)?, out),
         Verb::Delete { mut ids, selection, ignore_not_found, dry_run } => {
-            let mut open = OpenStore::write(store)?;
             let chosen = selection.is_given();
+            let mut open = if chosen { OpenStore::write(store)? } else { OpenStore::change(store)? };
             if chosen {
                 ids = selected(kind, &selection, open.lineages());
                 if ids.is_empty() {
@@ -447,8 +447,12 @@ fn write_sources(
     out: &mut Output<'_>,
 ) -> Result<(), CliError> {
     let What { create, kind, .. } = *what;
-    let put = Put { create, dry_run: how.dry_run, ttl: how.ttl, parent: how.baseline.clone(), only: None };
-    let mut open = OpenStore::write(store)?;
+    let put =
+        Put { create, dry_run: how.dry_run, ttl: how.ttl, parent: how.baseline.clone(), ..Put::default() };
+    let mut open = match (sources, what.pruned) {
+        ([_], None) => OpenStore::change(store)?,
+        _ => OpenStore::write(store)?,
+    };
     let mut written = Vec::new();
     let mut state = None;
     for source in sources {
@@ -612,10 +616,15 @@ fn delete(
 /// What became of one; none where it was not there, and need not have been.
 fn remove(id: &EnvironmentId, how: &Deletion<'_>, open: &mut OpenStore) -> Result<Option<Outcome>, CliError> {
     let Deletion { kind, dry_run, .. } = *how;
+    open.look_at(id)?;
     let is_kind = open.lineages().claims(id).next().map(|known| Kind::of(known));
     match is_kind {
         None if how.ignore_not_found => return Ok(None),
-        None => return Err(not_found(id, kind, open.lineages())),
+        None => {
+            // What was meant is among all.
+            open.read_all()?;
+            return Err(not_found(id, kind, open.lineages()));
+        }
         Some(is) if is != kind => {
             return Err(CliError::failure(format!("`{id}` is {}", is.with_article()))
                 .hint(format!("use `overlane {} delete {id}`", is.as_str())));
@@ -642,7 +651,7 @@ pub(super) fn dry(run: bool) -> &'static str {
 /// See [`CliError`].
 pub fn attach(attach: &Attach, store: &StoreAddress, out: &mut Output<'_>) -> Result<(), CliError> {
     let Attach { id, service, url, ttl, dry_run } = attach;
-    let mut open = OpenStore::write(store)?;
+    let mut open = OpenStore::change(store)?;
     let outcome = match ttl {
         Some(ttl) => open.lease(id, service, url, clock::now().after(*ttl), *dry_run),
         None => open.attach(id, service, Some(url), *dry_run),
@@ -661,7 +670,7 @@ pub fn attach(attach: &Attach, store: &StoreAddress, out: &mut Output<'_>) -> Re
 /// # Errors
 /// See [`CliError`].
 pub fn detach(detach: &Detach, store: &StoreAddress, out: &mut Output<'_>) -> Result<(), CliError> {
-    let outcome = OpenStore::write(store)?.attach(&detach.id, &detach.service, None, detach.dry_run)?;
+    let outcome = OpenStore::change(store)?.attach(&detach.id, &detach.service, None, detach.dry_run)?;
     out.line(format_args!(
         "attachment {}/{} {}{}",
         detach.id,

@@ -40,13 +40,18 @@ pub fn extend(args: &Extend, store: &StoreAddress, out: &mut Output<'_>) -> Resu
     if until <= now {
         return Err(CliError::usage(format!("`--until {until}` is over")).hint("name a time that is to come"));
     }
-    let mut open = OpenStore::write(store)?;
-    match open.lineages().claims(id).next().map(|known| Kind::of(known)) {
+    let mut open = OpenStore::change(store)?;
+    open.look_at(id)?;
+    let kind = open.lineages().claims(id).next().map(|known| Kind::of(known));
+    match kind {
         Some(Kind::Overlay) => {}
         Some(Kind::Baseline) => {
             return Err(CliError::failure(format!("`{id}` is a baseline: it never expires")));
         }
-        None => return Err(not_found(id, Kind::Overlay, open.lineages())),
+        None => {
+            open.read_all()?;
+            return Err(not_found(id, Kind::Overlay, open.lineages()));
+        }
     }
     let (outcome, lives) = open.extend(id, until, None, args.dry_run)?;
     let dry = dry(args.dry_run);

@@ -348,7 +348,7 @@ async fn ended_with(local: &mut Local, drain: &Drain) -> std::io::Result<ExitSta
 }
 
 fn attach(leased: &Leased, store: &StoreAddress) -> Result<(), WriteError> {
-    leased.attach(&mut OpenStore::write(store)?)
+    leased.attach(&mut OpenStore::change(store)?)
 }
 
 /// Takes the address away, if it is still the one.
@@ -403,7 +403,8 @@ fn exit_code(status: ExitStatus) -> u8 {
 
 /// Deletes the overlay that was created, unless somebody else uses it by now.
 fn delete(id: &EnvironmentId, revision: &Revision, store: &StoreAddress, out: &mut Output<'_>) {
-    let deleted = OpenStore::write(store).and_then(|mut open| {
+    let deleted = OpenStore::change(store).and_then(|mut open| {
+        open.look_at(id)?;
         let attached = open.lineages().attachments(id).iter().any(|record| !record.services.is_empty());
         if attached {
             return Ok(false);

@@ -9,12 +9,13 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
 use futures_util::stream;
+use overlane_config::lineage::About;
 use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::Hub;
-use super::wire::{LINES, Line, Put, step};
+use super::wire::{Change, LINES, Line, Put, step};
 use crate::admin::{problem, refused};
 use crate::plane::drain::{Drain, Stage};
 use crate::store::mirror::{Everything, Mirror, Unknown};
@@ -44,11 +45,34 @@ fn lines(body: Body) -> Response {
     ([(header::CONTENT_TYPE, LINES), (header::CACHE_CONTROL, "no-store")], body).into_response()
 }
 
-/// All entries, and at the end the state of which they are. Written while it is read, of what stood at the beginning.
+/// All entries.
 fn list(mirror: &Mirror) -> Response {
-    let Some(Everything { entries, revision }) = mirror.everything() else {
-        return problem(StatusCode::SERVICE_UNAVAILABLE, "the store could not be read yet");
+    match mirror.everything() {
+        Some(everything) => told(everything),
+        None => problem(StatusCode::SERVICE_UNAVAILABLE, "the store could not be read yet"),
+    }
+}
+
+/// What is around a change, so that who makes it need not read everything.
+pub(super) async fn around(State(hub): State<Hub>, body: Bytes) -> Response {
+    let change: Change = match serde_json::from_slice(&body) {
+        Ok(change) => change,
+        Err(error) => return problem(StatusCode::BAD_REQUEST, &error.to_string()),
     };
+    let about = match About::try_from(change) {
+        Ok(about) => about,
+        Err(error) => return problem(StatusCode::BAD_REQUEST, &error.to_string()),
+    };
+    match hub.behind.around(&about).await {
+        Ok(Some(part)) => told(part),
+        // All of it is more than is asked for, and as good.
+        Ok(None) => list(hub.behind.mirror()),
+        Err(fault) => problem(StatusCode::SERVICE_UNAVAILABLE, &fault.to_string()),
+    }
+}
+
+/// Entries, and at the end the state of which they are. Written while it is read, of what stood at the beginning.
+fn told(Everything { entries, revision }: Everything) -> Response {
     let entries = entries.into_iter();
     let chunks = stream::unfold(Some((entries, revision)), async |left| {
         let (mut entries, revision) = left?;

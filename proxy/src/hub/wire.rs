@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use overlane_config::lineage::About;
+use overlane_config::name::{EnvironmentId, InvalidLabel};
 use overlane_config::time::UnixMillis;
 use serde::{Deserialize, Serialize};
 
@@ -11,10 +13,37 @@ use crate::store::shared::{Entry, Revision};
 
 /// Where entries are listed, and followed with `?after=REVISION`.
 pub const ENTRIES: &str = "/hub/v1/entries";
+/// Where it is told which of them are around a change.
+pub const AROUND: &str = "/hub/v1/around";
 /// Where they are written.
 pub const COMMIT: &str = "/hub/v1/commit";
 /// What lines of entries are.
 pub const LINES: &str = "application/x-ndjson";
+
+/// What a change is about: see [`About`].
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Change {
+    changed: Vec<String>,
+    named: Vec<String>,
+    entries: Vec<String>,
+}
+
+impl From<&About> for Change {
+    fn from(about: &About) -> Self {
+        let ids = |ids: &[EnvironmentId]| ids.iter().map(ToString::to_string).collect();
+        Self { changed: ids(&about.changed), named: ids(&about.named), entries: about.paths.clone() }
+    }
+}
+
+impl TryFrom<Change> for About {
+    type Error = InvalidLabel;
+
+    fn try_from(change: Change) -> Result<Self, InvalidLabel> {
+        let ids = |ids: Vec<String>| ids.iter().map(|id| id.parse()).collect::<Result<_, _>>();
+        Ok(Self { changed: ids(change.changed)?, named: ids(change.named)?, paths: change.entries })
+    }
+}
 
 /// A line.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -18,7 +18,7 @@ use crate::store::directory::follow::{self as directory, Follower};
 use crate::store::hub::HubStore;
 use crate::store::mirror::Mirror;
 use crate::store::shared::follow::{self as shared, SharedFollower};
-use crate::store::shared::{Fault, Shared};
+use crate::store::shared::{Fault, Revision, Shared, write};
 use crate::store::{Reached, StoreAddress};
 
 /// The store as it is followed, and the hub that it is, if it is one.
@@ -63,8 +63,16 @@ impl Source {
         Self::Shared(SharedFollower::new(store.clone()), store)
     }
 
+    /// The state of the store that is known, where it has any.
+    fn revision(&self) -> Option<Revision> {
+        match self {
+            Self::Directory(_, (_, mirror)) => mirror.revision(),
+            Self::Shared(follower, _) => follower.revision().cloned(),
+        }
+    }
+
     /// The store as it is served to others.
-    pub(super) fn behind(&self, runtime: &Handle) -> Behind {
+    pub(super) fn behind(&self, control: &Arc<Control>, runtime: &Handle) -> Behind {
         let (keeper, mirror) = match self {
             Self::Directory(_, told) => {
                 let (path, mirror) = told.clone();
@@ -72,7 +80,8 @@ impl Source {
             }
             Self::Shared(follower, store) => (Keeper::Shared(store.clone()), follower.mirror().clone()),
         };
-        Behind::new(keeper, mirror, runtime.clone())
+        let followed = write::Followed { mirror, control: control.clone() };
+        Behind::new(keeper, followed, runtime.clone())
     }
 
     fn remember(&mut self, lists: Vec<Vec<KeptText>>) -> Vec<Vec<FileChange>> {
@@ -101,13 +110,13 @@ impl Source {
 /// Takes in the blueprints, those of the store and `given` ones.
 pub(super) fn take_in(
     given: Vec<FileChange>,
-    follower: Option<&mut Source>,
+    mut follower: Option<&mut Source>,
     cache: Option<&Cache>,
     control: &Control,
     runtime: &Handle,
 ) {
     let mut changes = given;
-    if let Some(follower) = follower {
+    if let Some(follower) = &mut follower {
         if let Some(cache) = cache {
             take_kept(cache, follower, control);
         }
@@ -116,6 +125,7 @@ pub(super) fn take_in(
         control.store_problem(problem);
     }
     control.apply(&changes, Trigger::Start);
+    control.at_revision(follower.and_then(|follower| follower.revision()));
 }
 
 /// Begins with what was kept of the store when it was last read.

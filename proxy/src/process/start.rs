@@ -21,6 +21,7 @@ use crate::hub::fleet::Fleet;
 use crate::hub::tunnels::Tunnels;
 use crate::hub::{self, Hub};
 use crate::leases;
+use crate::leftovers;
 use crate::memory;
 use crate::plane::{Gate, Plane};
 use crate::settings::Settings;
@@ -60,6 +61,7 @@ impl Prepared {
         let workers = bound.start(&plane, &parts.drain)?;
 
         let (reload, reloads) = mpsc::channel(8);
+        let behind = source.as_ref().map(|source| source.behind(&control, &runtime));
         let admin = Admin {
             control,
             gates: plane.gates.clone(),
@@ -73,7 +75,7 @@ impl Prepared {
             tokens: parts.tokens.clone(),
             files: parts.files(),
             cache,
-            behind: source.as_ref().map(|source| source.behind(&runtime)),
+            behind,
             instance: telling.instance,
             decisions: telling.decisions,
             spans: telling.exporting.as_ref().map(Exporting::figures),
@@ -215,9 +217,12 @@ impl Tasks {
     fn keep_up(&self, admin: &Admin, published: Arc<Published>, settings: &Settings) {
         self.spawn("collecting old snapshots", async move { published.collect().await });
         self.spawn("expiring overlays", expire(admin.control.clone()));
-        if let Some(store) = settings.store.clone() {
-            let used = leases::extend_used(admin.control.clone(), admin.doors.clone(), store);
+        if let Some(behind) = &admin.behind {
+            let used = leases::extend_used(admin.control.clone(), admin.doors.clone(), behind.clone());
             self.spawn("extending what is used", used);
+        }
+        if let Some((grace, behind)) = settings.remove_expired.zip(admin.behind.clone()) {
+            self.spawn("removing what expired", leftovers::remove(admin.control.clone(), behind, grace));
         }
         if let Some(cache) = &admin.cache {
             self.runtime.spawn(keep(cache.clone(), admin.control.clone()));

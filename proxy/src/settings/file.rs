@@ -52,6 +52,7 @@ pub(super) struct File {
     pub(super) allow_unix: Vec<PathBuf>,
     pub(super) socket_mode: Option<String>,
     pub(super) resync: Option<String>,
+    pub(super) remove_expired: Option<String>,
     pub(super) timeouts: Timeouts,
     pub(super) min_rates: MinRates,
     pub(super) correlation: CorrelationFile,

@@ -113,6 +113,9 @@ pub struct RunArgs {
     /// Let machines that nothing can reach tunnel services to this hub: the host by which others reach their ports here, and which ports, such as hub.example.com:20000-20999
     #[arg(long, value_name = "HOST[:PORTS]", env = "OVERLANE_HUB_TUNNELS")]
     pub hub_tunnels: Option<TunnelPorts>,
+    /// Remove overlays from an etcd or a cluster so long after they expired, or never; 24h by default at a hub, and never elsewhere
+    #[arg(long, value_name = "AFTER|never", env = "OVERLANE_REMOVE_EXPIRED")]
+    pub remove_expired: Option<String>,
     /// The bearer token for everything on the admin listener that changes state
     #[arg(long, value_name = "TOKEN", env = "OVERLANE_ADMIN_TOKEN", hide_env_values = true)]
     pub admin_token: Option<String>,
@@ -190,6 +193,7 @@ impl RunArgs {
                 open: self.hub_open.or(hub.open),
                 tunnels: self.hub_tunnels.map(Told::Read).or(hub.tunnels),
             }),
+            remove_expired: self.remove_expired.or(file.remove_expired),
             workers: self.workers.or(file.workers),
             engine: self.engine.or(file.engine),
             request_ids: self.request_ids.or(file.request_ids),

@@ -177,3 +177,26 @@ fn flags_win_over_the_file_and_its_mistakes_are_errors() {
         assert!(refused.message.contains(word), "{text}: {refused}");
     }
 }
+
+#[cfg(feature = "etcd")]
+#[test]
+fn what_expired_is_removed_from_an_engine_by_hubs_and_by_who_is_told_to() {
+    let removed = |store: &str, hub: bool, told: Option<&str>| {
+        let hub = hub.then(|| ([127, 0, 0, 1], 0).into());
+        let flags = RunArgs { hub, remove_expired: told.map(str::to_owned), ..RunArgs::default() };
+        let settings = Settings::merge(flags, Some(store.parse().expect("store")));
+        settings.map(|settings| settings.remove_expired.map(|after| after.as_secs() / 3600))
+    };
+    let (etcd, directory) = ("etcd:127.0.0.1:1", "/tmp/x");
+    assert_eq!(removed(etcd, true, None), Ok(Some(24)));
+    assert_eq!(removed(etcd, true, Some("never")), Ok(None));
+    assert_eq!(removed(etcd, false, None), Ok(None));
+    assert_eq!(removed(etcd, false, Some("2h")), Ok(Some(2)));
+    assert!(removed(etcd, true, Some("0s")).is_err());
+    for store in [directory, "hub:http://127.0.0.1:1"] {
+        assert_eq!(removed(store, true, None), Ok(None));
+        assert_eq!(removed(store, true, Some("never")), Ok(None));
+        let refused = removed(store, true, Some("2h")).expect_err(store);
+        assert!(refused.message.contains(store), "{refused}");
+    }
+}

@@ -6,15 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use overlane_config::diagnostic::Source;
+use overlane_config::lineage::About;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use super::directory::write::Directory;
-use super::mirror::{Mirror, revision_of};
+use super::mirror::{Everything, Mirror, revision_of};
 use super::open::{OpenStore, WriteError};
 use super::shared::follow::name_of;
-use super::shared::write::Listed;
-use super::shared::{Commit, Committed, Revision, Shared};
+use super::shared::write::{Followed, Listed, Part};
+use super::shared::{Commit, Committed, Fault, Revision, Shared};
 use crate::panics;
 
 /// How long whoever wrote waits until it can be read here as well.
@@ -36,24 +37,24 @@ pub enum Keeper {
 #[derive(Clone)]
 pub struct Behind {
     keeper: Keeper,
-    mirror: Arc<Mirror>,
+    followed: Followed,
     runtime: Handle,
-    /// Who writes waits here, and not on a thread: a directory has one lock, and each write is checked against everything.
+    /// Who writes waits here, and not on a thread: a directory has one lock, and each write to one is checked against all files.
     turns: Arc<Semaphore>,
 }
 
 impl Behind {
     /// A store, what its follower knows of it, and where its connections live.
     #[must_use]
-    pub fn new(keeper: Keeper, mirror: Arc<Mirror>, runtime: Handle) -> Self {
+    pub fn new(keeper: Keeper, followed: Followed, runtime: Handle) -> Self {
         let at_once = if matches!(keeper, Keeper::Directory(_)) { 1 } else { WRITERS };
-        Self { keeper, mirror, runtime, turns: Arc::new(Semaphore::new(at_once)) }
+        Self { keeper, followed, runtime, turns: Arc::new(Semaphore::new(at_once)) }
     }
 
     /// What is known of it.
     #[must_use]
     pub fn mirror(&self) -> &Arc<Mirror> {
-        &self.mirror
+        &self.followed.mirror
     }
 
     /// The state of an environment with this text, to be compared for equality.
@@ -61,8 +62,26 @@ impl Behind {
     pub fn revision_of(&self, source: &Source) -> Option<Revision> {
         match &self.keeper {
             Keeper::Directory(_) => Some(revision_of(&source.text)),
-            Keeper::Shared(_) => self.mirror.revision_of(name_of(&source.path)),
+            Keeper::Shared(_) => self.followed.mirror.revision_of(name_of(&source.path)),
         }
+    }
+
+    /// The part by which a change is judged, as it is in force here, and no older than what is known when it is asked for; none where
+    /// that cannot be told.
+    ///
+    /// # Errors
+    /// Nothing is known yet.
+    pub async fn around(&self, about: &About) -> Result<Option<Everything>, Fault> {
+        let (followed, runtime, about) = (self.followed.clone(), self.runtime.clone(), about.clone());
+        let part = move || {
+            let now = followed.mirror.revision();
+            runtime.block_on(followed.around(&about, now.as_ref())).map(|part| part.map(Part::into_entries))
+        };
+        // Where much inherits from what changes, it takes a moment.
+        tokio::task::spawn_blocking(part).await.unwrap_or_else(|ended| {
+            panics::pass_on(ended);
+            Ok(None)
+        })
     }
 
     /// Opens it to be written to; a directory is locked until it is closed. Not to be called on a runtime, but where it
@@ -74,8 +93,8 @@ impl Behind {
         match &self.keeper {
             Keeper::Directory(path) => OpenStore::directory(Directory::lock(path)?),
             Keeper::Shared(store) => {
-                let (store, mirror) = (store.clone(), self.mirror.clone());
-                OpenStore::shared(Listed::mirrored(store, mirror, self.runtime.clone()))
+                let (store, followed) = (store.clone(), self.followed.clone());
+                Ok(OpenStore::part(Listed::followed(store, followed, self.runtime.clone())))
             }
         }
     }
@@ -94,7 +113,7 @@ impl Behind {
         let behind = self.clone();
         let write = move || {
             let _turn = turn;
-            write(&mut behind.open()?, &behind.mirror)
+            write(&mut behind.open()?, behind.mirror())
         };
         match tokio::task::spawn_blocking(write).await {
             Ok(written) => written,
@@ -119,12 +138,13 @@ impl Behind {
             let same = |(name, revision): (&String, &Option<Revision>)| mirror.revision_of(name) == *revision;
             reached || written.iter().zip(&committed.entries).all(same)
         };
-        self.mirror.until(SEEN, seen).await;
+        self.mirror().until(SEEN, seen).await;
         match self.keeper {
             // A directory does not know its states; the mirror counts them.
-            Keeper::Directory(_) => {
-                Ok(Committed { revision: self.mirror.revision().unwrap_or(committed.revision), ..committed })
-            }
+            Keeper::Directory(_) => Ok(Committed {
+                revision: self.mirror().revision().unwrap_or(committed.revision),
+                ..committed
+            }),
             Keeper::Shared(_) => Ok(committed),
         }
     }

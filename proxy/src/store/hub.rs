@@ -17,6 +17,7 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use memchr::memchr;
 use overlane_config::blueprint::MAX_FILE_BYTES;
+use overlane_config::lineage::About;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -28,7 +29,7 @@ use super::shared::follow::SILENCE;
 use super::shared::{
     Change, Changes, Commit, CommitError, Committed, Fault, Listing, Revision, Shared, WatchError, Watching,
 };
-use crate::hub::wire::{COMMIT, ENTRIES, Line};
+use crate::hub::wire::{self, AROUND, COMMIT, ENTRIES, Line};
 use crate::hub::{STREAM_WINDOW, STREAMS};
 use crate::settings::SettingsError;
 use crate::tls::certificates::Pair;
@@ -350,8 +351,7 @@ impl HubStore {
 
     /// Asks for lines that come for as long as they are read.
     pub(crate) async fn lines(&self, path: &str) -> Result<Lines, Refused> {
-        let body = self.ask(Method::GET, path, None, whole("")).await?.into_body();
-        Ok(Lines { body, bytes: BytesMut::new() })
+        self.ask(Method::GET, path, None, whole("")).await.map(Lines::of)
     }
 }
 
@@ -392,6 +392,23 @@ fn broke_off(why: impl fmt::Display) -> WatchError {
 }
 
 impl Lines {
+    fn of(answer: Response<Incoming>) -> Self {
+        Self { body: answer.into_body(), bytes: BytesMut::new() }
+    }
+
+    /// All that is told, and the state of which it is.
+    async fn listing(&mut self) -> Result<Listing, Fault> {
+        let Changes { changes, revision } = self.changes().await.map_err(|error| match error {
+            WatchError::Fault(fault) => fault,
+            WatchError::Compacted => Fault("the hub forgot what it was telling".to_owned()),
+        })?;
+        let entry = |change| match change {
+            Change::Put(entry) => Some(entry),
+            Change::Gone(_) => None,
+        };
+        Ok(Listing { entries: changes.into_iter().filter_map(entry).collect(), revision })
+    }
+
     /// The next line, with its end.
     pub(crate) async fn line(&mut self) -> Result<BytesMut, WatchError> {
         let mut looked = 0;
@@ -434,16 +451,18 @@ impl Shared for HubStore {
     }
 
     async fn list(&self) -> Result<Listing, Fault> {
-        let mut lines = self.lines(ENTRIES).await?;
-        let Changes { changes, revision } = lines.changes().await.map_err(|error| match error {
-            WatchError::Fault(fault) => fault,
-            WatchError::Compacted => Fault("the hub forgot what it was telling".to_owned()),
-        })?;
-        let entry = |change| match change {
-            Change::Put(entry) => Some(entry),
-            Change::Gone(_) => None,
-        };
-        Ok(Listing { entries: changes.into_iter().filter_map(entry).collect(), revision })
+        self.lines(ENTRIES).await?.listing().await
+    }
+
+    async fn around(&self, about: &About) -> Result<Option<Listing>, Fault> {
+        let change = serde_json::to_vec(&wire::Change::from(about)).map_err(|why| Fault(why.to_string()))?;
+        let answer = self.ask(Method::POST, AROUND, Some("application/json"), whole(change)).await;
+        match answer {
+            Ok(answer) => Lines::of(answer).listing().await.map(Some),
+            // An older one.
+            Err(Refused::Status(StatusCode::NOT_FOUND, _)) => Ok(None),
+            Err(refused) => Err(refused.into()),
+        }
     }
 
     async fn watch(&self, after: &Revision) -> Result<Watching, WatchError> {

@@ -1,10 +1,11 @@
 //! What a store holds, in memory, with its recent past: what a follower knows, and what others follow through us.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use overlane_config::blueprint::hex;
 use overlane_config::diagnostic::Source;
 use overlane_config::lineage::{Content, FileChange};
@@ -54,6 +55,9 @@ impl Step {
         texts.sum()
     }
 }
+
+/// The states of entries, by name.
+pub type States = HashMap<String, Revision, RandomState>;
 
 /// All that was in a store at once.
 pub struct Everything {
@@ -153,6 +157,25 @@ impl Mirror {
     #[must_use]
     pub fn revision_of(&self, name: &str) -> Option<Revision> {
         self.state().entries.get(name).map(|kept| kept.revision.clone())
+    }
+
+    /// The states of the entries that these files are, and of these others, as far as they are there; none where another text than
+    /// in a file is known, or an entry that is no file.
+    #[must_use]
+    pub fn states_of(&self, files: &[FileChange], others: &[String]) -> Option<States> {
+        let state = self.state();
+        let mut states = States::default();
+        for file in files {
+            let (Content::Text(source) | Content::Parsed(source, _)) = &file.content else { return None };
+            let known = state.entries.get(name_of(&file.path))?;
+            if !Arc::ptr_eq(&known.source, source) && known.source.text != source.text {
+                return None;
+            }
+            states.insert(name_of(&file.path).to_owned(), known.revision.clone());
+        }
+        let unknown =
+            |name: &&String| state.entries.contains_key(name.as_str()) && !states.contains_key(*name);
+        others.iter().find(unknown).is_none().then_some(states)
     }
 
     /// Whether nothing is known.

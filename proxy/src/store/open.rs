@@ -1,4 +1,5 @@
-//! A store that is open for one command: what is written is checked against the whole store first, whatever keeps it.
+//! A store that is open for one command: what is written is checked against the whole store first, whatever keeps it; where this process
+//! follows it, against the part that matters.
 
 mod attached;
 mod reopened;
@@ -14,7 +15,7 @@ use std::time::Duration;
 use foldhash::fast::RandomState;
 use overlane_config::blueprint::{Blueprint, Document, parse, with_expiry};
 use overlane_config::diagnostic::{Diagnostic, Source};
-use overlane_config::lineage::{Content, FileChange, Lineages, Rules};
+use overlane_config::lineage::{About, Content, FileChange, Lineages, Rules};
 use overlane_config::name::EnvironmentId;
 use overlane_config::preview::label;
 use overlane_config::time::UnixMillis;
@@ -140,6 +141,8 @@ pub struct Put {
     pub dry_run: bool,
     /// How long it lives from now on; the file's own ttl by default.
     pub ttl: Option<Duration>,
+    /// Fail where it does not exist.
+    pub there: bool,
     /// The parent that it must have.
     pub parent: Option<EnvironmentId>,
     /// The state in which it must be; see [`OpenStore::revision`].
@@ -161,6 +164,8 @@ pub struct Written {
 pub struct OpenStore {
     kept: Kept,
     lineages: Lineages,
+    /// Where only a part of it is looked at: for what that was done last. Paths are entries' names in it.
+    about: Option<About>,
 }
 
 /// What keeps it.
@@ -205,6 +210,21 @@ fn blueprints(change: &FileChange) -> Vec<Arc<Blueprint>> {
     parsed.documents.iter().filter_map(blueprint).collect()
 }
 
+/// What a change of an environment is about.
+fn about(id: &EnvironmentId) -> About {
+    let paths = vec![format!("{id}.yaml"), attachment_entry(id)];
+    About { changed: vec![id.clone()], paths, ..About::default() }
+}
+
+/// What a change of an entry is about, that was parsed.
+fn about_entry(change: &FileChange) -> About {
+    let text = match &change.content {
+        Content::Parsed(_, parsed) => About::text(parsed),
+        _ => About::default(),
+    };
+    About { paths: vec![name_of(&change.path).to_owned()], ..text }
+}
+
 /// What is to be written, and what must not have changed meanwhile.
 #[derive(Default)]
 struct Edits {
@@ -228,11 +248,10 @@ impl OpenStore {
     /// # Errors
     /// It cannot be read.
     pub fn read(store: &StoreAddress) -> Result<Self, WriteError> {
-        let kept = match store.reach()? {
-            Reached::Directory(path) => Kept::directory(Directory::read(path)),
-            Reached::Shared(store) => Kept::Shared(Box::new(listed(store)?)),
-        };
-        Self::load(kept)
+        match store.reach()? {
+            Reached::Directory(path) => Self::directory(Directory::read(path)),
+            Reached::Shared(store) => Self::shared(listed(store)?),
+        }
     }
 
     /// Reads a store that will be written to. A directory is made where it is not there, and locked.
@@ -241,8 +260,20 @@ impl OpenStore {
     /// It cannot be read, or the directory not be made or locked.
     pub fn write(store: &StoreAddress) -> Result<Self, WriteError> {
         match store.reach()? {
-            Reached::Directory(path) => Self::load(Kept::directory(Directory::lock(path)?)),
-            Reached::Shared(store) => Self::load(Kept::Shared(Box::new(listed(store)?))),
+            Reached::Directory(path) => Self::directory(Directory::lock(path)?),
+            Reached::Shared(store) => Self::shared(listed(store)?),
+        }
+    }
+
+    /// The same for who changes what it knows by name: of a store that can tell, such as a hub, only what that depends on is read,
+    /// once it is known.
+    ///
+    /// # Errors
+    /// See [`OpenStore::write`].
+    pub fn change(store: &StoreAddress) -> Result<Self, WriteError> {
+        match store.reach()? {
+            Reached::Directory(path) => Self::directory(Directory::lock(path)?),
+            Reached::Shared(store) => Ok(Self::part(listed(store)?)),
         }
     }
 
@@ -262,10 +293,42 @@ impl OpenStore {
         Self::load(Kept::Shared(Box::new(store)))
     }
 
+    /// A store that several machines share, of which nothing is known until it is [looked at](OpenStore::look_at) or written to.
+    #[must_use]
+    pub fn part(store: Listed) -> Self {
+        let kept = Kept::Shared(Box::new(store));
+        Self { kept, lineages: Lineages::default(), about: Some(About::default()) }
+    }
+
     fn load(kept: Kept) -> Result<Self, WriteError> {
-        let mut open = Self { kept, lineages: Lineages::default() };
+        let mut open = Self { kept, lineages: Lineages::default(), about: None };
         open.reload()?;
         Ok(open)
+    }
+
+    /// Reads all of it, where only a part was looked at.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn read_all(&mut self) -> Result<(), WriteError> {
+        if self.about.take().is_some() { self.reload() } else { Ok(()) }
+    }
+
+    /// Looks at what decides about a change, where that was not done already.
+    fn look(&mut self, about: About) -> Result<(), WriteError> {
+        if self.about.as_ref().is_none_or(|known| known.covers(&about)) {
+            return Ok(());
+        }
+        self.about = Some(about);
+        self.reload()
+    }
+
+    /// Looks at an environment: what it means is known then, and in which state it is.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn look_at(&mut self, id: &EnvironmentId) -> Result<(), WriteError> {
+        self.look(about(id))
     }
 
     fn reload(&mut self) -> Result<(), WriteError> {
@@ -276,7 +339,17 @@ impl OpenStore {
                 take(texts, &changes);
                 changes
             }
-            Kept::Shared(listed) => listed.list()?,
+            Kept::Shared(listed) => {
+                let part = self.about.as_ref().map(|about| listed.around(about)).transpose()?.flatten();
+                match part {
+                    Some(part) => part,
+                    // Nobody can tell what belongs to it.
+                    None => {
+                        self.about = None;
+                        listed.list()?
+                    }
+                }
+            }
         };
         self.lineages = Lineages::new(rules());
         self.lineages.apply_at(cores::map(&changes, FileChange::parsed), clock::now());
@@ -351,8 +424,7 @@ impl OpenStore {
             }
             Kept::Shared(listed) => Some(listed.commit(&edits.edits, &edits.unchanged, edits.alone)?),
         };
-        let changes: Vec<_> =
-            edits.edits.iter().map(|(name, text)| self.change(name, text.clone())).collect();
+        let changes: Vec<_> = edits.edits.iter().map(|(name, text)| self.file(name, text.clone())).collect();
         if let Kept::Directory(_, texts) = &mut self.kept {
             take(texts, &changes);
         }
@@ -374,12 +446,13 @@ impl OpenStore {
         if let Some(write) = commit.writes.iter().find(|write| !named(write)) {
             return Err(WriteError::NoName(write.name.clone()));
         }
+        let changes: Vec<_> =
+            commit.writes.iter().map(|write| self.file(&write.name, write.text.clone())).collect();
+        let parsed = cores::map(&changes, FileChange::parsed);
+        self.look(parsed.iter().map(about_entry).fold(About::default(), About::and))?;
         if !self.stands(commit, mirror) {
             return Err(WriteError::Conflict);
         }
-        let changes: Vec<_> =
-            commit.writes.iter().map(|write| self.change(&write.name, write.text.clone())).collect();
-        let parsed = cores::map(&changes, FileChange::parsed);
         let documents = parsed.iter().flat_map(blueprints).collect::<Vec<_>>();
         let mut applied = self.lineages.apply(parsed);
         applied.diagnostics.extend(documents.iter().filter_map(|blueprint| self.without_preview(blueprint)));
@@ -404,8 +477,10 @@ impl OpenStore {
     /// Whether the conditions hold as far as can be told here; engines hold them again.
     fn stands(&self, commit: &Commit, mirror: &Mirror) -> bool {
         let known = commit.writes.iter().all(|write| self.kept.revision(&write.name) == write.known);
-        let unchanged =
-            commit.unchanged.iter().all(|(name, known)| self.kept.revision(name).as_ref() == Some(known));
+        let unchanged = commit.unchanged.iter().all(|(name, known)| match &self.kept {
+            Kept::Directory(..) => self.kept.revision(name).as_ref() == Some(known),
+            Kept::Shared(listed) => listed.is_in(name, known),
+        });
         let alone = commit.alone_since.as_ref().is_none_or(|since| match &self.kept {
             Kept::Directory(_, texts) => mirror.everything().is_some_and(|all| {
                 let same = |(name, kept): &(Arc<str>, mirror::Kept)| {
@@ -435,7 +510,7 @@ impl OpenStore {
     }
 
     /// An entry that is another one from now on, or gone.
-    fn change(&self, name: &str, text: Option<String>) -> FileChange {
+    fn file(&self, name: &str, text: Option<String>) -> FileChange {
         let path: Arc<str> = self.shown(name).into();
         let content = match text {
             Some(text) => Content::Text(Arc::new(Source::new(path.clone(), text, None))),
@@ -496,6 +571,8 @@ impl OpenStore {
         if !twice.is_empty() {
             return Err(WriteError::Invalid(twice));
         }
+        let own = blueprints.iter().map(|blueprint| about(&blueprint.id.value));
+        self.look(own.fold(About::text(&parsed), About::and))?;
         self.undisturbed(|open| open.put_once(source, &blueprints, put, now))
     }
 
@@ -581,6 +658,7 @@ impl OpenStore {
         self.expect(id, put.only.as_ref())?;
         let known = self.lineages.claims(id).next();
         let (name, outcome) = match known {
+            None if put.there => return Err(WriteError::Changed(id.clone(), None)),
             None => (self.new_entry(id, blueprint)?, Outcome::Created),
             Some(_) if put.create => return Err(WriteError::Exists(id.clone())),
             Some(known) => {
@@ -658,7 +736,29 @@ impl OpenStore {
         only: Option<&Revision>,
         dry_run: bool,
     ) -> Result<Outcome, WriteError> {
+        self.look_at(id)?;
         self.undisturbed(|open| open.delete_once(id, only, dry_run))
+    }
+
+    /// Removes an overlay that by itself expired before a time; whether it did. What others inherit from is left, and what is in a
+    /// file with others.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn remove_expired(&mut self, id: &EnvironmentId, before: UnixMillis) -> Result<bool, WriteError> {
+        self.look_at(id)?;
+        let removed = self.undisturbed(|open| {
+            let overlay = open.lineages.claims(id).next().filter(|known| known.parent().is_some());
+            match overlay.and_then(|overlay| open.lineages.expiry(overlay)) {
+                Some(at) if at <= before => open.delete_once(id, None, false),
+                _ => Ok(Outcome::Unchanged),
+            }
+        });
+        match removed {
+            Ok(outcome) => Ok(outcome == Outcome::Deleted),
+            Err(WriteError::NotFound(_) | WriteError::HasChildren(..) | WriteError::Shared(..)) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     fn delete_once(

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
+use overlane_config::lineage::About;
 use overlane_config::time::UnixMillis;
 use serde::{Deserialize, Serialize};
 
@@ -215,6 +216,15 @@ pub trait Shared: Send + Sync {
     /// # Errors
     /// It cannot be asked.
     async fn list(&self) -> Result<Listing, Fault>;
+
+    /// What is [around](overlane_config::lineage::Lineages::around) a change, and a state of which it is, where the store can tell: its
+    /// paths are entries' names. `None` where all is to be listed.
+    ///
+    /// # Errors
+    /// It cannot be asked.
+    async fn around(&self, _about: &About) -> Result<Option<Listing>, Fault> {
+        Ok(None)
+    }
 
     /// What changes after a state, in order and without gaps. Never silent for longer than [`follow::SILENCE`]: where
     /// nothing changes, [`Changes`] without a change say so. The stream ends with an error.

@@ -15,8 +15,10 @@ use overlane::hub::tokens::{HubSettings, Right};
 use overlane::plane::trust::Trust;
 use overlane::settings::Settings;
 use overlane::store::StoreAddress;
-use overlane::store::hub::Access;
+use overlane::store::hub::{Access, HubStore};
+use overlane::store::shared::Shared;
 use overlane::tls::TlsSettings;
+use overlane_config::lineage::About;
 use overlane_config::route::Role;
 use overlane_tests::stage::{self, Started};
 
@@ -142,6 +144,30 @@ fn what_is_written_at_a_hub_is_in_force_in_all_who_follow_it() {
     assert_eq!(code, 0);
     proxies.iter().for_each(|proxy| until("created at the second", || knows(proxy, "alice")));
     assert!(store.path().join("alice.yaml").exists());
+}
+
+#[test]
+fn a_hub_tells_what_is_around_a_change_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    write("staging.yaml", BASELINE);
+    (0..10).for_each(|n| write(&format!("o{n}.yaml"), &overlay(&format!("o{n}"), "staging")));
+    write("child.yaml", &overlay("child", "o3"));
+    let hub = hub_of(folder.path(), open());
+    let store = HubStore::new(url(&hub).parse().unwrap());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let around = |changed: &[&str], named: &[&str], entries: &[&str]| {
+        let ids = |ids: &[&str]| ids.iter().map(|id| id.parse().unwrap()).collect();
+        let paths = entries.iter().map(|name| (*name).to_owned()).collect();
+        let about = About { changed: ids(changed), named: ids(named), paths };
+        let part = runtime.block_on(store.around(&about)).unwrap().expect("it can tell");
+        assert_eq!(Some(part.revision), hub.control().revision());
+        part.entries.into_iter().map(|entry| entry.name).collect::<Vec<_>>()
+    };
+    assert_eq!(around(&["o3"], &[], &["o3.yaml"]), ["child.yaml", "o3.yaml", "staging.yaml"]);
+    assert_eq!(around(&["new"], &["o3"], &["new.yaml"]), ["o3.yaml", "staging.yaml"]);
+    assert_eq!(around(&["new"], &["nobody"], &["new.yaml"]), [""; 0]);
+    assert_eq!(around(&[], &[], &["o4.yaml"]), ["o4.yaml", "staging.yaml"]);
 }
 
 #[test]

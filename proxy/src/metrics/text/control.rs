@@ -34,6 +34,8 @@ pub struct ControlFigures {
     pub token_key_failures: Option<u64>,
     /// Whether the store cannot be read as a whole.
     pub stale: bool,
+    /// How many overlays that expired were removed from the store from here.
+    pub removed: u64,
     /// How often what is in force was kept on this machine; `None` where that is not asked for.
     pub cache: Option<CacheFigures>,
     /// What became of spans; `None` where there are none.
@@ -61,6 +63,12 @@ pub(super) fn families(control: &ControlFigures, overlay_labels: usize) -> Vec<M
             f64::from(u8::from(control.stale)),
         ),
         simple("overlane_overlays", "Overlays in the routing table.", control.overlays as f64),
+        family(
+            "overlane_expired_removed_total",
+            "Overlays that had expired and that this process removed from the store.",
+            MetricType::COUNTER,
+            vec![counter(Vec::new(), control.removed)],
+        ),
         simple("overlane_traces", "Traces whose key is remembered.", control.traces as f64),
         family(
             "overlane_panics_total",

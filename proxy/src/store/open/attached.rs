@@ -96,6 +96,7 @@ impl OpenStore {
         url: Option<&Url>,
         dry_run: bool,
     ) -> Result<Outcome, WriteError> {
+        self.look_at(id)?;
         self.undisturbed(|open| open.attach_once(id, service, url, None, dry_run))
     }
 
@@ -111,6 +112,7 @@ impl OpenStore {
         until: UnixMillis,
         dry_run: bool,
     ) -> Result<Outcome, WriteError> {
+        self.look_at(id)?;
         self.undisturbed(|open| open.attach_once(id, service, Some(url), Some(until), dry_run))
     }
 
@@ -126,6 +128,7 @@ impl OpenStore {
         to: &Url,
         until: UnixMillis,
     ) -> Result<bool, WriteError> {
+        self.look_at(id)?;
         self.undisturbed(|open| {
             let mut attached = open.attached(id);
             match attached.services.get_mut(service.as_str()) {
@@ -150,6 +153,7 @@ impl OpenStore {
         service: &ServiceName,
         url: &Url,
     ) -> Result<bool, WriteError> {
+        self.look_at(id)?;
         self.undisturbed(|open| {
             let mut attached = open.attached(id);
             if attached.services.get(service.as_str()).is_none_or(|(own, _)| *own != url.to_string()) {
@@ -173,6 +177,7 @@ impl OpenStore {
         used: Option<UnixMillis>,
         dry_run: bool,
     ) -> Result<(Outcome, UnixMillis), WriteError> {
+        self.look_at(id)?;
         self.undisturbed(|open| {
             let Some(blueprint) = open.lineages.claims(id).next() else {
                 return Err(WriteError::NotFound(format!("overlay `{id}`")));
@@ -243,6 +248,7 @@ impl OpenStore {
     /// # Errors
     /// The overlay is not there, or cannot be written.
     pub fn share(&mut self, id: &EnvironmentId, share: &NewShare, dry_run: bool) -> Result<(), WriteError> {
+        self.look_at(id)?;
         self.undisturbed(|open| open.share_once(id, share, dry_run))
     }
 
@@ -266,6 +272,7 @@ impl OpenStore {
         share: Option<&str>,
         dry_run: bool,
     ) -> Result<Vec<String>, WriteError> {
+        self.look_at(id)?;
         self.undisturbed(|open| open.unshare_once(id, share, dry_run))
     }
 

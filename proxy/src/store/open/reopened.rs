@@ -14,7 +14,7 @@ impl Reopened {
     /// It is not opened yet.
     #[must_use]
     pub fn new(address: StoreAddress) -> Self {
-        Self::by(move || OpenStore::write(&address))
+        Self::by(move || OpenStore::change(&address))
     }
 
     /// The same, where it is opened otherwise.

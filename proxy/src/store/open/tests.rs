@@ -1,13 +1,21 @@
-//! One suite over each kind of store that needs nothing else: a directory, and one in memory.
+//! One suite over each kind of store that needs nothing else: a directory, one in memory, and one in memory that is followed here.
 
 use std::fs;
 use std::path::Path;
 
 use overlane_config::name::ServiceName;
 use overlane_config::url::Url;
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use super::*;
+use crate::admin::ReloadRequest;
+use crate::control::Control;
+use crate::names::Names;
+use crate::store::shared::follow::{SharedFollower, follow};
 use crate::store::shared::memory::Memory;
+use crate::store::shared::write::Followed;
 
 const BASELINE: &str =
     "name: staging\nrouting: {mode: baseline}\nservices:\n  - name: web\n    url: http://127.0.0.1:1\n";
@@ -27,6 +35,40 @@ fn overlay(id: &str, parent: &str) -> String {
 enum Tried {
     Directory(tempfile::TempDir),
     Memory(Memory),
+    Followed(Memory, Box<Follower>),
+}
+
+/// Who follows a store.
+struct Follower {
+    followed: Followed,
+    runtime: Runtime,
+    /// It follows as long as this is there.
+    _reloads: mpsc::Sender<ReloadRequest>,
+}
+
+impl Follower {
+    fn of(memory: &Memory) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime = runtime.expect("runtime");
+        let follower = SharedFollower::new(Arc::new(memory.clone()));
+        let control = Arc::new(Control::new(rules(), Arc::default(), Names::none()));
+        let followed = Followed { mirror: follower.mirror().clone(), control: control.clone() };
+        let (reloads, asked) = mpsc::channel(1);
+        runtime.spawn(follow(follower, asked, control));
+        Self { followed, runtime, _reloads: reloads }
+    }
+
+    /// Opens the store once all is known here that is written there.
+    fn open(&self, memory: &Memory) -> OpenStore {
+        let written = memory.revision();
+        let mut known = self.followed.control.revisions();
+        let known = known.wait_for(|known| known.as_ref().is_some_and(|known| known.is_at_least(&written)));
+        self.runtime
+            .block_on(async { timeout(Duration::from_secs(60), known).await.map(drop) })
+            .expect("known");
+        let runtime = self.runtime.handle().clone();
+        OpenStore::part(Listed::followed(Arc::new(memory.clone()), self.followed.clone(), runtime))
+    }
 }
 
 impl Tried {
@@ -36,26 +78,45 @@ impl Tried {
         tried
     }
 
+    fn followed() -> Self {
+        let memory = Memory::new();
+        let follower = Follower::of(&memory);
+        let tried = Self::Followed(memory, Box::new(follower));
+        tried.put(BASELINE, &Put::default()).expect("baseline");
+        tried
+    }
+
     /// One of each kind, with a baseline in it.
-    fn each() -> [Self; 2] {
+    fn each() -> [Self; 3] {
         let memory = Self::Memory(Memory::new());
         memory.put(BASELINE, &Put::default()).expect("baseline");
-        [Self::directory(), memory]
+        [Self::directory(), memory, Self::followed()]
     }
 
     fn path(&self) -> &Path {
         match self {
             Self::Directory(folder) => folder.path(),
-            Self::Memory(_) => unreachable!("it is in memory"),
+            Self::Memory(_) | Self::Followed(..) => unreachable!("it is in memory"),
         }
     }
 
     /// Opened to be written to: nobody else can meanwhile, where it is a directory.
     fn open(&self) -> OpenStore {
         match self {
-            Self::Directory(folder) => OpenStore::write(&StoreAddress::directory(folder.path())),
-            Self::Memory(memory) => {
-                OpenStore::shared(Listed::new(Arc::new(memory.clone())).expect("runtime"))
+            Self::Directory(folder) => {
+                OpenStore::write(&StoreAddress::directory(folder.path())).expect("open")
+            }
+            Self::Memory(_) => self.read(),
+            Self::Followed(memory, follower) => follower.open(memory),
+        }
+    }
+
+    /// All that is in it.
+    fn read(&self) -> OpenStore {
+        match self {
+            Self::Directory(folder) => OpenStore::read(&StoreAddress::directory(folder.path())),
+            Self::Memory(memory) | Self::Followed(memory, _) => {
+                listed(Arc::new(memory.clone())).and_then(OpenStore::shared)
             }
         }
         .expect("open")
@@ -72,7 +133,7 @@ impl Tried {
             Self::Directory(folder) => {
                 fs::rename(folder.path().join(from), folder.path().join(to)).expect("rename");
             }
-            Self::Memory(memory) => {
+            Self::Memory(memory) | Self::Followed(memory, _) => {
                 let text = memory.text(from);
                 memory.put(to, text.as_deref());
                 memory.put(from, None);
@@ -82,7 +143,7 @@ impl Tried {
 
     /// What is written of an environment.
     fn text(&self, of: &str) -> Option<String> {
-        Some(self.open().lineages().claims(&id(of)).next()?.source.text.to_string())
+        Some(self.read().lineages().claims(&id(of)).next()?.source.text.to_string())
     }
 }
 
@@ -150,7 +211,7 @@ fn deleting_a_baseline_with_overlays_names_them() {
         }
         assert!(matches!(open.delete(&id("a"), None, false), Err(WriteError::NotFound(_))));
         drop(open);
-        assert!(store.open().lineages().is_empty());
+        assert!(store.read().lineages().is_empty());
     }
 }
 
@@ -158,11 +219,11 @@ fn deleting_a_baseline_with_overlays_names_them() {
 fn what_is_written_only_in_one_state_is_not_in_another() {
     for store in Tried::each() {
         store.put(&overlay("a", "staging"), &Put::default()).expect("a");
-        let first = store.open().revision(&id("a"));
+        let first = store.read().revision(&id("a"));
         let only = Put { only: first.clone(), ..Put::default() };
         let more = overlay("a", "staging") + "    expose: true\n";
         assert_eq!(store.put(&more, &only).expect("as it was"), Outcome::Configured);
-        let second = store.open().revision(&id("a"));
+        let second = store.read().revision(&id("a"));
         let refused = store.put(&overlay("a", "staging"), &only);
         assert!(matches!(refused, Err(WriteError::Changed(_, now)) if now == second));
         let mut open = store.open();
@@ -183,7 +244,7 @@ fn attachments_are_records_of_their_own_and_survive_apply() {
         assert_eq!(attach(&web, Some(&url)).expect("attach"), Outcome::Created);
         assert_eq!(attach(&web, Some(&url)).expect("again"), Outcome::Unchanged);
         store.put(&(overlay("a", "staging") + "    expose: true\n"), &Put::default()).expect("apply");
-        let open = store.open();
+        let open = store.read();
         let resolved = open.lineages().standing(&id("a")).and_then(|standing| standing.resolved());
         assert_eq!(resolved.expect("a").urls[0][0], url);
         drop(open);
@@ -194,7 +255,7 @@ fn attachments_are_records_of_their_own_and_survive_apply() {
         attach(&web, Some(&url)).expect("attach");
         store.open().delete(&id("a"), None, false).expect("delete");
         store.put(&overlay("a", "staging"), &Put::default()).expect("a");
-        assert!(store.open().lineages().attachments(&id("a")).is_empty());
+        assert!(store.read().lineages().attachments(&id("a")).is_empty());
     }
 }
 
@@ -224,7 +285,7 @@ fn two_writers_at_once_lose_nothing() {
                 });
             }
         });
-        assert_eq!(store.open().lineages().attachments(&id("a"))[0].services.len(), 16);
+        assert_eq!(store.read().lineages().attachments(&id("a"))[0].services.len(), 16);
     }
 }
 
@@ -339,7 +400,7 @@ fn an_attached_address_is_renewed_and_released_by_who_attached_it_and_by_nobody_
         // Where it is shared, a view that is kept while others write.
         let mut own = Reopened::by(move || Ok(opened.open()));
         let lease = || {
-            let open = tried.open();
+            let open = tried.read();
             let records = open.lineages().attachments(&id("alice"));
             records.iter().flat_map(|record| record.services.clone()).next().map(|one| one.expires_at)
         };
@@ -400,4 +461,30 @@ fn an_overlay_is_extended_but_never_shortened_and_where_it_is_used_only_while_it
         let refused = tried.open().extend(&id("bob"), later, None, false);
         assert!(matches!(refused, Err(WriteError::NeverExpires(_))), "{refused:?}");
     }
+}
+
+#[test]
+fn where_a_store_is_followed_a_write_is_judged_as_by_all_of_it_and_nothing_is_listed() {
+    let tried = Tried::followed();
+    let Tried::Followed(memory, _) = &tried else { unreachable!("it is followed") };
+    for (name, parent) in [("a", "staging"), ("b", "a"), ("c", "b")] {
+        tried.put(&overlay(name, parent), &Put::default()).expect(name);
+    }
+    let listings = memory.listings();
+    let refused = |text: &str| match tried.put(text, &Put::default()) {
+        Err(WriteError::Invalid(why)) => (why[0].message.clone(), why[0].hint.clone().unwrap_or_default()),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(
+        refused(&overlay("d", "stagin")),
+        ("unknown parent `stagin`".into(), "did you mean `staging`?".into())
+    );
+    assert_eq!(refused(&overlay("a", "c")).0, "the lineage is a cycle: a → c → b → a");
+    assert!(matches!(tried.open().delete(&id("b"), None, false), Err(WriteError::HasChildren(..))));
+    // A bad text stands here by what was last good; who starts anew does not know that.
+    memory.put("b.yaml", Some(&overlay("b", "a").replace("name: web", "nam: web")));
+    assert_eq!(refused(&overlay("d", "b")).0, "the parent `b` cannot be used");
+    assert!(matches!(tried.open().delete(&id("b"), None, false), Err(WriteError::NotFound(_))));
+    tried.put(&overlay("b", "a"), &Put::default()).expect("mended");
+    assert_eq!(memory.listings(), listings);
 }

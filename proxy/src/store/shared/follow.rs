@@ -56,6 +56,12 @@ impl SharedFollower {
         &self.mirror
     }
 
+    /// The state of it that is known; none before it was read.
+    #[must_use]
+    pub fn revision(&self) -> Option<&Revision> {
+        self.revision.as_ref()
+    }
+
     /// Takes in what another process last read of the store. Returns it as changes, to be applied one list after the
     /// other before what [`SharedFollower::read_everything`] finds to be different.
     pub fn remember(&mut self, lists: Vec<Vec<KeptText>>) -> Vec<Vec<FileChange>> {

@@ -92,6 +92,11 @@ impl Memory {
         self.state().entries.get(name).map(|(text, _)| text.clone())
     }
 
+    /// The state in which it is.
+    pub(crate) fn revision(&self) -> Revision {
+        Revision::new(self.state().revision)
+    }
+
     /// How often it was listed.
     pub(crate) fn listings(&self) -> u64 {
         self.state().listings

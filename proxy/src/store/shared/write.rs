@@ -1,18 +1,23 @@
-//! One command's view of a store that several machines share: a listing, and writes that hold only if it is still so.
+//! One command's view of a store that several machines share: a listing, or what is around a change where the store is followed here,
+//! and writes that hold only if it is still so.
 
 use std::collections::HashMap;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use overlane_config::diagnostic::Source;
-use overlane_config::lineage::{Content, FileChange};
+use overlane_config::lineage::{About, Content, FileChange};
 use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::time::{Instant, timeout_at};
 
 use super::{Commit, CommitError, Committed, Fault, Listing, Revision, Shared, Write};
+use crate::control::Control;
 use crate::pauses::Pauses;
-use crate::store::mirror::{Kept, Mirror};
+use crate::store::mirror::{Everything, Kept, Mirror, States};
+use crate::store::shared::follow::name_of;
 
 /// Where the store is asked from: the calling thread waits for it.
 enum Run {
@@ -25,10 +30,74 @@ enum Run {
 pub struct Listed {
     store: Arc<dyn Shared>,
     /// What a follower knows of it, which is looked at instead.
-    mirror: Option<Arc<Mirror>>,
+    followed: Option<Followed>,
     run: Run,
     revision: Option<Revision>,
-    revisions: HashMap<String, Revision, RandomState>,
+    revisions: States,
+    /// The state after what was last written.
+    written: Option<Revision>,
+}
+
+/// What a follower knows of a store, and what that means.
+#[derive(Clone)]
+pub struct Followed {
+    /// The entries.
+    pub mirror: Arc<Mirror>,
+    /// What they mean, a moment later.
+    pub control: Arc<Control>,
+}
+
+/// How long it is waited until what is known of the entries is taken in. Then everything is looked at.
+const TAKEN_IN: Duration = Duration::from_secs(2);
+
+impl Followed {
+    /// The part by which a change is judged, whose paths are entries' names, the states of its entries, and a state of the store
+    /// in which they were in them, `known` or later: what else was written since may not be in it. None where that cannot be told apart.
+    pub(crate) async fn around(
+        &self,
+        about: &About,
+        known: Option<&Revision>,
+    ) -> Result<Option<Part>, Fault> {
+        let (store, until) = (Path::new(self.mirror.prefix()), Instant::now() + TAKEN_IN);
+        let paths = about.paths.iter().map(|name| store.join(name).display().to_string()).collect();
+        let shown = About { paths, ..about.clone() };
+        let mut revisions = self.control.revisions();
+        loop {
+            let revision = revisions.borrow_and_update().clone();
+            let revision = revision.ok_or_else(|| not_read(self.mirror.prefix()))?;
+            if known.is_none_or(|known| revision.is_at_least(known)) {
+                let mut files = self.control.lineages(|lineages| lineages.around(&shown));
+                // Others were given to this process beside its store.
+                files.retain(|file| Path::new(&*file.path).parent() == Some(store));
+                if let Some(revisions) = self.mirror.states_of(&files, &about.paths) {
+                    return Ok(Some(Part { files, revision, revisions }));
+                }
+            }
+            if !matches!(timeout_at(until, revisions.changed()).await, Ok(Ok(()))) {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+/// A part of a store.
+pub(crate) struct Part {
+    files: Vec<FileChange>,
+    revision: Revision,
+    revisions: States,
+}
+
+impl Part {
+    /// It as entries.
+    pub(crate) fn into_entries(self) -> Everything {
+        let entry = |file: &FileChange| {
+            let name = name_of(&file.path);
+            let (Content::Text(source) | Content::Parsed(source, _)) = &file.content else { return None };
+            let kept = Kept { source: source.clone(), revision: self.revisions.get(name)?.clone() };
+            Some((name.into(), kept))
+        };
+        Everything { entries: self.files.iter().filter_map(entry).collect(), revision: self.revision }
+    }
 }
 
 impl Listed {
@@ -38,20 +107,22 @@ impl Listed {
     /// The system has no room for it.
     pub fn new(store: Arc<dyn Shared>) -> io::Result<Self> {
         let run = Run::Own(Builder::new_current_thread().enable_all().build()?);
-        Ok(Self { store, mirror: None, run, revision: None, revisions: HashMap::default() })
-    }
-
-    /// A store whose connections live on this runtime. Not to be called there, but where it may be waited for.
-    #[must_use]
-    pub fn on(store: Arc<dyn Shared>, runtime: Handle) -> Self {
-        Self { store, mirror: None, run: Run::Of(runtime), revision: None, revisions: HashMap::default() }
+        Ok(Self { store, followed: None, run, revision: None, revisions: States::default(), written: None })
     }
 
     /// The same where a follower knows the store: it is not listed again. Who comes too late for it is told so when
-    /// it writes.
+    /// it writes. The store's connections live on this runtime: not to be called there, but where it may be waited for.
     #[must_use]
-    pub fn mirrored(store: Arc<dyn Shared>, mirror: Arc<Mirror>, runtime: Handle) -> Self {
-        Self { mirror: Some(mirror), ..Self::on(store, runtime) }
+    pub fn followed(store: Arc<dyn Shared>, followed: Followed, runtime: Handle) -> Self {
+        let run = Run::Of(runtime);
+        Self {
+            store,
+            followed: Some(followed),
+            run,
+            revision: None,
+            revisions: States::default(),
+            written: None,
+        }
     }
 
     fn wait<T>(&self, answer: impl Future<Output = T>) -> T {
@@ -72,7 +143,7 @@ impl Listed {
     /// # Errors
     /// It cannot be asked.
     pub fn list(&mut self) -> Result<Vec<FileChange>, Fault> {
-        if let Some(mirror) = &self.mirror {
+        if let Some(Followed { mirror, .. }) = &self.followed {
             let all = mirror.everything().ok_or_else(|| not_read(mirror.prefix()))?;
             self.revision = Some(all.revision);
             self.revisions.clear();
@@ -83,6 +154,11 @@ impl Listed {
             return Ok(all.entries.into_iter().map(&mut change).collect());
         }
         let listing = self.wait(self.store.list())?;
+        Ok(self.take(listing))
+    }
+
+    /// Takes in what was listed.
+    fn take(&mut self, listing: Listing) -> Vec<FileChange> {
         let prefix = self.address();
         self.revision = Some(listing.revision);
         self.revisions.clear();
@@ -93,7 +169,34 @@ impl Listed {
             changes.push(FileChange { path, content: Content::Text(source) });
             self.revisions.insert(entry.name, entry.revision);
         }
-        Ok(changes)
+        changes
+    }
+
+    /// The part by which a change is judged, whose paths are entries' names; none where neither a follower nor the store can tell it.
+    ///
+    /// # Errors
+    /// It cannot be asked.
+    pub fn around(&mut self, about: &About) -> Result<Option<Vec<FileChange>>, Fault> {
+        let written = self.written.as_ref();
+        if let Some(followed) = &self.followed {
+            let part = self.wait(followed.around(about, written))?;
+            return Ok(part.map(|part| {
+                (self.revision, self.revisions) = (Some(part.revision), part.revisions);
+                part.files
+            }));
+        }
+        let part = self.wait(told_around(&*self.store, about, written))?;
+        Ok(part.map(|part| self.take(part)))
+    }
+
+    /// Whether an entry is in a state, as far as is known, also of what was not looked at.
+    #[must_use]
+    pub fn is_in(&self, name: &str, state: &Revision) -> bool {
+        match (self.revisions.get(name), &self.followed) {
+            (Some(known), _) => known == state,
+            (None, Some(Followed { mirror, .. })) => mirror.revision_of(name).as_ref() == Some(state),
+            (None, None) => false,
+        }
     }
 
     /// The state of an entry, as it is known.
@@ -151,7 +254,27 @@ impl Listed {
         if alone {
             self.revision = Some(committed.revision.clone());
         }
+        self.written = Some(committed.revision.clone());
         Ok(committed.revision)
+    }
+}
+
+/// What the store says to be around a change, once it knows what was written there.
+async fn told_around(
+    store: &dyn Shared,
+    about: &About,
+    written: Option<&Revision>,
+) -> Result<Option<Listing>, Fault> {
+    let (until, mut pauses) = (Instant::now() + TAKEN_IN, Pauses::new(PAUSE, TAKEN_IN));
+    loop {
+        let Some(part) = store.around(about).await? else { return Ok(None) };
+        if written.is_none_or(|written| part.revision.is_at_least(written)) {
+            return Ok(Some(part));
+        }
+        if Instant::now() > until {
+            return Ok(None);
+        }
+        tokio::time::sleep(pauses.next()).await;
     }
 }
 

@@ -10,12 +10,17 @@ use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use overlane::clock;
+use overlane::control::Control;
+use overlane::names::Names;
 use overlane::plane::trust::Trust;
 use overlane::settings::Settings;
-use overlane::store::StoreAddress;
+use overlane::store::behind::{Behind, Keeper};
 use overlane::store::open::{OpenStore, Outcome, Put, WriteError};
+use overlane::store::shared::follow::{SharedFollower, follow};
+use overlane::store::shared::write::Followed;
+use overlane::store::{Reached, StoreAddress};
 use overlane_config::diagnostic::Source;
-use overlane_config::lineage::Lineages;
+use overlane_config::lineage::{Lineages, Rules};
 use overlane_config::name::ServiceName;
 use overlane_config::route::Role;
 use overlane_config::table::Environment;
@@ -26,6 +31,8 @@ use overlane_tests::kubernetes::Kubernetes;
 use overlane_tests::stage::{self, Started};
 use proptest::prelude::Rng;
 use proptest::test_runner::{RngAlgorithm, TestRng};
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
 
 use crate::hub::{hub_of, open, url};
 
@@ -48,13 +55,25 @@ const LEASED: [u16; 2] = [901, 902];
 /// What a writer does. Ports and times are unique, but those of [`LEASED`]: they tell who wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Act {
-    Put { id: &'static str, parent: &'static str, port: u16, create: bool, ends: Option<Time> },
+    Put {
+        id: &'static str,
+        parent: &'static str,
+        port: u16,
+        create: bool,
+        ends: Option<Time>,
+    },
     Delete(&'static str),
     Attach(&'static str, u16, Option<Time>),
     Detach(&'static str),
     Renew(&'static str, u16, Time),
     Release(&'static str, u16),
-    Extend { id: &'static str, until: Time, used: Option<Time> },
+    Extend {
+        id: &'static str,
+        until: Time,
+        used: Option<Time>,
+    },
+    /// What expired before that goes.
+    Remove(&'static str, Time),
 }
 
 /// What it is told.
@@ -66,6 +85,13 @@ enum Answer {
     Invalid,
     HasChildren,
     NeverExpires,
+}
+
+impl Answer {
+    /// Whether something was written.
+    fn is_of_a_write(self) -> bool {
+        matches!(self, Self::Done(Outcome::Created | Outcome::Configured | Outcome::Deleted))
+    }
 }
 
 /// An overlay, as the model has it.
@@ -117,6 +143,14 @@ fn act(model: &mut Model, act: &Act) -> Answer {
             Some(_) => Answer::Done(Outcome::Deleted),
             None => Answer::NotFound,
         },
+        Act::Remove(id, before) => {
+            let inherited = model.values().any(|known| known.parent == id);
+            let over = model.get(id).and_then(Known::lives).is_some_and(|lives| lives <= before);
+            if over && !inherited {
+                model.remove(id);
+            }
+            Answer::Done(if over && !inherited { Outcome::Deleted } else { Outcome::Unchanged })
+        }
         Act::Attach(id, port, until) => match model.get_mut(id) {
             None => Answer::NotFound,
             Some(known) => match known.attached.replace((port, until)) {
@@ -158,9 +192,8 @@ fn act(model: &mut Model, act: &Act) -> Answer {
     }
 }
 
-/// The same by what a command does.
-fn act_on(store: &StoreAddress, act: &Act) -> Result<Answer, WriteError> {
-    let mut open = OpenStore::write(store)?;
+/// The same by what a command does, or who looks after what expired.
+fn act_on(open: &mut OpenStore, act: &Act) -> Result<Answer, WriteError> {
     let id = |id: &str| id.parse().unwrap();
     let url = |port: u16| format!("http://127.0.0.1:{port}").parse().unwrap();
     let web: ServiceName = "web".parse().unwrap();
@@ -191,6 +224,10 @@ fn act_on(store: &StoreAddress, act: &Act) -> Result<Answer, WriteError> {
             if_so(renewed, Outcome::Configured)
         }
         Act::Release(name, port) => if_so(open.release(&id(name), &web, &url(port)), Outcome::Deleted),
+        Act::Remove(name, before) => {
+            let removed = open.remove_expired(&id(name), UnixMillis(before));
+            removed.map(|removed| if removed { Outcome::Deleted } else { Outcome::Unchanged })
+        }
         Act::Extend { id: name, until, used } => {
             open.extend(&id(name), UnixMillis(until), used.map(UnixMillis), false).map(|(outcome, _)| outcome)
         }
@@ -219,7 +256,8 @@ struct Done {
 
 /// Whether this is what somebody may be told. Where an answer was lost, what is gone was deleted, whoever did it.
 fn may_be_told(told: &Answer, answer: &Answer) -> bool {
-    told == answer || (told, answer) == (&Answer::Done(Outcome::Deleted), &Answer::NotFound)
+    let gone = [Answer::NotFound, Answer::Done(Outcome::Unchanged)];
+    told == answer || *told == Answer::Done(Outcome::Deleted) && gone.contains(answer)
 }
 
 /// Whether one order explains it all. `lines` are those who did one thing after the other.
@@ -259,7 +297,7 @@ fn chosen(random: &mut TestRng, seed: u64, number: usize) -> Act {
         BEGIN + seed * SEED + seconds * 1000
     };
     let id = IDS[below(3)];
-    match below(14) {
+    match below(15) {
         0..5 => {
             let parent =
                 *["base", "a", "b", "c"].iter().filter(|parent| **parent != id).nth(below(3)).unwrap();
@@ -272,6 +310,7 @@ fn chosen(random: &mut TestRng, seed: u64, number: usize) -> Act {
         9 => Act::Detach(id),
         10 => Act::Renew(id, LEASED[below(2)], time(1 + below(PARTS))),
         11 => Act::Release(id, LEASED[below(2)]),
+        12 => Act::Remove(id, time(below(PARTS))),
         _ => {
             let used = (below(2) == 0).then(|| time(below(PARTS)));
             Act::Extend { id, until: time(1 + below(PARTS)), used }
@@ -359,13 +398,25 @@ fn follower(store: &StoreAddress) -> Started {
     stage::start_as(settings, Vec::new())
 }
 
+/// How somebody writes.
+struct Writer<'w> {
+    open: Box<dyn Fn() -> Result<OpenStore, WriteError> + Sync + 'w>,
+    /// Whether what it is refused is so at that moment. Who follows a store may be a moment behind.
+    is_current: bool,
+}
+
+/// By commands, each of which looks at what is there.
+fn commands(store: &StoreAddress) -> [Writer<'_>; WRITERS] {
+    std::array::from_fn(|_| Writer { open: Box::new(|| OpenStore::change(store)), is_current: true })
+}
+
 /// Everybody writes at once, and `meanwhile` happens.
-fn interleaved(store: &StoreAddress, seed: u64, meanwhile: impl Fn()) -> Vec<Vec<Done>> {
+fn interleaved(writers: &[Writer<'_>; WRITERS], seed: u64, meanwhile: impl Fn()) -> Vec<Vec<Done>> {
     let (time, start) = (AtomicU64::new(1), Barrier::new(WRITERS + 1));
     let mut lines = Vec::new();
     thread::scope(|scope| {
         let (time, start) = (&time, &start);
-        let writers = (0..WRITERS).map(|writer| {
+        let writers = writers.iter().enumerate().map(|(writer, by)| {
             scope.spawn(move || {
                 let mut bytes = [0; 32];
                 bytes[..8].copy_from_slice(&seed.to_le_bytes());
@@ -376,8 +427,9 @@ fn interleaved(store: &StoreAddress, seed: u64, meanwhile: impl Fn()) -> Vec<Vec
                 for number in 0..EACH {
                     let act = chosen(&mut random, seed, writer * EACH + number);
                     let began = time.fetch_add(1, SeqCst);
-                    let answer = match act_on(store, &act) {
-                        Ok(answer) => Some(answer),
+                    let answer = match (by.open)().and_then(|mut open| act_on(&mut open, &act)) {
+                        Ok(answer) if by.is_current || answer.is_of_a_write() => Some(answer),
+                        Ok(_) => continue,
                         Err(WriteError::Unsure(_)) => None,
                         // It was not done, and that was said.
                         Err(WriteError::Store(_)) => continue,
@@ -413,6 +465,10 @@ fn until(what: impl Fn() -> bool, or: impl Fn() -> String) {
 
 /// Holds the rule for some seeds.
 fn hold(store: &StoreAddress, seeds: u64, meanwhile: impl Fn()) {
+    hold_by(&commands(store), store, seeds, meanwhile);
+}
+
+fn hold_by(writers: &[Writer<'_>; WRITERS], store: &StoreAddress, seeds: u64, meanwhile: impl Fn()) {
     let seeds = match std::env::var("OVERLANE_SEED") {
         Ok(seed) => {
             let seed = seed.parse().unwrap();
@@ -425,7 +481,7 @@ fn hold(store: &StoreAddress, seeds: u64, meanwhile: impl Fn()) {
     OpenStore::write(store).unwrap().put(&source, &Put::default(), clock::now()).unwrap();
     let followers: Vec<_> = (0..FOLLOWERS).map(|_| follower(store)).collect();
     for seed in seeds {
-        let lines = interleaved(store, seed, &meanwhile);
+        let lines = interleaved(writers, seed, &meanwhile);
         let last = held(store);
         assert!(
             explained(&lines, &last),
@@ -441,7 +497,7 @@ fn hold(store: &StoreAddress, seeds: u64, meanwhile: impl Fn()) {
         // The next ones begin with nothing.
         for _ in IDS {
             for id in IDS {
-                let _ = act_on(store, &Act::Delete(id));
+                let _ = act_on(&mut OpenStore::write(store).unwrap(), &Act::Delete(id));
             }
         }
         assert_eq!(held(store), Model::new());
@@ -468,6 +524,47 @@ fn one_order_explains_all_that_writers_of_an_etcd_are_told_and_followers_come_to
     let etcd = Etcd::start();
     let store = format!("etcd:{}", etcd.at()).parse().unwrap();
     hold(&store, 8, thread::yield_now);
+}
+
+/// A store as it is written to by a process that follows it.
+fn behind(store: &StoreAddress, runtime: &Runtime) -> Behind {
+    let Ok(Reached::Shared(store)) = store.reach() else { panic!("{store} is not shared") };
+    let follower = SharedFollower::new(store.clone());
+    let control = Arc::new(Control::new(Rules::default(), Arc::default(), Names::none()));
+    let followed = Followed { mirror: follower.mirror().clone(), control: control.clone() };
+    let (reloads, asked) = mpsc::channel(1);
+    let follows = control.clone();
+    runtime.spawn(async move {
+        follow(follower, asked, follows).await;
+        drop(reloads);
+    });
+    until(|| control.revision().is_some(), || "it is not read".to_owned());
+    Behind::new(Keeper::Shared(store), followed, runtime.handle().clone())
+}
+
+/// Two who each follow the store, and commands.
+fn hold_by_followers(store: &StoreAddress, seeds: u64, meanwhile: impl Fn()) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let both = [(); 2].map(|()| behind(store, &runtime));
+    let mut writers = commands(store);
+    for (writer, by) in writers.iter_mut().zip(&both) {
+        *writer = Writer { open: Box::new(|| by.open()), is_current: false };
+    }
+    hold_by(&writers, store, seeds, meanwhile);
+}
+
+#[test]
+fn one_order_explains_all_that_processes_that_follow_an_etcd_write_beside_commands() {
+    let etcd = Etcd::start();
+    let store = format!("etcd:{}", etcd.at()).parse().unwrap();
+    hold_by_followers(&store, 8, thread::yield_now);
+}
+
+#[test]
+fn one_order_explains_all_that_processes_that_follow_a_cluster_write_beside_commands() {
+    let cluster = Kubernetes::start();
+    let store = cluster.address(None).parse().unwrap();
+    hold_by_followers(&store, 4, thread::yield_now);
 }
 
 #[test]
