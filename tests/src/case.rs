@@ -7,8 +7,8 @@ use overlane::plane::EngineChoice;
 use crate::play::run;
 use crate::script::Script;
 
-/// How long a wait lasts before it is a failure.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a wait lasts before it is a failure: a machine that does much else may take seconds to start a proxy.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How long what has to happen before something else may take: a machine that does many things at once is slow. The longest is
 /// waited for.
 const TIMES: [Duration; 3] = [Duration::from_millis(150), Duration::from_secs(1), Duration::from_secs(4)];

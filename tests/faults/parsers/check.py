@@ -158,7 +158,7 @@ def hyper():
     """The server on hyper, built: `tests/examples/hyper.rs`."""
     root = HERE.parents[2]
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", root / "target")).resolve()
-    installed.run(["cargo", "build", "--quiet", "--locked", "-p", "overlane-tests", "--example", "hyper", "--target-dir", target], root, 3600)
+    installed.run(["cargo", "build", "--quiet", "--locked", "--workspace", "--example", "hyper", "--target-dir", target], root, 3600)
     return target / "debug/examples/hyper"
 
 

@@ -312,9 +312,13 @@ fn many_writers_through_a_hub_lose_nothing() {
                     let (code, _, notes) =
                         command(&["attach", &id, "web", "--url", &port, "--server", &server]);
                     assert_eq!(code, 0, "{notes}");
-                    if n % 2 == 1 {
+                    while n % 2 == 1 {
                         let (code, _, notes) = command(&["overlay", "delete", &id, "--server", &server]);
-                        assert_eq!(code, 0, "{notes}");
+                        if code == 0 {
+                            break;
+                        }
+                        // Nothing can be deleted while others write, since they might build on it: then it says so.
+                        assert!(notes.contains("nothing was written"), "{notes}");
                     }
                 }
             });

@@ -1,6 +1,7 @@
 //! The spans of streams: of requests in HTTP/2, of calls of gRPC, of what lasts and what is reset.
 
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use overlane::plane::trust::Trust;
@@ -205,6 +206,10 @@ fn a_stream_that_is_reset_is_an_error_of_whoever_reset_it() {
             assert_eq!(answer.end().await, None);
             let spans = traced.next();
             assert_eq!(spans.each_ref().map(ended), [["200", "", "unhealthy"]; 2], "{client:?}");
+            if client == Speaks::Http1 {
+                // Who closes such a connection has sent a request that breaks off.
+                continue;
+            }
             // The client, while it waits and in the middle of the answer.
             for (path, status) in [("/silent", ""), ("/hang", "200")] {
                 let mut asked = client.ask(traced.address(), path, GRPC).await;
@@ -214,6 +219,10 @@ fn a_stream_that_is_reset_is_an_error_of_whoever_reset_it() {
                     assert_eq!(answer.read(1).await, b"x");
                     answer.cancel();
                 } else {
+                    // It has arrived: the upstream is told.
+                    while seen.streams.load(SeqCst) < 2 {
+                        tokio::task::yield_now().await;
+                    }
                     asked.cancel();
                 }
                 seen.cancelled.notified().await;
