@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use crate::api::Api;
+use crate::api::{self, Api, Operations};
 use crate::control::{Control, Report, Trigger};
 use crate::decisions::Decisions;
 use crate::hub::tokens::Right;
@@ -54,6 +54,20 @@ pub(crate) const TAPS: usize = 32;
 
 /// A request to read the store now; answered when it was.
 pub type ReloadRequest = (Trigger, oneshot::Sender<Report>);
+
+/// What is asked of this process, and no hub has.
+pub(crate) fn looking() -> Operations<Admin> {
+    vec![
+        ("get", "/api/v1/watch", get(watch::rules)),
+        ("get", "/config_dump", get(config_dump)),
+        ("get", "/logging", get(logging)),
+    ]
+}
+
+/// The same that changes something.
+pub(crate) fn changing() -> Operations<Admin> {
+    vec![("post", "/api/v1/reload", post(reload)), ("put", "/logging", put(change_logging))]
+}
 
 /// What the admin listener shows and does.
 #[derive(Clone)]
@@ -107,22 +121,15 @@ impl Admin {
     pub fn router(self) -> Router {
         let open = if self.token.is_some() { Right::Read } else { Right::Write };
         let [reading, asking, writing] = Api { admin: self.clone(), fleet: None, open }.routers();
-        let changing = Router::new()
-            .route("/api/v1/reload", post(reload))
-            .route("/logging", put(change_logging))
-            .layer(from_fn(require_json))
-            .with_state(self.clone());
-        let api = changing
+        let own = |operations| api::router(operations).with_state(self.clone());
+        let api = own(changing())
             .merge(writing)
             .layer(from_fn_with_state(self.clone(), require_token))
             .merge(asking)
             .layer(DefaultBodyLimit::max(BODY_BYTES))
-            .merge(Router::new().route("/logging", get(logging)))
+            .merge(own(looking()))
             .merge(reading);
         Router::new()
-            .route("/config_dump", get(config_dump))
-            .route("/api/v1/watch", get(watch::rules))
-            .with_state(self.clone())
             .merge(page::router())
             .merge(api)
             .merge(self.probes())
@@ -309,6 +316,9 @@ async fn change_logging(body: String) -> Response {
         Ok(logging) => logging,
         Err(error) => return problem(StatusCode::BAD_REQUEST, &error.to_string()),
     };
+    if logs::filter().is_none() {
+        return problem(StatusCode::CONFLICT, NO_LOG);
+    }
     match logs::change(&filter) {
         Ok(()) => logging().await,
         Err(why) => problem(StatusCode::BAD_REQUEST, &why),
@@ -316,6 +326,7 @@ async fn change_logging(body: String) -> Response {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Only {
     id: Option<String>,
 }

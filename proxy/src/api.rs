@@ -1,5 +1,6 @@
 //! The API: environments, what is attached to them, status and decisions, over HTTP with JSON. The same at the admin
-//! listener and at a hub; who may do what is theirs. `api/openapi.json` describes it, and a test holds it equal to this.
+//! listener and at a hub; who may do what is theirs. `api/openapi.json` describes it, with what only the admin listener has,
+//! and a test holds it equal to both.
 
 mod decisions;
 mod description;
@@ -38,11 +39,11 @@ pub(crate) struct Api {
     pub(crate) open: Right,
 }
 
-/// What can be asked for: methods and paths.
-type Operations = Vec<(&'static str, &'static str, MethodRouter<Api>)>;
+/// What can be asked for of whatever answers: methods and paths.
+pub(crate) type Operations<A> = Vec<(&'static str, &'static str, MethodRouter<A>)>;
 
 /// What changes nothing.
-fn reading() -> Operations {
+fn reading() -> Operations<Api> {
     vec![
         ("get", "/openapi.json", get(openapi)),
         ("get", "/api/v1/status", get(status)),
@@ -64,7 +65,7 @@ fn reading() -> Operations {
 }
 
 /// What changes nothing and has a body.
-fn asking() -> Operations {
+fn asking() -> Operations<Api> {
     vec![
         ("post", "/api/v1/validate", post(questions::validate)),
         ("post", "/api/v1/explain", post(questions::explain_request)),
@@ -73,7 +74,7 @@ fn asking() -> Operations {
 }
 
 /// What changes the store.
-fn writing() -> Operations {
+fn writing() -> Operations<Api> {
     const ATTACHMENT: &str = "/api/v1/overlays/{id}/attachments/{service}";
     vec![
         ("put", "/api/v1/baselines/{id}", put(environments::put_baseline)),
@@ -82,12 +83,13 @@ fn writing() -> Operations {
         ("delete", "/api/v1/overlays/{id}", delete(environments::delete_overlay)),
         ("put", ATTACHMENT, put(environments::attach)),
         ("delete", ATTACHMENT, delete(environments::detach)),
+        ("post", "/api/v1/overlays/{id}/shares", post(environments::share)),
         ("delete", "/api/v1/overlays/{id}/shares/{share}", delete(environments::unshare)),
     ]
 }
 
 /// What has a body has it in JSON; another method is none, whatever it sends.
-fn router(operations: Operations) -> Router<Api> {
+pub(crate) fn router<A: Clone + Send + Sync + 'static>(operations: Operations<A>) -> Router<A> {
     let all = operations.into_iter();
     all.fold(Router::new(), |router, (_, path, method)| {
         router.route(path, method.route_layer(from_fn(require_json)))
@@ -107,7 +109,7 @@ impl Api {
 }
 
 async fn openapi(State(api): State<Api>) -> Response {
-    match description::describe(api.open, decisions::most(&api)) {
+    match description::describe(api.open, decisions::most(&api), api.fleet.is_some()) {
         Ok(described) => axum::Json(described).into_response(),
         Err(why) => problem(StatusCode::INTERNAL_SERVER_ERROR, &why.to_string()),
     }
@@ -135,6 +137,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::admin;
 
     #[test]
     fn the_description_has_the_operations_that_there_are_and_no_others() {
@@ -142,12 +145,20 @@ mod tests {
         assert_eq!(described["openapi"], "3.1.0");
         let mut operations = BTreeSet::new();
         for (path, item) in described["paths"].as_object().expect("paths") {
-            let methods = item.as_object().expect("operations").keys().filter(|key| *key != "parameters");
+            let other = ["parameters", "servers"];
+            let methods =
+                item.as_object().expect("operations").keys().filter(|key| !other.contains(&key.as_str()));
             operations.extend(methods.map(|method| (method.clone(), path.clone())));
         }
-        let served = reading().into_iter().chain(asking()).chain(writing());
-        let served: BTreeSet<_> =
-            served.map(|(method, path, _)| (method.to_owned(), path.to_owned())).collect();
-        assert_eq!(operations, served);
+        fn named<A>(operations: Operations<A>) -> impl Iterator<Item = (String, String)> {
+            operations.into_iter().map(|(method, path, _)| (method.to_owned(), path.to_owned()))
+        }
+        let of_both = [reading(), asking(), writing()].into_iter().flat_map(named);
+        let own: BTreeSet<_> = [admin::looking(), admin::changing()].into_iter().flat_map(named).collect();
+        assert_eq!(operations, of_both.chain(own.clone()).collect());
+        // What it says of the admin listener alone is what a hub does not have.
+        let only_here =
+            operations.into_iter().filter(|(_, path)| described["paths"][path]["servers"].is_array());
+        assert_eq!(only_here.collect::<BTreeSet<_>>(), own);
     }
 }

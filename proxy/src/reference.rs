@@ -197,14 +197,15 @@ fn the_page_of_the_api_is_what_its_document_says() {
     let document: serde_json::Value = serde_json::from_str(include_str!("api/openapi.json")).unwrap();
     let mut text = "\n| request | what | answers |\n|---|---|---|\n".to_owned();
     for (path, item) in document["paths"].as_object().unwrap() {
+        let only_here = if item["servers"].is_array() { " (the admin listener alone)" } else { "" };
         for (method, operation) in
             item.as_object().unwrap().iter().filter(|(_, operation)| operation["responses"].is_object())
         {
             let answers: Vec<_> =
                 operation["responses"].as_object().unwrap().keys().map(String::as_str).collect();
             let what = cell(operation["summary"].as_str().unwrap());
-            writeln!(text, "| `{} {path}` | {what} | {} |", method.to_uppercase(), answers.join(", "))
-                .unwrap();
+            let method = method.to_uppercase();
+            writeln!(text, "| `{method} {path}` | {what}{only_here} | {} |", answers.join(", ")).unwrap();
         }
     }
     text.push('\n');

@@ -69,6 +69,10 @@ pub struct Exchanged {
     pub failed: Option<&'static str>,
     /// Whether the status is the upstream's.
     pub answered: bool,
+    /// Whether it is a call of gRPC.
+    pub is_call: bool,
+    /// What that came to (`grpc-status`), where that is known.
+    pub grpc_status: Option<u8>,
 }
 
 impl Exchanged {

@@ -7,8 +7,11 @@ use overlane::plane::EngineChoice;
 use crate::play::run;
 use crate::script::Script;
 
-/// How long a wait lasts before it is a failure.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a wait lasts before it is a failure: a machine that does much else may take seconds to start a proxy.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long what has to happen before something else may take: a machine that does many things at once is slow. The longest is
+/// waited for.
+const TIMES: [Duration; 3] = [Duration::from_millis(150), Duration::from_secs(1), Duration::from_secs(4)];
 /// The same where a failure is what is expected.
 const LITTLE_PATIENCE: Duration = Duration::from_millis(100);
 
@@ -68,6 +71,23 @@ impl Script {
 pub fn holds(case: impl Into<Case>) {
     let problems = problems(&case.into());
     assert!(problems.is_empty(), "{}", problems.join("\n\n"));
+}
+
+/// Runs a case on both engines in which something has to happen before a time of the proxy's is over, and what comes of that
+/// time is seen. Where the machine was too slow, which `late` in what arrived says, there is more of it.
+///
+/// # Panics
+/// As [`holds`] does.
+pub fn holds_before<C: Into<Case>>(late: &str, case: impl Fn(Duration) -> C) {
+    let mut times = TIMES.into_iter().peekable();
+    while let Some(time) = times.next() {
+        let problems = problems(&case(time).into());
+        if problems.is_empty() {
+            return;
+        }
+        let too_slow = problems.iter().all(|problem| problem.contains(late));
+        assert!(too_slow && times.peek().is_some(), "{time:?}: {}", problems.join("\n\n"));
+    }
 }
 
 /// Runs a family of cases on both engines; all that fail are told.

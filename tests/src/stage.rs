@@ -135,7 +135,9 @@ pub fn web(name: &str, routing: &str, web: SocketAddr) -> FileChange {
     file(format!("{name}.yaml"), format!("name: {name}\nrouting: {{{routing}}}\n{services}\n"))
 }
 
-fn file(path: String, text: String) -> FileChange {
+/// A file of a store.
+#[must_use]
+pub fn file(path: String, text: String) -> FileChange {
     let path: Arc<str> = path.into();
     let source = Source::new(path.clone(), text, None);
     FileChange { path, content: Content::Text(Arc::new(source)) }

@@ -8,9 +8,14 @@ use crate::hub::tokens::Right;
 /// The description, without what differs from process to process.
 pub(super) const OPENAPI: &str = include_str!("openapi.json");
 
-/// The description where so much may be done without a token, and at `most` so many decisions are told at once.
-pub(super) fn describe(open: Right, most: usize) -> serde_json::Result<Value> {
+/// The description where so much may be done without a token, and at `most` so many decisions are told at once; of a hub's
+/// listener, or of the admin listener.
+pub(super) fn describe(open: Right, most: usize, hub: bool) -> serde_json::Result<Value> {
     let mut document: Value = serde_json::from_str(OPENAPI)?;
+    if let Some(paths) = document["paths"].as_object_mut().filter(|_| hub) {
+        // They say who has them.
+        paths.retain(|_, item| item.get("servers").is_none());
+    }
     embed_blueprints(&mut document)?;
     document["components"]["parameters"]["limit"]["schema"]["maximum"] = json!(most);
     document["security"] = security(open >= Right::Read);
@@ -49,7 +54,7 @@ mod tests {
 
     #[test]
     fn what_the_description_refers_to_is_there() {
-        let described = describe(Right::None, 10).expect("JSON");
+        let described = describe(Right::None, 10, false).expect("JSON");
         let mut references = vec![&described];
         let mut seen = 0;
         while let Some(value) = references.pop() {
@@ -67,6 +72,15 @@ mod tests {
     }
 
     #[test]
+    fn a_hub_describes_nothing_that_only_the_admin_listener_has() {
+        let has = |hub, path| describe(Right::None, 10, hub).expect("JSON")["paths"].get(path).is_some();
+        for path in ["/api/v1/reload", "/api/v1/watch", "/logging", "/config_dump"] {
+            assert!(has(false, path) && !has(true, path), "{path}");
+        }
+        assert!(has(true, "/api/v1/overlays"));
+    }
+
+    #[test]
     fn the_description_says_what_needs_a_token_here_and_how_much_is_told_at_once() {
         let (needed, optional) = (json!([{ "token": [] }]), json!([{ "token": [] }, {}]));
         for (open, reading, writing) in [
@@ -74,7 +88,7 @@ mod tests {
             (Right::Read, &optional, &needed),
             (Right::Write, &optional, &optional),
         ] {
-            let described = describe(open, 7).expect("JSON");
+            let described = describe(open, 7, true).expect("JSON");
             assert_eq!(described["security"], *reading, "{open:?}");
             let overlay = &described["paths"]["/api/v1/overlays/{id}"];
             assert_eq!(overlay["put"]["security"], *writing, "{open:?}");

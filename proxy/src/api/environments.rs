@@ -20,7 +20,8 @@ use tokio::time::timeout;
 
 use super::Api;
 use crate::admin::{invalid, problem, refused};
-use crate::cli::preview::links;
+use crate::cli::environment::ttl;
+use crate::cli::preview::{SharedLink, links};
 use crate::cli::show::{self, Kind};
 use crate::clock;
 use crate::store::behind::Behind;
@@ -417,6 +418,56 @@ async fn attach_at(api: &Api, name: &str, to: &str, url: Option<Url>, how: &How)
             Ok((status, axum::Json(value)).into_response())
         }
     }
+}
+
+/// A link that is to be made.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewLink {
+    ttl: Option<String>,
+    service: Option<String>,
+}
+
+impl NewLink {
+    fn read(body: &str) -> serde_json::Result<Self> {
+        // An object: what is derived would take a list as well.
+        let object: serde_json::Map<String, Value> = serde_json::from_str(body)?;
+        serde_json::from_value(Value::Object(object))
+    }
+}
+
+pub(super) async fn share(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    Query(how): Query<How>,
+    body: String,
+) -> Response {
+    answer(share_with(&api, &name, how.dry_run, &body).await)
+}
+
+async fn share_with(api: &Api, name: &str, dry_run: bool, body: &str) -> Answer {
+    let wrong = |why: String| no(StatusCode::BAD_REQUEST, &why);
+    let link = NewLink::read(body).map_err(|error| wrong(error.to_string()))?;
+    let lasts = link.ttl.as_deref().map(ttl).transpose().map_err(|why| wrong(format!("`ttl` is {why}")))?;
+    let to = link.service.as_deref().map(service).transpose()?;
+    let (id, behind) = (id(name)?, behind(api)?);
+    claim(api, &id, Kind::Overlay)?;
+    let gateway = api.admin.gateway_port();
+    let made =
+        api.admin.control.lineages(|lineages| SharedLink::new(&id, lineages, gateway, to.as_ref(), lasts));
+    let shared = made.map_err(|error| no(StatusCode::CONFLICT, &error.message))?;
+    let value = shared.value(&id);
+    let (own, kept) = (id.clone(), shared.kept);
+    let key = kept.id.clone();
+    written(&behind, move |open| open.share(&own, &kept, dry_run)).await?;
+    if !dry_run {
+        in_force(api, |lineages| {
+            let known = lineages.attachments(&id).iter().flat_map(|record| &record.shares);
+            known.into_iter().any(|known| *known.id.value == *key)
+        })
+        .await;
+    }
+    Ok((StatusCode::CREATED, [(header::CACHE_CONTROL, "no-store")], axum::Json(value)).into_response())
 }
 
 pub(super) async fn unshare(

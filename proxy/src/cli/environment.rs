@@ -154,7 +154,7 @@ pub struct How {
     format: FormatArg,
 }
 
-pub(super) fn ttl(text: &str) -> Result<Duration, String> {
+pub(crate) fn ttl(text: &str) -> Result<Duration, String> {
     match parse_duration(text) {
         Ok(ttl) if ttl.is_zero() => Err("a ttl of zero".to_owned()),
         parsed => parsed,

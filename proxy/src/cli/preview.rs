@@ -7,7 +7,7 @@ use overlane_config::blueprint::hex;
 use overlane_config::browser::PARAMETER;
 use overlane_config::lineage::{Lineages, Standing};
 use overlane_config::name::{EnvironmentId, ServiceName};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::environment::{FormatArg, dry, ttl};
 use super::output::{CliError, Format, Output};
@@ -93,6 +93,59 @@ fn resolved_overlay(id: &EnvironmentId, lineages: &Lineages) -> Result<(), CliEr
     }
 }
 
+/// A link that lets in whoever has it.
+pub(crate) struct SharedLink {
+    /// What is kept of it.
+    pub(crate) kept: NewShare,
+    /// Its addresses with the secret, by service.
+    links: Vec<(ServiceName, String)>,
+}
+
+impl SharedLink {
+    /// Makes one to the exposed services of an overlay, or to one of them. Of previews on this machine the gateway's port is
+    /// `gateway`, where that is known.
+    ///
+    /// # Errors
+    /// Nothing of it is exposed, and what to do.
+    pub(crate) fn new(
+        id: &EnvironmentId,
+        lineages: &Lineages,
+        gateway: Option<u16>,
+        service: Option<&ServiceName>,
+        ttl: Option<Duration>,
+    ) -> Result<Self, CliError> {
+        let mut links = links(id, lineages, gateway);
+        links.retain(|(exposed, _)| service.is_none_or(|wanted| wanted == exposed));
+        if links.is_empty() {
+            let what = service.map_or_else(
+                || format!("no service of `{id}` or its ancestors is exposed"),
+                |service| format!("`{service}` is no exposed service of `{id}`"),
+            );
+            return Err(CliError::failure(what).hint("give it `expose: true` in its blueprint"));
+        }
+        let no_secret = || CliError::failure("the system has no randomness to give".to_owned());
+        let secret = Secret::new().ok_or_else(no_secret)?;
+        let hash = digest(secret.reveal());
+        for (_, link) in &mut links {
+            link.push_str(&format!("?{PARAMETER}={id}.{}", secret.reveal()));
+        }
+        let expires_at = ttl.map(|ttl| clock::now().after(ttl));
+        Ok(Self { kept: NewShare { id: hex(&hash[..4]), hash, expires_at }, links })
+    }
+
+    fn until(&self) -> Option<String> {
+        self.kept.expires_at.map(|at| at.to_string())
+    }
+
+    /// All of it, as JSON.
+    pub(crate) fn value(&self, id: &EnvironmentId) -> Value {
+        let link =
+            |(service, url): &(ServiceName, String)| json!({ "service": service.as_str(), "url": url });
+        let links: Vec<_> = self.links.iter().map(link).collect();
+        json!({ "id": self.kept.id, "overlay": id.as_str(), "expiresAt": self.until(), "links": links })
+    }
+}
+
 /// Makes a link that lets in whoever has it.
 ///
 /// # Errors
@@ -101,40 +154,17 @@ pub fn share(args: &ShareArgs, store: &StoreAddress, out: &mut Output<'_>) -> Re
     let mut open = OpenStore::write(store)?;
     let id = &args.id;
     resolved_overlay(id, open.lineages())?;
-    let links: Vec<_> = links(id, open.lineages(), None)
-        .into_iter()
-        .filter(|(service, _)| args.service.as_ref().is_none_or(|wanted| wanted == service))
-        .collect();
-    if links.is_empty() {
-        let what = args.service.as_ref().map_or_else(
-            || format!("no service of `{id}` or its ancestors is exposed"),
-            |service| format!("`{service}` is no exposed service of `{id}`"),
-        );
-        return Err(CliError::failure(what).hint("give it `expose: true` in its blueprint"));
-    }
-    let no_secret = || CliError::failure("the system has no randomness to give".to_owned());
-    let secret = Secret::new().ok_or_else(no_secret)?;
-    let hash = digest(secret.reveal());
-    let name = hex(&hash[..4]);
-    let expires_at = args.ttl.map(|ttl| clock::now().after(ttl));
-    open.share(id, &NewShare { id: name.clone(), hash, expires_at }, args.dry_run)?;
-    let address = |link: &str| format!("{link}?{PARAMETER}={id}.{}", secret.reveal());
-    let until = expires_at.map(|at| at.to_string());
+    let shared = SharedLink::new(id, open.lineages(), None, args.service.as_ref(), args.ttl)?;
+    open.share(id, &shared.kept, args.dry_run)?;
+    let name = &shared.kept.id;
     match args.format.output {
-        Format::Json | Format::Yaml => {
-            let links: Vec<_> = links
-                .iter()
-                .map(|(service, link)| json!({ "service": service.as_str(), "url": address(link) }))
-                .collect();
-            let shown = json!({ "id": name, "overlay": id.as_str(), "expiresAt": until, "links": links });
-            out.value(&shown, args.format.output)
-        }
-        Format::Name => out.line(&name),
+        Format::Json | Format::Yaml => out.value(&shared.value(id), args.format.output),
+        Format::Name => out.line(name),
         Format::Table | Format::Wide => {
-            for (_, link) in &links {
-                out.line(address(link))?;
+            for (_, link) in &shared.links {
+                out.line(link)?;
             }
-            let until = until.unwrap_or_else(|| "it is taken back or the overlay goes".to_owned());
+            let until = shared.until().unwrap_or_else(|| "it is taken back or the overlay goes".to_owned());
             out.note(format_args!("Whoever has it gets in until {until}.{}", dry(args.dry_run)));
             out.note(format_args!("Take it back: overlane overlay unshare {id} {name} --store {store}"));
             Ok(())

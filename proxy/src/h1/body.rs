@@ -115,6 +115,15 @@ impl Progress {
         matches!(&self.0, State::Chunked(chunks) if chunks.at.is_in_trailers())
     }
 
+    /// What a call of gRPC came to, as its trailers say (`grpc-status`), where they did.
+    #[must_use]
+    pub fn grpc_status(&self) -> Option<u8> {
+        match &self.0 {
+            State::Chunked(chunks) => chunks.status.value,
+            State::Length(_) | State::UntilClose => None,
+        }
+    }
+
     /// Whether its last byte was seen. A body that lasts until the close is never done.
     #[must_use]
     pub fn is_done(&self) -> bool {
@@ -173,6 +182,39 @@ struct Chunks {
     /// The start of the trailer's name, in lower case, as far as a forbidden one can be told by it.
     name: [u8; LONGEST_FORBIDDEN],
     name_length: usize,
+    status: GrpcStatus,
+}
+
+/// The number that the trailer `grpc-status` says, digit by digit.
+#[derive(Debug, Clone, Copy, Default)]
+struct GrpcStatus {
+    /// Whether what comes next is of its value.
+    reads: bool,
+    value: Option<u8>,
+}
+
+impl GrpcStatus {
+    /// The value of this trailer comes next.
+    fn begin(&mut self, name: &[u8]) {
+        self.reads = name == b"grpc-status";
+        self.value = self.value.filter(|_| !self.reads);
+    }
+
+    fn take(&mut self, byte: u8) {
+        if !self.reads {
+            return;
+        }
+        match byte {
+            b' ' | b'\t' => {}
+            b'0'..=b'9' => {
+                let more =
+                    self.value.unwrap_or(0).checked_mul(10).and_then(|ten| ten.checked_add(byte - b'0'));
+                *self = Self { reads: more.is_some(), value: more };
+            }
+            // It says nothing.
+            _ => *self = Self::default(),
+        }
+    }
 }
 
 impl Default for Chunks {
@@ -186,6 +228,7 @@ impl Default for Chunks {
             trailers: 0,
             name: [0; LONGEST_FORBIDDEN],
             name_length: 0,
+            status: GrpcStatus::default(),
         }
     }
 }
@@ -291,6 +334,7 @@ impl Chunks {
         match byte {
             b':' if self.name_length > 0 => {
                 self.at = At::TrailerValue;
+                self.status.begin(&self.name[..self.name_length.min(LONGEST_FORBIDDEN)]);
                 self.refuse_forbidden()
             }
             _ if is_token(byte) => {
@@ -316,6 +360,7 @@ impl Chunks {
 
     fn trailer_value(&mut self, byte: u8) -> Result<(), Malformed> {
         self.count_trailer()?;
+        self.status.take(byte);
         if is_text(byte) { Ok(()) } else { Err(bad("a trailer is malformed")) }
     }
 }
@@ -347,6 +392,29 @@ mod tests {
             }
         }
         Ok((own, progress.is_done()))
+    }
+
+    #[test]
+    fn a_status_of_grpc_is_read_from_trailers_in_whatever_pieces_and_from_nothing_else() {
+        for (bytes, status) in [
+            ("1\r\na\r\n0\r\ngrpc-status: 0\r\n\r\n", Some(0)),
+            ("0\r\nA: 7\r\nGrpc-Status:14 \r\nB: 3\r\n\r\n", Some(14)),
+            ("0\r\ngrpc-status: 1\r\ngrpc-status: 2\r\n\r\n", Some(2)),
+            ("0\r\ngrpc-status: 255\r\n\r\n", Some(255)),
+            ("0\r\ngrpc-status: 256\r\n\r\n", None),
+            ("0\r\ngrpc-status: 1x\r\n\r\n", None),
+            ("0\r\ngrpc-status-of: 1\r\n\r\n", None),
+            ("14\r\ngrpc-status: 1234567\r\n0\r\n\r\n", None),
+            ("0\r\n\r\n", None),
+        ] {
+            for piece in [1, 2, 7, 100] {
+                let mut progress = Progress::new(Body::Chunked);
+                bytes.as_bytes().chunks(piece).for_each(|piece| {
+                    progress.advance(piece).expect("a body");
+                });
+                assert_eq!((progress.grpc_status(), progress.is_done()), (status, true), "{bytes:?}");
+            }
+        }
     }
 
     #[test]

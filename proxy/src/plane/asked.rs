@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::grpc;
 use super::propagation::Propagation;
 use crate::access::{Wanted, loggable_path, loggable_text, loggable_url};
 use crate::h1::Name;
@@ -59,6 +60,10 @@ pub struct Traced {
     pub asked: Asked,
     /// When an upstream was first looked for.
     pub called: Option<Instant>,
+    /// Whether it is a call of gRPC.
+    pub is_call: bool,
+    /// What that came to, once its upstream has said so.
+    pub grpc_status: Option<u8>,
 }
 
 impl Traced {
@@ -66,6 +71,7 @@ impl Traced {
     #[must_use]
     pub fn of(ids: SpanIds, head: &Head<'_>, propagation: &Propagation) -> Self {
         let wanted = Wanted { sampled: true, combined: false };
-        Self { ids, asked: Asked::of(head, propagation, wanted), called: None }
+        let asked = Asked::of(head, propagation, wanted);
+        Self { ids, asked, called: None, is_call: grpc::is_call(head), grpc_status: None }
     }
 }

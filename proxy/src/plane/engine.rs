@@ -52,6 +52,8 @@ pub struct Carried {
     lent: Option<Box<Lent>>,
     /// The answer of the proxy's own, once it is known.
     answer: Option<Answer>,
+    /// Its status, once it was given: what a client of gRPC reads as one of HTTP is always 200.
+    own: Option<u16>,
     /// Whether its upstream's address was removed while it was connected to, before anything was sent.
     moved: bool,
 }
@@ -138,6 +140,7 @@ impl ProxyHttp for Engine {
             return Ok(false);
         };
         Self::answer(session, &refusal, carried).await?;
+        carried.own = Some(refusal.status);
         carried.answer = Some(refusal);
         Ok(true)
     }
@@ -326,6 +329,7 @@ impl ProxyHttp for Engine {
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         };
         session.set_keepalive(None);
+        carried.own = Some(answer.status);
         if let Err(error) = Self::answer(session, &answer, carried).await {
             tracing::debug!(%error, "the client went away before its answer");
         } else if let Err(error) = session.as_downstream_mut().drain_request_body().await {
@@ -336,9 +340,11 @@ impl ProxyHttp for Engine {
     }
 
     async fn logging(&self, session: &mut Session, _: Option<&Error>, carried: &mut Carried) {
+        let own = carried.own;
         if let Some(Lent { exchange, .. }) = carried.lent.as_deref_mut() {
             exchange.body_sent(session.body_bytes_sent() as u64);
-            let status = session.response_written().map_or(0, |head| head.status.as_u16());
+            let written = session.response_written().map(|head| head.status.as_u16());
+            let status = written.map_or(0, |written| own.unwrap_or(written));
             exchange.ended(status, Instant::now());
         }
     }

@@ -331,6 +331,13 @@ impl Exchange {
         }
     }
 
+    /// Notes, for the spans of a call of gRPC, what it came to, where its upstream has said so by now.
+    pub fn came_to(&mut self, grpc_status: impl FnOnce() -> Option<u8>) {
+        if let Some(traced) = self.traced.as_mut().filter(|traced| traced.is_call) {
+            traced.grpc_status = grpc_status().or(traced.grpc_status);
+        }
+    }
+
     /// Notes how many bytes of the response's body were sent.
     pub fn body_sent(&mut self, bytes: u64) {
         self.sent_bytes = bytes;

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
-use crate::h1::Name;
 use crate::h1::request::Head;
+use crate::h1::{Fields, Name};
 
 const CONTENT_TYPE: Name<'_> = Name::of("content-type");
 const TIMEOUT: Name<'_> = Name::of("grpc-timeout");
+const STATUS: Name<'_> = Name::of("grpc-status");
 
 /// What stays as it is in `grpc-message`: printable ASCII but `%`.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
@@ -46,6 +47,12 @@ fn read_timeout(value: &[u8]) -> Option<Duration> {
         b'n' => Some(Duration::from_nanos(count)),
         _ => None,
     }
+}
+
+/// What a call came to, where the head of its answer says so already ("Trailers-Only").
+#[must_use]
+pub fn status(fields: &Fields<'_>) -> Option<u8> {
+    std::str::from_utf8(fields.values(STATUS).next()?).ok()?.parse().ok()
 }
 
 /// The status of gRPC for an answer of ours with this status of HTTP and this reason. What clients may

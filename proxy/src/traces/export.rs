@@ -32,7 +32,7 @@ const TRIES: u32 = 5;
 /// The longest that a collector can have us wait.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// The version of the conventions that the names are of.
-const SCHEMA: &str = "https://opentelemetry.io/schemas/1.37.0";
+const SCHEMA: &str = "https://opentelemetry.io/schemas/1.44.0";
 
 impl Exporting {
     /// Begins to send spans, on this runtime, of the proxy with this name.

@@ -1,4 +1,4 @@
-//! A request as its spans tell it, by OpenTelemetry's conventions for HTTP: one of the proxy as its server, and one of the
+//! A request as its spans tell it, by OpenTelemetry's conventions for HTTP and gRPC: one of the proxy as its server, and one of the
 //! proxy as a client, where it went anywhere. What they say is what the access log says, under the same bounds.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -16,6 +16,29 @@ const ERROR: i32 = 2;
 /// That it is known whether a span's parent is another process's, and that it is.
 const PARENT_IS_KNOWN: u32 = 0x100;
 const PARENT_IS_REMOTE: u32 = 0x200;
+/// What the statuses of gRPC are called; a number that is none of them stands for `UNKNOWN`.
+const STATUSES: [&str; 17] = [
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+];
+/// Those that are a server's errors; a client's are all but `OK`.
+const SERVER_ERRORS: [&str; 6] =
+    ["UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"];
 
 impl Exchanged {
     /// Its spans.
@@ -43,9 +66,11 @@ impl Exchanged {
         if !version.is_empty() {
             attributes.push(KeyValue::text("network.protocol.version", *version));
         }
-        attributes.extend(status_code(*status));
-        let failed = self.failed.filter(|_| matches!(status, 0 | 500..) || self.answered);
-        let error = failed.map(str::to_owned).or_else(|| (*status >= 500).then(|| status.to_string()));
+        attributes.extend(status_code(self.status()));
+        let call = self.came_to().filter(|status| SERVER_ERRORS.contains(status));
+        let failed = self.failed.filter(|_| matches!(status, 0 | 500..) || self.answered || call.is_some());
+        let error = failed.or(call).map(str::to_owned);
+        let error = error.or_else(|| (*status >= 500).then(|| status.to_string()));
         let mut span = self.span(self.ids.server, self.ids.parent, self.took, attributes, error);
         span.kind = SERVER;
         span.flags |= self.ids.parent.map_or(0, |_| PARENT_IS_REMOTE);
@@ -73,7 +98,8 @@ impl Exchanged {
             ]),
         }
         let status = self.line.status;
-        let mut error = self.failed.map(str::to_owned);
+        let call = self.came_to().filter(|status| *status != "OK");
+        let mut error = self.failed.or(call).map(str::to_owned);
         if self.answered {
             attributes.extend(status_code(status));
             error = error.or_else(|| (status >= 400).then(|| status.to_string()));
@@ -94,7 +120,22 @@ impl Exchanged {
             ("overlane.request_id", line.request_id.as_deref()),
         ];
         let known = ours.into_iter().filter_map(|(key, value)| Some(KeyValue::text(key, value?)));
-        [KeyValue::text("http.request.method", line.method)].into_iter().chain(known).collect()
+        let call = self.is_call.then(|| KeyValue::text("rpc.system.name", "grpc"));
+        let came_to = self.came_to().map(|status| KeyValue::text("rpc.response.status_code", status));
+        let method = KeyValue::text("http.request.method", line.method);
+        [method].into_iter().chain(known).chain(call).chain(came_to).collect()
+    }
+
+    /// The status of HTTP that its client got: a call of gRPC is answered with 200, whatever is said.
+    fn status(&self) -> u16 {
+        let status = self.line.status;
+        if self.is_call && !self.answered && status != 0 { 200 } else { status }
+    }
+
+    /// What a call of gRPC came to.
+    fn came_to(&self) -> Option<&'static str> {
+        let status = usize::from(self.grpc_status?);
+        Some(STATUSES.get(status).copied().unwrap_or("UNKNOWN"))
     }
 
     /// A span that ended with the request, and what all of them have.

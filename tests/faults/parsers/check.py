@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The corpus of hostile requests before servers of others: gunicorn, waitress, tornado, aiohttp, uvicorn (h11, httptools), Node.
+"""The corpus of hostile requests before servers of others: gunicorn, waitress, tornado, aiohttp, uvicorn (h11, httptools), Node, hyper.
 
     python3 tests/faults/parsers/check.py BINARY [--engine auto|pingora] [--server NAME]...
 
@@ -27,7 +27,7 @@ import installed
 CORPUS = HERE.parents[1] / "corpus/requests.txt"
 NEXT = b"GET /next HTTP/1.1\r\nHost: x\r\n\r\n"
 INNOCENT = b"GET /innocent HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-SERVERS = ["gunicorn", "waitress", "tornado", "aiohttp", "uvicorn-h11", "uvicorn-httptools", "node"]
+SERVERS = ["gunicorn", "waitress", "tornado", "aiohttp", "uvicorn-h11", "uvicorn-httptools", "node", "hyper"]
 # What a server by itself may take before it counts as one that waits for more.
 QUIET = 0.2
 # The same through the gateway, where it is a failure.
@@ -154,11 +154,29 @@ def running(command, port, log):
         process.wait()
 
 
+def hyper():
+    """The server on hyper, built: `tests/examples/hyper.rs`."""
+    root = HERE.parents[2]
+    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", root / "target")).resolve()
+    installed.run(["cargo", "build", "--quiet", "--locked", "--workspace", "--example", "hyper", "--target-dir", target], root, 3600)
+    return target / "debug/examples/hyper"
+
+
+def server_of(kind, programs):
+    """The command of a server, without its port and its notes."""
+    match kind:
+        case "node":
+            return ["node", HERE / "server.js"]
+        case "hyper":
+            return [hyper()]
+        case _:
+            return [programs / "python", HERE / "servers.py", kind]
+
+
 def check(kind, programs, binary, engine, folder):
     server, gateway, admin = free(), free(), free()
     notes = Notes(folder / "notes")
-    command = ["node", HERE / "server.js", str(server), notes.path] if kind == "node" else [
-        programs / "python", HERE / "servers.py", kind, str(server), notes.path]
+    command = [*server_of(kind, programs), str(server), notes.path]
     (folder / "store").mkdir()
     (folder / "store/base.yaml").write_text(
         "name: base\nrouting: {mode: baseline}\n"

@@ -143,6 +143,38 @@ def tap_tells(name, at):
                     yield f"{name}: a tap told {decision}"
 
 
+def watch_tells(name, at):
+    """The first events of a watch, which only the admin listener has."""
+    request = urllib.request.Request(f"{at}/api/v1/watch?service=web", headers={"Authorization": f"Bearer {TOKEN}"})
+    if not name.startswith("admin"):
+        status = asked(at, "GET", "/api/v1/watch", TOKEN)
+        if status != 404:
+            yield f"{name}: a watch is answered with {status}"
+        return
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        told = {}
+        while "SYNCED" not in told:
+            field, _, value = answer.readline().decode().strip().partition(": ")
+            if field == "event":
+                answer.readline()
+                told.setdefault(value, json.loads(answer.readline().decode().partition(": ")[2]))
+    if told.get("RULE", {}).keys() != {"key", "environment", "mine"} or told["SYNCED"]["service"] != "web":
+        yield f"{name}: a watch told {told}"
+
+
+def logging_changes(name, at):
+    """Another level, and back."""
+    if not name.startswith("admin"):
+        return
+    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+    before = json.loads(urllib.request.urlopen(f"{at}/logging", timeout=10).read())
+    for filter in [{"filter": "warn,overlane::store=debug"}, before]:
+        request = urllib.request.Request(f"{at}/logging", method="PUT", headers=headers, data=json.dumps(filter).encode())
+        told = json.loads(urllib.request.urlopen(request, timeout=10).read())
+        if sorted(told["filter"].split(",")) != sorted(filter["filter"].split(",")):
+            yield f"{name}: it logs by {told}, not by {filter}"
+
+
 def main():
     parser = command_line(__doc__)
     parser.add_argument("--examples", type=int, default=100, help="of each operation, besides the edges of each value")
@@ -156,7 +188,7 @@ def main():
         for name in options.only:
             began = time.monotonic()
             with place(options.binary, folder, name, upstream) as at:
-                wrong += [*tokens_hold(name, at), *tap_tells(name, at)]
+                wrong += [*tokens_hold(name, at), *tap_tells(name, at), *watch_tells(name, at), *logging_changes(name, at)]
                 report, good = fuzzed(schemathesis, at, options.examples, folder / name)
             cases = re.search(r"(\d[\d,]*) generated", report)
             print(f"  {name}: {cases.group(1) if cases else 'no'} requests in {time.monotonic() - began:.0f} s", flush=True)

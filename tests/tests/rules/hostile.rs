@@ -3,27 +3,53 @@
 
 mod http1;
 mod http2;
+mod tls;
 
 use std::net::SocketAddr;
 
 use overlane_tests::message::{self, Kind, Message, Read};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 
 /// How an upstream ends a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
+    /// It says that it has said all; in TLS by `close_notify`.
     Closes,
+    /// Its connection is closed without `close_notify`, by whomever: only in TLS.
+    Stops,
     Resets,
 }
 
 impl End {
-    const ALL: [Self; 2] = [Self::Closes, Self::Resets];
+    /// Those in the clear.
+    const CLEAR: [Self; 2] = [Self::Closes, Self::Resets];
+    /// Those in TLS.
+    const TLS: [Self; 3] = [Self::Closes, Self::Stops, Self::Resets];
+}
 
-    async fn end(self, mut stream: TcpStream) {
-        match self {
-            Self::Closes => drop(stream.shutdown().await),
-            Self::Resets => stream.set_zero_linger().unwrap(),
+/// An upstream's connection, in the clear or in TLS.
+trait Peer: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    fn end(self, end: End) -> impl Future<Output = ()> + Send;
+}
+
+impl Peer for TcpStream {
+    async fn end(mut self, end: End) {
+        match end {
+            End::Closes | End::Stops => drop(self.shutdown().await),
+            End::Resets => self.set_zero_linger().unwrap(),
+        }
+    }
+}
+
+impl Peer for TlsStream<TcpStream> {
+    async fn end(mut self, end: End) {
+        // What was said is sent before; the other side may be gone.
+        let _ = self.flush().await;
+        match end {
+            End::Closes => drop(self.shutdown().await),
+            End::Stops | End::Resets => self.into_inner().0.end(end).await,
         }
     }
 }
@@ -60,17 +86,20 @@ impl Got {
     /// What is wrong with it, where so much of the reply was sent: `head` of its bytes are heads.
     fn judged(&self, reply: &Reply, sent: usize, head: usize, all: usize, end: End) -> Result<(), String> {
         let (status, body) = reply.means;
+        // Who only stops has not said that this is all of it.
+        let complete = sent == all && (end == End::Closes || end == End::Stops && !reply.to_the_end);
         let is = |response: &Message, part: bool| {
             let seen = String::from_utf8_lossy(&response.body).into_owned();
             response.status() == status && (seen == body || (part && body.starts_with(&seen)))
         };
         let fine = match self.whole() {
             Some(_) if !self.rest.is_empty() => false,
-            Some(_) if self.own() => sent < all || end == End::Resets,
+            Some(_) if self.own() => !complete,
+            Some(_) if reply.to_the_end && end != End::Closes => false,
             Some(response) if sent == all => is(response, false),
             // Where only the end delimits a body nobody can tell that it is not all of it.
-            Some(response) => reply.to_the_end && end == End::Closes && sent >= head && is(response, true),
-            None if sent < head || (sent == all && end == End::Closes) => false,
+            Some(response) => reply.to_the_end && sent >= head && is(response, true),
+            None if sent < head || complete => false,
             None => self.response.as_ref().is_none_or(|response| is(response, true)),
         };
         fine.then_some(()).ok_or_else(|| format!("{sent} of {all} bytes, {end:?}: {self:?}"))
@@ -80,13 +109,19 @@ impl Got {
 /// A client's connection, made anew where the last answer ended it.
 struct Caller {
     gateway: SocketAddr,
+    /// The host that it asks for.
+    host: &'static str,
     stream: Option<TcpStream>,
     own: usize,
 }
 
 impl Caller {
     fn of(gateway: SocketAddr) -> Self {
-        Self { gateway, stream: None, own: 0 }
+        Self::at(gateway, "web")
+    }
+
+    fn at(gateway: SocketAddr, host: &'static str) -> Self {
+        Self { gateway, host, stream: None, own: 0 }
     }
 
     async fn ask(&mut self, method: &str, path: &str) -> Got {
@@ -95,7 +130,7 @@ impl Caller {
             None => TcpStream::connect(self.gateway).await.unwrap(),
         };
         stream.set_nodelay(true).unwrap();
-        let request = format!("{method} {path} HTTP/1.1\r\nHost: web\r\n\r\n");
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.host);
         stream.write_all(request.as_bytes()).await.unwrap();
         let kind = if method == "HEAD" { Kind::ResponseToHead } else { Kind::Response };
         let (mut bytes, mut ended) = (Vec::new(), false);

@@ -1,6 +1,7 @@
 //! Every protocol of clients with every protocol of upstreams, to an overlay, to the baseline, and by falling back.
 
 mod client;
+mod spans;
 mod upstream;
 mod wire;
 

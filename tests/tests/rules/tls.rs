@@ -23,18 +23,20 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const ENGINES: [EngineChoice; 2] = [EngineChoice::Auto, EngineChoice::Pingora];
 /// Says to the process of its own where the certificates are.
 const CERTIFICATES: &str = "OVERLANE_TESTS_CERTIFICATES";
-const TRUSTED: &str = "trusted";
+pub(crate) const TRUSTED: &str = "trusted";
+/// An address of this machine that the trusted certificate is for, besides `localhost`.
+pub(crate) const TRUSTED_HOST: &str = "127.0.0.2";
 const STRANGE: &str = "strange";
 
 /// Runs `rule`, which is the body of the test `name`, in a process that trusts one certificate for `localhost`.
-fn trusting(name: &str, rule: fn(&Path)) {
+pub(crate) fn trusting(name: &str, rule: fn(&Path)) {
     if let Some(folder) = env::var_os(CERTIFICATES) {
         return rule(folder.as_ref());
     }
     let folder = tempfile::tempdir().unwrap();
     for certificate in [TRUSTED, STRANGE] {
         let CertifiedKey { cert, signing_key } =
-            generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+            generate_simple_self_signed(["localhost", TRUSTED_HOST].map(str::to_owned)).unwrap();
         fs::write(folder.path().join(certificate).with_extension("crt"), cert.pem()).unwrap();
         fs::write(
             folder.path().join(certificate).with_extension("key"),
@@ -57,14 +59,19 @@ fn trusting(name: &str, rule: fn(&Path)) {
 /// A request as it arrived, and how its connection began.
 type Arrived = (HandshakeKind, String);
 
-/// An upstream with one of the certificates, that tells what arrived and echoes bodies. It closes after a request to
-/// `/close`.
-fn upstream(folder: &Path, certificate: &str) -> (u16, Receiver<Arrived>) {
+/// What an upstream with one of the certificates makes handshakes with.
+pub(crate) fn server_config(folder: &Path, certificate: &str) -> ServerConfig {
     let chain = vec![CertificateDer::from_pem_file(folder.join(certificate).with_extension("crt")).unwrap()];
     let key = PrivateKeyDer::from_pem_file(folder.join(certificate).with_extension("key")).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-    let config = Arc::new(config.with_no_client_auth().with_single_cert(chain, key).unwrap());
+    config.with_no_client_auth().with_single_cert(chain, key).unwrap()
+}
+
+/// An upstream with one of the certificates, that tells what arrived and echoes bodies. It closes after a request to
+/// `/close`.
+fn upstream(folder: &Path, certificate: &str) -> (u16, Receiver<Arrived>) {
+    let config = Arc::new(server_config(folder, certificate));
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let (tell, arrived) = channel();
@@ -117,7 +124,8 @@ fn post(gateway: SocketAddr, path: &str, body: &str) -> String {
     answer
 }
 
-fn gateway(engine: EngineChoice, url: &str) -> (stage::Started, SocketAddr) {
+/// A gateway before an upstream.
+pub(crate) fn gateway(engine: EngineChoice, url: &str) -> (stage::Started, SocketAddr) {
     let listener = stage::listener(Role::Gateway, "", None, Trust::Any);
     let started = stage::start(engine, vec![listener], stage::files_at("", url));
     let address = started.addresses()[0];

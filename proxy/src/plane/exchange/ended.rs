@@ -12,6 +12,7 @@ use crate::clock;
 use crate::decisions::{Decided, Note, write};
 use crate::metrics::{Counted, observe};
 use crate::plane::asked::{Asked, Traced};
+use crate::plane::grpc;
 use crate::tokens::Refused as RefusedToken;
 use crate::traces::Exchanged;
 
@@ -80,9 +81,12 @@ impl Exchange {
     }
 
     /// Hands in what its spans are made of.
-    fn hand_in(&self, Traced { ids, asked, called }: Traced, status: u16, took: Duration) {
+    fn hand_in(&self, traced: Traced, status: u16, took: Duration) {
         let Some(traces) = &self.plane.traces else { return };
-        let refusal = self.refusal().map(|answer| answer.reason);
+        let Traced { ids, asked, called, is_call, grpc_status } = traced;
+        let failed = self.failed.or_else(|| self.refusal().map(|answer| answer.reason));
+        let answered = self.is_upstreams() && self.refusal().is_none() && status != 0;
+        let own = || failed.filter(|_| !answered && status != 0).map(|why| grpc::status_of(status, why));
         let exchanged = Exchanged {
             ids,
             line: self.log_line(&asked, status, took),
@@ -91,8 +95,10 @@ impl Exchange {
             called: called.map(|at| took.saturating_sub(at.saturating_duration_since(self.started))),
             upstream: self.endpoint.clone(),
             secure: self.standing.secure,
-            failed: self.failed.or(refusal),
-            answered: self.is_upstreams() && refusal.is_none() && status != 0,
+            failed,
+            answered,
+            is_call,
+            grpc_status: grpc_status.or_else(|| own().filter(|_| is_call)),
         };
         traces.hand_in(Box::new(exchanged));
     }

@@ -15,6 +15,7 @@ use crate::plane::conn::{Client, Conn, READ_AHEAD};
 use crate::plane::deadline::{Deadline, Pace, Patience};
 use crate::plane::drain::is_leaving;
 use crate::plane::exchange::{Exchange, ROUTE};
+use crate::plane::grpc;
 use crate::plane::h2;
 use crate::plane::leave::Leave;
 use crate::plane::link::Link;
@@ -268,6 +269,8 @@ impl<'r, S: Client> Relay<'r, S> {
         match self.advance(cx) {
             Ok(Poll::Pending) => Poll::Pending,
             Ok(Poll::Ready(())) => {
+                let body = &self.response;
+                self.exchange.came_to(|| body.as_ref().and_then(Progress::grpc_status));
                 self.exchange.body_sent(self.response_sent.saturating_sub(self.heads_length));
                 Poll::Ready(Ok(self.outcome()))
             }
@@ -465,6 +468,7 @@ impl<'r, S: Client> Relay<'r, S> {
             head.copy(text, |name| name.is(&ROUTE) || (is_final && exchange.replaces_in_response(name)));
             if is_final {
                 exchange.edit_response(head.status, &head.fields, text);
+                exchange.came_to(|| grpc::status(&head.fields));
             }
             if head.status == SWITCHING {
                 head.copy_upgrade(text);

@@ -10,10 +10,10 @@ use tokio::net::tcp::OwnedWriteHalf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Mutex;
 
-use super::{Caller, End, Reply};
+use super::{Caller, End, Peer, Reply};
 
 /// Responses that are right, as they are written.
-const REPLIES: [(&str, Reply); 11] = [
+pub(super) const REPLIES: [(&str, Reply); 11] = [
     ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", got("GET", "200", "hello")),
     ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello", got("GET", "200", "hello")),
     ("HTTP/1.1 404 Not Found\r\nA: b\r\nContent-Length: 0\r\n\r\n", got("GET", "404", "")),
@@ -91,7 +91,7 @@ async fn serve(stream: TcpStream, idle: Idle) {
                 say(&writer, &reply[..sent.parse().unwrap()]).await;
                 let writer = Arc::into_inner(writer).unwrap().into_inner();
                 let end = if end == "Resets" { End::Resets } else { End::Closes };
-                return end.end(reader.reunite(writer).unwrap()).await;
+                return reader.reunite(writer).unwrap().end(end).await;
             }
             ["lie", lie] => {
                 let (_, now, later) = LIES[lie.parse::<usize>().unwrap()];
@@ -128,12 +128,17 @@ fn with<F: Future<Output = Vec<String>>>(engine: EngineChoice, test: impl FnOnce
     assert!(wrong.is_empty(), "{engine:?}: {} problems\n{}", wrong.len(), wrong.join("\n"));
 }
 
+/// How many bytes of a reply are heads.
+pub(super) fn heads_of(text: &str) -> usize {
+    let last = text.rfind("\r\n\r\n").filter(|_| !text.contains("chunked"));
+    last.or_else(|| text.find("\r\n\r\n")).unwrap() + 4
+}
+
 async fn cut_everywhere(gateway: SocketAddr) -> Vec<String> {
     let replies = REPLIES.iter().enumerate().map(|(number, (text, reply))| async move {
         let (mut caller, mut wrong, all) = (Caller::of(gateway), Vec::new(), text.len());
-        let head = text.rfind("\r\n\r\n").filter(|_| !text.contains("chunked"));
-        let head = head.or_else(|| text.find("\r\n\r\n")).unwrap() + 4;
-        for (end, sent) in End::ALL.into_iter().flat_map(|end| (0..=all).map(move |sent| (end, sent))) {
+        let head = heads_of(text);
+        for (end, sent) in End::CLEAR.into_iter().flat_map(|end| (0..=all).map(move |sent| (end, sent))) {
             let got = caller.ask(reply.method, &format!("/cut/{number}/{sent}/{end:?}")).await;
             let judged = got.judged(reply, sent, head, all, end);
             wrong.extend(judged.err().map(|why| format!("{text:?}: {why}")));

@@ -1,5 +1,6 @@
 //! Upstreams of HTTP/2, frame by frame.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use overlane::plane::EngineChoice;
@@ -7,9 +8,9 @@ use overlane::plane::trust::Trust;
 use overlane_config::route::Role;
 use overlane_tests::stage;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 
-use super::{Caller, End, Reply};
+use super::{Caller, End, Peer, Reply, tls};
 use crate::frames::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PRIORITY, PUSH_PROMISE, RST_STREAM,
     SETTINGS, WINDOW_UPDATE, frame, literal,
@@ -37,11 +38,11 @@ fn headers(flags: u8, stream: u32, block: &[u8]) -> Vec<u8> {
 }
 
 /// Answers as `next` says, whatever is asked.
-async fn serve(mut stream: TcpStream, next: Arc<Mutex<Vec<Next>>>) {
-    stream.set_nodelay(true).unwrap();
+async fn serve(mut stream: impl Peer, next: Arc<Mutex<Vec<Next>>>) {
     let mut read = vec![0; PREFACE];
     if stream.read_exact(&mut read).await.is_err()
         || stream.write_all(&frame(SETTINGS, 0, 0, &[])).await.is_err()
+        || stream.flush().await.is_err()
     {
         return;
     }
@@ -68,13 +69,14 @@ async fn serve(mut stream: TcpStream, next: Arc<Mutex<Vec<Next>>>) {
                         // Each is written for the first stream of its connection.
                         assert!(id == 1 || bytes.is_empty());
                         drop(stream.write_all(&bytes).await);
-                        return end.end(stream).await;
+                        return stream.end(end).await;
                     }
                     None => return,
                 }
             }
             _ => {}
         }
+        let _ = stream.flush().await;
     }
 }
 
@@ -185,19 +187,35 @@ fn lies() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// Runs a test at a gateway before such an upstream, which does as the other argument says.
-fn with(test: impl AsyncFnOnce(&mut Caller, &Mutex<Vec<Next>>) -> Vec<String>) {
+/// Runs a test at a gateway before such an upstream, which does as the other argument says; in TLS where there is a folder of
+/// certificates.
+fn with(certificates: Option<&Path>, test: impl AsyncFnOnce(&mut Caller, &Mutex<Vec<Next>>) -> Vec<String>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let wrong = runtime.block_on(async {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let files = stage::files_at("", &format!("h2c://{}", listener.local_addr().unwrap()));
+        let acceptor = certificates.map(|folder| tls::acceptor(folder, "h2"));
+        let (scheme, host) =
+            if acceptor.is_some() { ("https", tls::TRUSTED_HOST) } else { ("h2c", "127.0.0.1") };
+        let listener = TcpListener::bind((host, 0)).await.unwrap();
+        let files = stage::files_at("", &format!("{scheme}://{}", listener.local_addr().unwrap()));
         let gateway = stage::listener(Role::Gateway, "", None, Trust::Any);
         let running = stage::start(EngineChoice::Auto, vec![gateway], files);
         let next = Arc::new(Mutex::new(Vec::new()));
         let shared = next.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, shared.clone()));
+                stream.set_nodelay(true).unwrap();
+                let (acceptor, next) = (acceptor.clone(), shared.clone());
+                tokio::spawn(async move {
+                    match acceptor {
+                        None => serve(stream, next).await,
+                        // Who does not agree on HTTP/2 comes back.
+                        Some(acceptor) => {
+                            if let Ok(stream) = acceptor.accept(stream).await {
+                                serve(stream, next).await;
+                            }
+                        }
+                    }
+                });
             }
         });
         test(&mut Caller::of(running.addresses()[0]), &next).await
@@ -216,16 +234,14 @@ async fn next_is_right(caller: &mut Caller, next: &Mutex<Vec<Next>>) -> Result<(
     right
 }
 
-#[test]
-fn a_response_that_breaks_off_anywhere_is_502_or_visibly_not_whole_and_the_next_is_right() {
-    with(async |caller, next| {
+/// Cuts each reply at every byte, in each of these ways.
+fn cut_everywhere(certificates: Option<&Path>, ends: &[End]) {
+    with(certificates, async |caller, next| {
         let mut wrong = Vec::new();
         for (name, bytes, reply) in replies() {
             // Where the last head ends is not looked at: a part of it shows in a status that is none.
             let head = 9;
-            for (end, sent) in
-                End::ALL.into_iter().flat_map(|end| (0..=bytes.len()).map(move |sent| (end, sent)))
-            {
+            for (end, sent) in ends.iter().flat_map(|&end| (0..=bytes.len()).map(move |sent| (end, sent))) {
                 *next.lock().unwrap() = vec![Next::Cut(bytes[..sent].to_vec(), end)];
                 let got = caller.ask(reply.method, "/cut").await;
                 let judged = got.judged(&reply, sent, head, bytes.len(), end);
@@ -239,8 +255,21 @@ fn a_response_that_breaks_off_anywhere_is_502_or_visibly_not_whole_and_the_next_
 }
 
 #[test]
+fn a_response_that_breaks_off_anywhere_is_502_or_visibly_not_whole_and_the_next_is_right() {
+    cut_everywhere(None, &End::CLEAR);
+}
+
+#[test]
+fn a_response_in_tls_that_breaks_off_anywhere_is_502_or_visibly_not_whole_and_the_next_is_right() {
+    crate::tls::trusting(
+        "hostile::http2::a_response_in_tls_that_breaks_off_anywhere_is_502_or_visibly_not_whole_and_the_next_is_right",
+        |folder| cut_everywhere(Some(folder), &End::TLS),
+    );
+}
+
+#[test]
 fn an_answer_that_is_none_is_502_or_visibly_not_whole_and_the_next_is_right() {
-    with(async |caller, next| {
+    with(None, async |caller, next| {
         let mut wrong = Vec::new();
         for (name, bytes) in lies() {
             *next.lock().unwrap() = vec![Next::Cut(bytes, End::Closes)];
@@ -260,7 +289,7 @@ fn what_changes_nothing_about_an_answer_is_not_handed_on() {
     let evil = frame(DATA, END_STREAM, 1, b"evil");
     // The `h2` crate forgets a pseudo-header that is not for responses.
     let path = headers(0, 1, &[OK, &literal(":path", "/evil")].concat());
-    with(async |caller, next| {
+    with(None, async |caller, next| {
         let mut wrong = Vec::new();
         for bytes in [[path, hello.clone()].concat(), [headers(0, 1, OK), hello, evil].concat()] {
             *next.lock().unwrap() = vec![Next::Cut(bytes, End::Closes)];

@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use overlane::plane::Limits;
-use overlane_tests::case::holds;
+use overlane_tests::case::{holds, holds_before};
 use overlane_tests::script::Script;
 
 use super::differences::STREAMS;
 use super::{GET, OK, get};
 
 const SHORT: Duration = Duration::from_millis(150);
+/// What a client gets whose answer has not begun in time.
+const LATE: &str = "HTTP/1.1 504";
 
 #[test]
 fn a_body_that_stops_coming_is_a_408() {
@@ -35,27 +37,26 @@ fn an_upstream_that_does_not_answer_is_a_504() {
 
 #[test]
 fn a_request_has_a_time_in_all_where_that_is_set() {
-    let within = || Script::within(Limits { request: Some(SHORT), ..Limits::default() });
-    holds(within().send(GET).arrives("GET /").refused(504).upstream_ended());
-    let answered =
-        within().send(GET).arrives("GET /").reply("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc");
-    holds(answered.answered_so_far("200 abc").cut("200 abc").upstream_ended());
-    let streamed = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n";
-    let streamed = within().send(GET).arrives("GET /").reply(streamed);
-    holds(streamed.answered_so_far("200 abc").cut("200 abc").upstream_ended());
+    let arrived =
+        |time| Script::within(Limits { request: Some(time), ..Limits::default() }).send(GET).arrives("GET /");
+    holds_before(LATE, |time| arrived(time).refused(504).upstream_ended());
+    for reply in ["HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", STREAM] {
+        let begun = |time| arrived(time).reply(reply).answered_so_far("200 abc");
+        holds_before(LATE, |time| begun(time).cut("200 abc").upstream_ended());
+    }
 }
 
 #[test]
 fn an_upstream_that_stops_in_its_answer_cuts_it() {
-    holds(
-        Script::within(Limits { upstream_read: SHORT, ..Limits::default() })
+    holds_before(LATE, |time| {
+        Script::within(Limits { upstream_read: time, ..Limits::default() })
             .send(GET)
             .arrives("GET /")
             .reply("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc")
             .answered_so_far("200 abc")
             .cut("200 abc")
-            .upstream_ended(),
-    );
+            .upstream_ended()
+    });
 }
 
 #[test]

@@ -131,15 +131,21 @@ async fn answer_http2(
         }
         "/refuse" if number < 2 => respond.send_reset(Reason::REFUSED_STREAM),
         // Before it answers, all of the request is there.
-        "/grpc" => {
+        path if path.starts_with("/grpc") => {
             let mut length = 0;
             while let Some(piece) = next(&mut body).await {
                 length += piece.len();
             }
             response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+            let status = status(path).parse().unwrap();
+            if is_only_trailers(path) {
+                response.headers_mut().insert("grpc-status", status);
+                respond.send_response(response, true).unwrap();
+                return;
+            }
             let mut stream = respond.send_response(response, false).unwrap();
             let mut trailers = trailers(length);
-            trailers.insert("grpc-status", HeaderValue::from_static("0"));
+            trailers.insert("grpc-status", status);
             stream.send_trailers(trailers).unwrap();
         }
         "/silent" => {
@@ -148,6 +154,21 @@ async fn answer_http2(
         }
         _ => echo(&mut body, respond.send_response(response, false).unwrap()).await,
     }
+}
+
+/// What a call of gRPC comes to: `/grpc` is 0, `/grpc/7` is 7.
+fn status(path: &str) -> &str {
+    path.trim_start_matches("/grpc")
+        .trim_matches('/')
+        .split('/')
+        .next()
+        .filter(|status| !status.is_empty())
+        .unwrap_or("0")
+}
+
+/// Whether that is said in a head that ends the answer: `/grpc/7/only`.
+fn is_only_trailers(path: &str) -> bool {
+    path.ends_with("/only")
 }
 
 async fn next(body: &mut RecvStream) -> Option<Bytes> {
@@ -204,6 +225,18 @@ async fn answer_http1(io: &mut BufReader<Io>, head: &Head, name: &str, seen: &Se
             while matches!(io.read(&mut [0; 64]).await, Ok(1..)) {}
             seen.cancelled.notify_one();
             None
+        }
+        path if path.starts_with("/grpc") => {
+            let mut body = head.body();
+            while body.next(io).await.ok()?.is_some() {}
+            let (call, status) = ("content-type: application/grpc\r\n", status(path));
+            let answer = match is_only_trailers(path) {
+                true => format!("{ok}{call}grpc-status: {status}\r\ncontent-length: 0\r\n\r\n"),
+                false => format!(
+                    "{ok}{call}transfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\ngrpc-status: {status}\r\n\r\n"
+                ),
+            };
+            io.write_all(answer.as_bytes()).await.ok()
         }
         _ => {
             let head_end = "transfer-encoding: chunked\r\ntrailer: x-length\r\n\r\n";
