@@ -79,7 +79,7 @@ fn json(line: &Line<&str>, out: &mut Vec<u8>) {
 fn member(before: &[u8], text: Option<&str>, out: &mut Vec<u8>) {
     let Some(text) = text else { return };
     out.extend_from_slice(before);
-    match is_plain(text, b' ') {
+    match is_plain(text, &TEXT) {
         true => out.extend_from_slice(text.as_bytes()),
         false => escape(text, out),
     }
@@ -170,26 +170,36 @@ fn word(text: Option<&str>, out: &mut Vec<u8>) {
 
 /// As Apache and nginx do: what is no visible ASCII, and what could end the text, as `\xNN`.
 fn visible(text: &str, word: bool, out: &mut Vec<u8>) {
-    let first = if word { b'!' } else { b' ' };
-    if is_plain(text, first) {
+    let plain = if word { &WORD } else { &TEXT };
+    if is_plain(text, plain) {
         return out.extend_from_slice(text.as_bytes());
     }
     for byte in text.bytes() {
-        match is_plain_byte(byte, first) {
+        match plain[usize::from(byte)] {
             true => out.push(byte),
             false => out.extend_from_slice(format!("\\x{byte:02x}").as_bytes()),
         }
     }
 }
 
-/// Whether a text is in all formats what it is: ASCII from `first` on that neither moves a cursor nor ends a text. It is
-/// looked at to its end, whatever is found: so many bytes are looked at together.
-fn is_plain(text: &str, first: u8) -> bool {
-    text.bytes().fold(true, |plain, byte| plain & is_plain_byte(byte, first))
+/// The bytes of a text that all formats have as they are: ASCII that neither moves a cursor nor ends a text.
+const TEXT: [bool; 256] = plain(b' ');
+/// The same of a word.
+const WORD: [bool; 256] = plain(b'!');
+
+const fn plain(first: u8) -> [bool; 256] {
+    let mut plain = [false; 256];
+    let mut byte = first;
+    while byte < 0x7f {
+        plain[byte as usize] = !matches!(byte, b'"' | b'\\');
+        byte += 1;
+    }
+    plain
 }
 
-fn is_plain_byte(byte: u8, first: u8) -> bool {
-    (byte >= first) & (byte < 0x7f) & (byte != b'"') & (byte != b'\\')
+/// Looked at to the end, whatever is found: most have nothing else.
+fn is_plain(text: &str, plain: &[bool; 256]) -> bool {
+    text.bytes().fold(true, |all, byte| all & plain[usize::from(byte)])
 }
 
 /// A number of at least so many digits, of which there are no more than 20.
