@@ -104,6 +104,8 @@ pub enum Speaks {
 pub struct Endpoint {
     /// Where to connect.
     pub address: Address,
+    /// The same as text, once somebody wanted it.
+    text: OnceLock<Box<str>>,
     /// The url that led here: scheme, and the name for TLS.
     pub url: Url,
     /// Passed over until then, in monotonic milliseconds.
@@ -120,12 +122,19 @@ impl Endpoint {
     fn new(url: &Url, address: Address) -> Arc<Self> {
         Arc::new(Self {
             address,
+            text: OnceLock::new(),
             url: url.clone(),
             passed_over_until: AtomicU64::new(0),
             refused: AtomicU8::new(0),
             speaks: AtomicU8::new(Speaks::Either as u8),
             here: OnceLock::new(),
         })
+    }
+
+    /// Its address as text.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        self.text.get_or_init(|| self.address.to_string().into())
     }
 
     /// Whether a connection to it comes to a listener at `listener`.

@@ -195,23 +195,25 @@ impl Drop for Buffer {
     }
 }
 
-/// A text that is being written, in memory of the worker's pool.
-#[derive(Debug)]
+/// A text that is being written, in memory of the worker's pool from when somebody first writes.
+#[derive(Debug, Default)]
 pub struct Text(Vec<u8>);
 
-impl Default for Text {
-    fn default() -> Self {
-        Self(FREE.with_borrow_mut(|free| free.texts.pop()).unwrap_or_else(|| Vec::with_capacity(TEXT)))
-    }
-}
-
 impl Text {
-    /// Empties it, and gives back what a long one takes.
+    /// Empties it, and gives its memory back.
     pub fn forget(&mut self) {
-        if self.0.capacity() > SMALL {
-            self.0 = Vec::new();
+        let mut text = std::mem::take(&mut self.0);
+        if text.capacity() == 0 || text.capacity() > SMALL {
+            return;
         }
-        self.0.clear();
+        text.clear();
+        // At the end of the thread there is no pool any more.
+        let _ = FREE.try_with(|free| {
+            let mut free = free.borrow_mut();
+            if free.texts.len() < KEPT_SMALL {
+                free.texts.push(text);
+            }
+        });
     }
 }
 
@@ -225,23 +227,17 @@ impl std::ops::Deref for Text {
 
 impl std::ops::DerefMut for Text {
     fn deref_mut(&mut self) -> &mut Vec<u8> {
+        if self.0.capacity() == 0 {
+            self.0 =
+                FREE.with_borrow_mut(|free| free.texts.pop()).unwrap_or_else(|| Vec::with_capacity(TEXT));
+        }
         &mut self.0
     }
 }
 
 impl Drop for Text {
     fn drop(&mut self) {
-        let mut text = std::mem::take(&mut self.0);
-        if text.capacity() == 0 || text.capacity() > SMALL {
-            return;
-        }
-        text.clear();
-        let _ = FREE.try_with(|free| {
-            let mut free = free.borrow_mut();
-            if free.texts.len() < KEPT_SMALL {
-                free.texts.push(text);
-            }
-        });
+        self.forget();
     }
 }
 
@@ -299,6 +295,17 @@ mod tests {
         assert!(buffer.prepend(b"new and longer:"));
         assert_eq!(buffer.filled(), b"new and longer:body");
         assert!(!buffer.prepend(&[b'x'; HEADROOM]), "there is no more room");
+    }
+
+    #[test]
+    fn nothing_is_held_by_a_text_that_nobody_wrote_or_that_was_forgotten() {
+        let mut text = Text::default();
+        assert_eq!(text.capacity(), 0);
+        text.extend_from_slice(b"head");
+        assert_eq!((&**text, text.capacity()), (&b"head"[..], TEXT));
+        text.forget();
+        assert_eq!((text.len(), text.capacity()), (0, 0));
+        assert_eq!(FREE.with_borrow(|free| free.texts.len()), 1, "the next one gets it");
     }
 
     #[test]

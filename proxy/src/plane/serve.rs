@@ -478,7 +478,7 @@ pub(crate) async fn refuse<S: Client>(
     }
     let access = &worker.plane.access;
     if access.wants_refusal() {
-        access.log(Line::refused(gate.role(), answer.status, answer.reason, peer.address));
+        access.log(&Line::refused(gate.role(), answer.status, answer.reason, &peer.text));
     }
     let bytes = answer.bytes(&Manner { close: true, ..Manner::default() });
     if express::send(&mut conn, &bytes, worker.plane.limits.write).await {

@@ -106,11 +106,18 @@ impl Bound {
             Workers { drain: drain.clone(), files: self.files, threads: Vec::new(), doors: Vec::new() };
         for (number, sockets) in self.sockets.into_iter().enumerate() {
             let (door, scrapes) = mpsc::channel(4);
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let (access, lines) = (plane.access.clone(), plane.access.clone());
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .on_thread_park(move || lines.hand_over())
+                .build()?;
             let (plane, drain) = (plane.clone(), drain.clone());
             let body = move || {
                 plane.decisions.take_up(number);
                 runtime.block_on(work(plane, sockets, drain, scrapes));
+                // What is cut short is logged as well.
+                drop(runtime);
+                access.hand_over();
             };
             workers.threads.push(std::thread::Builder::new().name(format!("worker-{number}")).spawn(body)?);
             workers.doors.push(door);

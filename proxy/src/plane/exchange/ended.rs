@@ -8,6 +8,7 @@ use overlane_config::name::EnvironmentId;
 use overlane_config::time::UnixMillis;
 
 use super::Exchange;
+use crate::access::Line;
 use crate::clock;
 use crate::decisions::{Decided, Note, write};
 use crate::metrics::{Counted, observe};
@@ -49,7 +50,7 @@ impl Exchange {
         if let Some(asked) = &self.logged {
             let own = self.failed.is_some() || self.refusal().is_some();
             if asked.sampled || matches!(status, 0 | 500..) || (own && status >= 400) {
-                self.plane.access.log(self.log_line(asked, status, took));
+                self.plane.access.log(&self.log_line(asked, status, took));
             }
         }
     }
@@ -89,7 +90,7 @@ impl Exchange {
         let own = || failed.filter(|_| !answered && status != 0).map(|why| grpc::status_of(status, why));
         let exchanged = Exchanged {
             ids,
-            line: self.log_line(&asked, status, took),
+            line: self.log_line(&asked, status, took).kept(),
             ended: SystemTime::now(),
             took,
             called: called.map(|at| took.saturating_sub(at.saturating_duration_since(self.started))),
@@ -108,35 +109,35 @@ impl Exchange {
         self.failed.is_none() || self.cut
     }
 
-    fn log_line(&self, asked: &Asked, status: u16, took: Duration) -> crate::access::Line {
+    fn log_line<'l>(&'l self, asked: &'l Asked, status: u16, took: Duration) -> Line<&'l str> {
         let receipt = self.receipt();
-        crate::access::Line {
+        Line {
             timestamp: UnixMillis(clock::now().0.saturating_sub(millis(took))),
             role: self.gate.role(),
             method: self.method.as_str(),
-            authority: asked.authority.clone(),
-            path: asked.path.clone(),
+            authority: &asked.authority,
+            path: &asked.path,
             version: asked.version,
             status,
             bytes: self.sent_bytes,
-            client: self.standing.text.to_string(),
-            client_identity: self.standing.identity.as_deref().map(str::to_owned),
+            client: &self.standing.text,
+            client_identity: self.standing.identity.as_deref(),
             token: self.standing.bearer.as_ref().and_then(|bearer| bearer.refused).map(RefusedToken::as_str),
-            duration_s: crate::access::seconds(took),
-            upstream: self.endpoint.as_ref().map(|endpoint| endpoint.address.to_string()),
-            service: receipt.map(|receipt| receipt.service.to_string()),
-            overlay: self.key.keys.as_ref().map(|keys| keys.as_str().to_owned()),
-            environment: receipt.map(|receipt| receipt.environment.to_string()),
+            took,
+            upstream: self.endpoint.as_ref().map(|endpoint| endpoint.text()),
+            service: receipt.map(|receipt| receipt.service.as_str()),
+            overlay: self.key.keys.as_ref().map(Keys::as_str),
+            environment: receipt.map(|receipt| receipt.environment.as_str()),
             via: receipt.map(|receipt| receipt.via.as_str()),
             reason: self
                 .failed
                 .or_else(|| receipt.map(|receipt| receipt.reason.as_str()))
                 .or_else(|| self.refusal().map(|answer| answer.reason)),
-            request_id: asked.request_id.clone(),
-            trace_id: asked.trace_id.clone(),
+            request_id: asked.request_id.as_deref(),
+            trace_id: asked.trace_id.as_deref(),
             generation: self.snapshot.generation,
-            referer: asked.referer.clone(),
-            agent: asked.agent.clone(),
+            referer: asked.referer.as_deref(),
+            agent: asked.agent.as_deref(),
         }
     }
 }

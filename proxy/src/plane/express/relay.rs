@@ -308,7 +308,20 @@ impl<'r, S: Client> Relay<'r, S> {
         if request.is_none() && response == On::Upstream {
             self.poll_client(cx)?;
         }
+        self.forget_texts();
         Ok(Poll::Pending)
+    }
+
+    /// Gives back what heads take that were sent, and not to be sent again: somebody is waited for, maybe for long.
+    fn forget_texts(&mut self) {
+        if self.text_sent == self.text.len() {
+            self.text.forget();
+            self.text_sent = 0;
+        }
+        if self.head_sent == self.head.len() && !self.shape.repeatable && !self.link.can_refuse() {
+            self.head.forget();
+            self.head_sent = 0;
+        }
     }
 
     /// Carries the request on; says whom it waits for, `None` where nothing of it is left.
@@ -384,7 +397,7 @@ impl<'r, S: Client> Relay<'r, S> {
                     self.begin_chunk(self.response_ready);
                 }
                 // In one piece with the body it leaves by a cheaper system call.
-                if self.text_sent == 0 && self.link.ahead.prepend(&self.text) {
+                if self.text_sent == 0 && !self.text.is_empty() && self.link.ahead.prepend(&self.text) {
                     self.response_ready += self.text.len();
                     self.text.clear();
                 }
