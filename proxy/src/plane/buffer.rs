@@ -42,6 +42,8 @@ pub enum Want {
     Body,
     /// A head that is written anew in front of the body that came with it ([`Buffer::prepend`]).
     Response,
+    /// The same where it is not known whether its client takes more than the head.
+    Beginning,
 }
 
 #[derive(Default)]
@@ -63,7 +65,7 @@ fn memory(size: usize) -> Box<[u8]> {
 
 fn take(want: Want) -> Box<[u8]> {
     FREE.with_borrow_mut(|free| match want {
-        Want::Head => free.small.pop().unwrap_or_else(|| memory(SMALL)),
+        Want::Head | Want::Beginning => free.small.pop().unwrap_or_else(|| memory(SMALL)),
         _ if free.large_in_use < MAX_LARGE => {
             free.large_in_use += 1;
             free.large.pop().unwrap_or_else(|| memory(LARGE))
@@ -162,7 +164,7 @@ impl Buffer {
     fn make_room(&mut self, want: Want) {
         if self.bytes.is_empty() {
             self.bytes = take(want);
-            self.start = if want == Want::Response { HEADROOM } else { 0 };
+            self.start = if matches!(want, Want::Response | Want::Beginning) { HEADROOM } else { 0 };
             self.end = self.start;
         } else if self.end == self.bytes.len() {
             if self.start > 0 {
@@ -319,6 +321,11 @@ mod tests {
         assert_eq!(held.first().map(|buffer| buffer.bytes.len()), Some(LARGE));
         assert_eq!(held.last().map(|buffer| buffer.bytes.len()), Some(MEDIUM));
         held.clear();
+        let mut beginning = Buffer::default();
+        fill(&mut beginning, b"head:body", Want::Beginning);
+        assert_eq!(beginning.bytes.len(), SMALL, "also where larger ones are free");
+        beginning.consume(4);
+        assert!(beginning.prepend(b"new and longer"));
         let mut buffer = Buffer::default();
         fill(&mut buffer, b"a", Want::Body);
         assert_eq!(buffer.bytes.len(), LARGE);

@@ -155,8 +155,8 @@ impl Link {
     }
 
     /// Reads more into [`Link::ahead`]; ready with how much, 0 at the end of the stream.
-    pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let read = ready!(self.ahead.poll_fill(&mut self.transport, cx, Want::Response));
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>, want: Want) -> Poll<io::Result<usize>> {
+        let read = ready!(self.ahead.poll_fill(&mut self.transport, cx, want));
         // Who resets a stream has seen its request.
         self.reused &= !read.as_ref().is_err_and(h2::is_reset);
         let read = read?;

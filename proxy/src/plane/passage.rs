@@ -104,7 +104,7 @@ pub async fn first_words<S: Client>(
             }
         }
         if let Some(link) = &mut link
-            && let Poll::Ready(read) = link.poll_fill(cx)
+            && let Poll::Ready(read) = link.poll_fill(cx, Want::Response)
         {
             return Poll::Ready(if read.is_ok_and(|read| read > 0) { Said::Other } else { Said::Closed });
         }

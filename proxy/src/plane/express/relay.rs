@@ -5,6 +5,8 @@ use std::io::Write;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use pingora_core::protocols::ALPN;
+
 use super::Shape;
 use crate::h1::body::{Body, Progress};
 use crate::h1::{has_end, response};
@@ -420,7 +422,7 @@ impl<'r, S: Client> Relay<'r, S> {
             if self.conn.poll_room(cx).is_pending() {
                 return Ok(Some(On::Client));
             }
-            match self.link.poll_fill(cx) {
+            match self.link.poll_fill(cx, self.wanted()) {
                 Poll::Ready(Ok(0)) if self.response.as_ref().is_some_and(Progress::until_close) => {
                     self.begin_chunk(0);
                     self.response = Some(Progress::new(Body::Length(0)));
@@ -432,6 +434,15 @@ impl<'r, S: Client> Relay<'r, S> {
                 Poll::Ready(Ok(read)) => self.response_read += read as u64,
                 Poll::Pending => return Ok(self.poll_flushed(cx)?.or(Some(On::Upstream))),
             }
+        }
+    }
+
+    /// For what is read. A client of HTTP/2 may let go the head and nothing of the body, and what was read of that is held for
+    /// as long: so it is little, until the client took all of it.
+    fn wanted(&self) -> Want {
+        match self.response.is_none() && matches!(self.conn.agreed(), Some(ALPN::H2)) {
+            true => Want::Beginning,
+            false => Want::Response,
         }
     }
 
