@@ -402,13 +402,13 @@ def memory(binary):
         group = None
     with gateway(binary, f"[{{name: web, expose: true, url: 'http://127.0.0.1:{service.port}'}}]", before=before, workers=2) as child:
         clients = []
-        figures = {"start": figures.memory(child.pid)}
+        held = {"start": figures.memory(child.pid)}
         for what, count, words in [("idle", 4_000, b""), ("slow heads", 4_000, b"GET / HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * 1000)]:
             for _ in range(count):
                 client = socket.create_connection(("127.0.0.1", child.port))
                 client.sendall(words)
                 clients.append(client)
-            figures[what] = figures.memory(child.pid)
+            held[what] = figures.memory(child.pid)
         stalled = PREFACE + SETTINGS + b"".join(head(1 + 2 * number, 5, b"/large") for number in range(100))
         for _ in range(50):
             client = socket.socket()
@@ -417,12 +417,12 @@ def memory(binary):
             client.sendall(stalled)
             clients.append(client)
         time.sleep(8)
-        figures["stalled streams"] = figures.memory(child.pid)
+        held["stalled streams"] = figures.memory(child.pid)
         alive = child.poll() is None and get(child.port, limit=60) == (200, "web")
-        figures["peak"] = figures.memory(child.pid, "VmHWM")
+        held["peak"] = figures.memory(child.pid, "VmHWM")
         bound = f"with {limit} MiB" if group else "unbounded"
         check(f"4,000 idle, 4,000 slow and 50 × 100 stalled ({bound}) do not end it, and others are served", alive,
-              ", ".join(f"{what} {mib:.0f} MiB" for what, mib in figures.items()))
+              ", ".join(f"{what} {mib:.0f} MiB" for what, mib in held.items()))
         if group:
             told = (group / ("memory.events" if second else "memory.oom_control")).read_text()
             events = dict(line.split() for line in told.splitlines())
