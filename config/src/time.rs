@@ -15,14 +15,13 @@ impl UnixMillis {
     }
 }
 
-/// RFC 3339 in UTC, to the second.
+/// RFC 3339 in UTC, to the second; what is later than that can say is the last second that it can, so that it is read again.
 impl fmt::Display for UnixMillis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = i64::try_from(self.0 / 1000).unwrap_or(i64::MAX);
-        match jiff::Timestamp::from_second(seconds) {
-            Ok(timestamp) => write!(f, "{timestamp}"),
-            Err(_) => f.write_str("the end of time"),
-        }
+        let last = jiff::Timestamp::MAX.as_second();
+        let timestamp = jiff::Timestamp::from_second(seconds.min(last)).unwrap_or_default();
+        write!(f, "{timestamp}")
     }
 }
 
@@ -113,6 +112,12 @@ mod tests {
     fn no_time_is_too_late_to_be_added_to_or_shown() {
         assert_eq!(UnixMillis(u64::MAX).after(Duration::MAX), UnixMillis(u64::MAX));
         assert_eq!(UnixMillis(1500).after(Duration::from_secs(1)).to_string(), "1970-01-01T00:00:02Z");
-        assert_eq!(UnixMillis(u64::MAX).to_string(), "the end of time");
+        let last = UnixMillis(u64::MAX).to_string();
+        assert_eq!(last, "9999-12-30T22:00:00Z");
+        assert_eq!(
+            parse_timestamp(&last).map(|at| at.to_string()),
+            Ok(last),
+            "what is written is read again"
+        );
     }
 }

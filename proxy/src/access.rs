@@ -26,10 +26,12 @@ use crate::metrics::{Event, count};
 pub use settings::{AccessFlag, AccessSettings, Format};
 pub use text::{is_hidden, loggable_part, loggable_path, loggable_text, loggable_url};
 
-/// How many lines may wait for the writer.
-const QUEUE: usize = 4096;
+/// How many bytes of lines may wait for the writer.
+const QUEUE: usize = 4 * 1024 * 1024;
 /// A worker that is never done hands its lines over when they have so many bytes.
 const BATCH: usize = 16 * 1024;
+/// Or with the next line, when the first of them has waited for so many milliseconds.
+const LATE: u64 = 100;
 
 /// One request, as it is logged.
 #[derive(Debug, Clone, Default)]
@@ -126,11 +128,13 @@ impl<'l> Line<&'l str> {
 struct Batch<T = Box<[u8]>> {
     text: T,
     lines: usize,
+    /// When the first of them was written.
+    since: UnixMillis,
 }
 
 thread_local! {
     /// Those of this thread that were not handed over yet.
-    static WRITTEN: RefCell<Batch<Vec<u8>>> = const { RefCell::new(Batch { text: Vec::new(), lines: 0 }) };
+    static WRITTEN: RefCell<Batch<Vec<u8>>> = const { RefCell::new(Batch { text: Vec::new(), lines: 0, since: UnixMillis(0) }) };
 }
 
 /// For how long the end of the process waits for lines to be written: whoever reads them may have stopped.
@@ -156,7 +160,7 @@ pub struct AccessLog(Option<Door>);
 #[derive(Debug, Clone)]
 struct Door {
     batches: Sender<Batch>,
-    /// How many lines are on it.
+    /// How many bytes are on it.
     waiting: Arc<AtomicUsize>,
     settings: AccessSettings,
 }
@@ -168,10 +172,11 @@ impl Door {
         if lines == 0 {
             return;
         }
-        let has_room = self.waiting.fetch_add(lines, Relaxed) + lines <= QUEUE;
-        let batch = || Batch { text: written.text.as_slice().into(), lines };
+        let bytes = written.text.len();
+        let has_room = self.waiting.fetch_add(bytes, Relaxed) + bytes <= QUEUE;
+        let batch = || Batch { text: written.text.as_slice().into(), lines, since: written.since };
         if !has_room || self.batches.send(batch()).is_err() {
-            self.waiting.fetch_sub(lines, Relaxed);
+            self.waiting.fetch_sub(bytes, Relaxed);
             (0..lines).for_each(|_| count(Event::AccessLogDropped));
         }
         written.text.clear();
@@ -231,9 +236,13 @@ impl AccessLog {
     pub fn log(&self, line: &Line<&str>) {
         let Some(door) = &self.0 else { return };
         WRITTEN.with_borrow_mut(|written| {
+            let now = line.timestamp.after(line.took);
+            if written.lines == 0 {
+                written.since = now;
+            }
             text::append(line, door.settings.format, &mut written.text);
             written.lines += 1;
-            if written.text.len() >= BATCH {
+            if written.text.len() >= BATCH || now.0 >= written.since.0.saturating_add(LATE) {
                 door.hand_over(written);
             }
         });
@@ -248,12 +257,12 @@ impl AccessLog {
 }
 
 fn write(batches: &Receiver<Batch>, waiting: &AtomicUsize, mut out: impl Write) {
-    for Batch { text, lines } in batches {
+    for Batch { text, .. } in batches {
         // A reader that went away ends the log, not the proxy.
         if out.write_all(&text).and_then(|()| out.flush()).is_err() {
             return;
         }
-        waiting.fetch_sub(lines, Relaxed);
+        waiting.fetch_sub(text.len(), Relaxed);
     }
 }
 
@@ -295,7 +304,10 @@ mod tests {
         log.hand_over();
         go.send(()).expect("it writes");
         assert_eq!(taken.recv().map(lines), Ok(3), "one write for all");
-        for _ in 0..2 * QUEUE {
+        let mut one = Vec::new();
+        text::append(&line, Format::default(), &mut one);
+        let room = QUEUE / one.len();
+        for _ in 0..2 * room {
             log.log(&line);
         }
         log.hand_over();
@@ -304,6 +316,6 @@ mod tests {
         while go.send(()).is_ok() {
             left += taken.recv().map_or(0, lines);
         }
-        assert!(left <= QUEUE && left > QUEUE - BATCH / 100, "{left}");
+        assert!(left <= room && left > room - BATCH / one.len() - 1, "{left} of {room}");
     }
 }

@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::fmt::Write;
 use std::time::Duration;
 
 use overlane_config::time::UnixMillis;
@@ -89,18 +88,21 @@ fn member(before: &[u8], text: Option<&str>, out: &mut Vec<u8>) {
 /// As JSON has it, and with nothing hidden.
 #[cold]
 fn escape(text: &str, out: &mut Vec<u8>) {
-    // A text does not fail.
-    let quoted = serde_json::to_string(text).unwrap_or_default();
-    let mut escaped = String::with_capacity(quoted.len() + 16);
-    for c in quoted.chars() {
-        match is_hidden(c) {
-            // Writing to memory does not fail.
-            true => drop(write!(escaped, "\\u{:04x}", u32::from(c))),
-            false => escaped.push(c),
+    for c in text.chars() {
+        match c {
+            '"' => out.extend_from_slice(b"\\\""),
+            '\\' => out.extend_from_slice(b"\\\\"),
+            '\n' => out.extend_from_slice(b"\\n"),
+            '\r' => out.extend_from_slice(b"\\r"),
+            '\t' => out.extend_from_slice(b"\\t"),
+            // What is hidden is below U+10000.
+            hidden if is_hidden(hidden) => {
+                let digit = |shift: u32| HEX[(u32::from(hidden) >> shift & 0xf) as usize];
+                out.extend_from_slice(&[b'\\', b'u', digit(12), digit(8), digit(4), digit(0)]);
+            }
+            shown => out.extend_from_slice(shown.encode_utf8(&mut [0; 4]).as_bytes()),
         }
     }
-    let within = escaped.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
-    out.extend_from_slice(within.unwrap_or_default().as_bytes());
 }
 
 /// `client - identity [time] "request line" status bytes`, then the client's words on itself if `combined`, and the
@@ -175,12 +177,15 @@ fn visible(text: &str, word: bool, out: &mut Vec<u8>) {
         return out.extend_from_slice(text.as_bytes());
     }
     for byte in text.bytes() {
+        let digit = |at: u8| HEX[usize::from(at & 0xf)];
         match plain[usize::from(byte)] {
             true => out.push(byte),
-            false => out.extend_from_slice(format!("\\x{byte:02x}").as_bytes()),
+            false => out.extend_from_slice(&[b'\\', b'x', digit(byte >> 4), digit(byte)]),
         }
     }
 }
+
+const HEX: &[u8; 16] = b"0123456789abcdef";
 
 /// The bytes of a text that all formats have as they are: ASCII that neither moves a cursor nor ends a text.
 const TEXT: [bool; 256] = plain(b' ');

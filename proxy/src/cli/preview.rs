@@ -106,7 +106,7 @@ impl SharedLink {
     /// `gateway`, where that is known.
     ///
     /// # Errors
-    /// Nothing of it is exposed, and what to do.
+    /// It is no overlay, or none that is in force, or nothing of it is exposed, and what to do.
     pub(crate) fn new(
         id: &EnvironmentId,
         lineages: &Lineages,
@@ -114,6 +114,7 @@ impl SharedLink {
         service: Option<&ServiceName>,
         ttl: Option<Duration>,
     ) -> Result<Self, CliError> {
+        resolved_overlay(id, lineages)?;
         let mut links = links(id, lineages, gateway);
         links.retain(|(exposed, _)| service.is_none_or(|wanted| wanted == exposed));
         if links.is_empty() {
@@ -153,7 +154,6 @@ impl SharedLink {
 pub fn share(args: &ShareArgs, store: &StoreAddress, out: &mut Output<'_>) -> Result<(), CliError> {
     let mut open = OpenStore::write(store)?;
     let id = &args.id;
-    resolved_overlay(id, open.lineages())?;
     let shared = SharedLink::new(id, open.lineages(), None, args.service.as_ref(), args.ttl)?;
     open.share(id, &shared.kept, args.dry_run)?;
     let name = &shared.kept.id;

@@ -205,7 +205,8 @@ impl GrpcStatus {
             return;
         }
         match byte {
-            b' ' | b'\t' => {}
+            // Before it and behind it.
+            b' ' | b'\t' => self.reads = self.value.is_none(),
             b'0'..=b'9' => {
                 let more =
                     self.value.unwrap_or(0).checked_mul(10).and_then(|ten| ten.checked_add(byte - b'0'));

@@ -1,7 +1,7 @@
 //! Counting, by each worker on its own thread.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, hash_map};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
@@ -34,36 +34,40 @@ struct Entry {
 #[derive(Default)]
 struct Counting {
     requests: HashMap<Place, Entry, RandomState>,
-    /// Whether there are more of these than when it was last tidied up.
-    grown: bool,
+    /// How often it is still to be joined when it is tidied up: at the next time what was counted at the old places of names was
+    /// counted lately, and at the one after it no more.
+    joins: u8,
     besides: Besides,
 }
 
-/// Joins what was counted under the same labels at two places, at the one where requests still come.
-fn join(one: &mut (Place, Entry), mut other: (Place, Entry)) {
-    if other.1.used && !one.1.used {
-        std::mem::swap(one, &mut other);
-    }
-    one.1.observed.add(&other.1.observed);
-}
-
 impl Counting {
-    /// Forgets overlays that are gone, and joins what was counted under the same labels at several places: a reload moves the
-    /// names of the environments that it concerns, and nothing is counted at their old places any more.
+    /// Forgets overlays that are gone, and joins what was counted at several places.
     fn tidy(&mut self, exists: impl Fn(&EnvironmentId) -> bool) {
         self.requests.retain(|_, entry| entry.labels.overlay.as_ref().is_none_or(&exists));
-        if std::mem::take(&mut self.grown) {
-            let mut joined: HashMap<Labels, (Place, Entry), RandomState> = HashMap::default();
-            for (place, entry) in self.requests.drain() {
-                match joined.entry(entry.labels.clone()) {
-                    hash_map::Entry::Vacant(none) => drop(none.insert((place, entry))),
-                    hash_map::Entry::Occupied(mut one) => join(one.get_mut(), (place, entry)),
+        if self.joins > 0 {
+            self.joins -= 1;
+            self.join();
+        }
+        self.requests.values_mut().for_each(|entry| entry.used = false);
+    }
+
+    /// Joins what was counted under the same labels, where nothing is counted any more: a reload moves the names of the
+    /// environments that it concerns.
+    fn join(&mut self) {
+        type Places = HashMap<Place, Entry, RandomState>;
+        let (mut kept, left): (Places, Places) = self.requests.drain().partition(|(_, entry)| entry.used);
+        let labels = |(place, entry): (&Place, &Entry)| (entry.labels.clone(), *place);
+        let mut places: HashMap<Labels, Place, RandomState> = kept.iter().map(labels).collect();
+        for (place, entry) in left {
+            match places.get(&entry.labels).and_then(|at| kept.get_mut(at)) {
+                Some(one) => one.observed.add(&entry.observed),
+                None => {
+                    places.insert(entry.labels.clone(), place);
+                    kept.insert(place, entry);
                 }
             }
-            let unused = |(place, entry)| (place, Entry { used: false, ..entry });
-            self.requests.extend(joined.into_values().map(unused));
-            self.requests.shrink_to(2 * self.requests.len());
         }
+        self.requests = kept;
     }
 }
 
@@ -123,7 +127,7 @@ pub fn observe(request: &Counted<'_>, took: Duration, added: Option<Duration>) {
         }
         let entry = counting.requests.entry(Place::of(request));
         let new = || {
-            counting.grown = true;
+            counting.joins = 2;
             Entry { labels: Labels::of(request), observed: Observed::default(), used: false }
         };
         let Entry { observed, used, .. } = entry.or_insert_with(new);
@@ -151,7 +155,7 @@ pub(crate) async fn answer_scrapes(
 ) {
     loop {
         let asked = tokio::time::timeout(TIDY, requests.recv()).await;
-        if asked.is_ok() || COUNTING.with_borrow(|counting| counting.grown) {
+        if asked.is_ok() || COUNTING.with_borrow(|counting| counting.joins > 0) {
             COUNTING.with_borrow_mut(|counting| counting.tidy(&exists));
         }
         match asked {
@@ -164,7 +168,6 @@ pub(crate) async fn answer_scrapes(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
 
     use super::*;
     use crate::plane::Gate;
@@ -184,19 +187,35 @@ mod tests {
             COUNTING.with_borrow(|counting| counting.requests.len())
         };
         let kept: Vec<_> = (0..100).flat_map(|_| ["alice", "bob"].map(count)).collect();
+        // Requests go on at the last places; these are the ones that stay, and the others are joined once nothing came there.
+        let go_on = || {
+            for (overlay, web) in &kept[kept.len() - 2..] {
+                observe(&Counted::of_tests(overlay, web, &gate), Duration::from_millis(2), None);
+            }
+        };
+        tidy("");
+        go_on();
         assert_eq!(tidy(""), 2);
-        assert_eq!(
-            counted().requests_by_overlay(),
-            BTreeMap::from([("alice".into(), 100), ("bob".into(), 100)])
-        );
-        // Requests go on at the last place; it is the one that stays.
-        let (alice, web) = &kept[kept.len() - 2];
-        for _ in 0..2 {
-            observe(&Counted::of_tests(alice, web, &gate), Duration::from_millis(2), None);
-            tidy("bob");
+        go_on();
+        assert_eq!(tidy(""), 2);
+        let all =
+            |counts: &[(&str, u64)]| counts.iter().map(|(id, count)| ((*id).to_owned(), *count)).collect();
+        assert_eq!(counted().requests_by_overlay(), all(&[("alice", 102), ("bob", 102)]));
+        assert_eq!(tidy("bob"), 1);
+        assert_eq!(counted().requests_by_overlay(), all(&[("alice", 102)]));
+    }
+
+    #[test]
+    fn what_two_listeners_count_alike_stays_apart_while_both_are_used() {
+        let gates = [Gate::of_tests(), Gate { number: 1, ..Gate::of_tests() }];
+        let (overlay, service) = ("alice".parse().expect("id"), "web".parse().expect("name"));
+        for _ in 0..4 {
+            for gate in &gates {
+                observe(&Counted::of_tests(&overlay, &service, gate), Duration::from_millis(2), None);
+            }
+            COUNTING.with_borrow_mut(|counting| counting.tidy(|_| true));
+            assert_eq!(COUNTING.with_borrow(|counting| counting.requests.len()), 2);
         }
-        observe(&Counted::of_tests(alice, web, &gate), Duration::from_millis(2), None);
-        assert_eq!(COUNTING.with_borrow(|counting| counting.requests.len()), 1);
-        assert_eq!(counted().requests_by_overlay(), BTreeMap::from([("alice".into(), 103)]));
+        assert_eq!(COUNTING.with_borrow(|counting| counting.joins), 0, "nothing is left to be joined");
     }
 }

@@ -97,7 +97,7 @@ impl Labels {
 
 /// Where labels are in memory. Names are shared with the table, so this tells two sets of labels apart
 /// without reading them; one name in two places is two entries, until somebody asks.
-#[derive(PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Place {
     overlay: usize,
     service: usize,

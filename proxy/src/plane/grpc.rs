@@ -52,7 +52,8 @@ fn read_timeout(value: &[u8]) -> Option<Duration> {
 /// What a call came to, where the head of its answer says so already ("Trailers-Only").
 #[must_use]
 pub fn status(fields: &Fields<'_>) -> Option<u8> {
-    std::str::from_utf8(fields.values(STATUS).next()?).ok()?.parse().ok()
+    let digits = fields.values(STATUS).next().filter(|value| value.iter().all(u8::is_ascii_digit))?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
 /// The status of gRPC for an answer of ours with this status of HTTP and this reason. What clients may

@@ -18,6 +18,7 @@ use super::listen::{Listening, Place, SocketFile, listen};
 use super::serve::Worker;
 use super::shortage::Shortage;
 use super::{Gate, Plane, RedirectSettings, deadline, h2, link, role_name};
+use crate::access::AccessLog;
 use crate::correlation::{Correlation, CorrelationSettings};
 use crate::metrics::{Event, MeterDoor, answer_scrapes, count};
 use crate::names::Names;
@@ -114,15 +115,24 @@ impl Bound {
             let (plane, drain) = (plane.clone(), drain.clone());
             let body = move || {
                 plane.decisions.take_up(number);
+                // What is cut short is logged as well, where a panic ends all as well: after the runtime, which goes first.
+                let _last = HandsOver(access);
+                let runtime = runtime;
                 runtime.block_on(work(plane, sockets, drain, scrapes));
-                // What is cut short is logged as well.
-                drop(runtime);
-                access.hand_over();
             };
             workers.threads.push(std::thread::Builder::new().name(format!("worker-{number}")).spawn(body)?);
             workers.doors.push(door);
         }
         Ok(workers)
+    }
+}
+
+/// Hands over what this thread has of the access log, once nothing runs on it any more.
+struct HandsOver(AccessLog);
+
+impl Drop for HandsOver {
+    fn drop(&mut self) {
+        self.0.hand_over();
     }
 }
 

@@ -498,6 +498,11 @@ fn a_link_is_made_over_the_api_and_only_who_made_it_gets_its_secret() {
         assert_eq!(share("/api/v1/overlays/nobody/shares", "{}").0, 404);
         assert_eq!(ask(address, "DELETE", &format!("{shares}/{id}"), &[], "").0, 204);
         assert!(!listed().contains(id));
+        // Longer than a time can be said: until the last one, and what is written is read again.
+        let (status, body) = share(shares, r#"{"ttl":"3000000d"}"#);
+        assert!(status == 201 && body.contains("9999-12-30"), "{body}");
+        let made: serde_json::Value = serde_json::from_str(&body).unwrap();
+        assert!(listed().contains(made["id"].as_str().unwrap()), "{}", listed());
     }
 }
 

@@ -87,6 +87,8 @@ impl Exchange {
         let Traced { ids, asked, called, is_call, grpc_status } = traced;
         let failed = self.failed.or_else(|| self.refusal().map(|answer| answer.reason));
         let answered = self.is_upstreams() && self.refusal().is_none() && status != 0;
+        // What its upstream said of it is not what the client read, where the answer was ours or broke off.
+        let said = grpc_status.filter(|_| answered && !self.cut);
         let own = || failed.filter(|_| !answered && status != 0).map(|why| grpc::status_of(status, why));
         let exchanged = Exchanged {
             ids,
@@ -99,7 +101,7 @@ impl Exchange {
             failed,
             answered,
             is_call,
-            grpc_status: grpc_status.or_else(|| own().filter(|_| is_call)),
+            grpc_status: said.or_else(|| own().filter(|_| is_call)),
         };
         traces.hand_in(Box::new(exchanged));
     }
