@@ -131,3 +131,26 @@ fn what_is_around_an_overlay_is_its_lineage_and_what_inherits_from_it() {
     assert_eq!(around(&["new"], &["bas"]), ["base.yaml"], "who mistyped it is told what is meant");
     assert_eq!(around(&["base"], &[]).len(), 105);
 }
+
+/// Made by its own text, so that nobody mistyped it; and others, of which nobody has any.
+#[test]
+fn a_search_for_what_was_mistyped_ends_however_many_names_are_unknown() {
+    let known = |n: usize| {
+        file(
+            &format!("known-{n:05}.yaml"),
+            &format!(
+                "name: known-{n:05}\nrouting: {{mode: baseline}}\nservices: [{{name: web, url: 'http://h'}}]\n"
+            ),
+        )
+    };
+    let mut lineages = Lineages::default();
+    lineages.apply((0..10_000).map(known).collect());
+    let ids = |name: &str| (0..5000).map(|n| id(&format!("{name}-{n:05}x"))).collect::<Vec<_>>();
+    let count = |changed: Vec<EnvironmentId>, named: Vec<EnvironmentId>| {
+        lineages.around(&About { changed, named, ..About::default() }).len()
+    };
+    assert_eq!(count(Vec::new(), ids("known")), 10, "so many names are looked at");
+    assert_eq!(count(ids("known"), ids("known")), 0, "they are made by the same text");
+    let again = [id("known-00001x"); 1].into_iter().cycle().take(5000);
+    assert_eq!(count(Vec::new(), again.chain([id("known-00002x")]).collect()), 2, "each is looked for once");
+}

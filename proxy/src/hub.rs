@@ -65,7 +65,7 @@ impl Hub {
                 questions::ANSWERS,
                 post(questions::hear).layer(DefaultBodyLimit::max(questions::ANSWER_BYTES)),
             )
-            .route(wire::AROUND, post(entries::around))
+            .route(wire::AROUND, post(entries::around).layer(DefaultBodyLimit::max(admin::BODY_BYTES)))
             .layer(from_fn(require_json))
             .merge(asking.layer(DefaultBodyLimit::max(admin::BODY_BYTES)).with_state(()));
         let reading = Router::new()

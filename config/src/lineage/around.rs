@@ -1,11 +1,12 @@
 //! The part of all files by which a change is judged as it would be by all of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Content, File, FileChange, Lineages};
+use super::resolve::Suggestions;
+use super::{Content, File, FileChange, Lineages, Set};
 use crate::blueprint::{Document, Parsed};
-use crate::diagnostic::{Diagnostic, did_you_mean};
+use crate::diagnostic::Diagnostic;
 use crate::name::EnvironmentId;
 
 /// What a change is about.
@@ -81,8 +82,7 @@ impl Lineages {
         ids.extend(files.values().flat_map(|file| file.ids()).cloned());
         let mut known = self.with_descendants(&mut ids);
         let parents = files.values().flat_map(|file| file.parents());
-        let meant = about.named.iter().filter_map(|named| self.probably_meant(named, &about.changed));
-        for id in about.named.iter().chain(parents).chain(meant) {
+        for id in about.named.iter().chain(parents).chain(self.probably_meant(about)) {
             if known.insert(id.clone()) {
                 ids.push(id.clone());
             }
@@ -107,14 +107,18 @@ impl Lineages {
         claims.chain(attached).chain(broken).filter_map(|path| self.files.get_key_value(path))
     }
 
-    /// What is like a name that nobody has: who mistyped it is told.
-    fn probably_meant(&self, named: &EnvironmentId, but: &[EnvironmentId]) -> Option<&EnvironmentId> {
-        if self.entries.contains_key(named) {
-            return None;
-        }
-        let others = self.declared().filter(|known| !but.contains(known));
-        let near = did_you_mean(named.as_str(), others.map(EnvironmentId::as_str))?;
-        self.entries.get_key_value(near).map(|(id, _)| id)
+    /// What is like those names that nobody has, nor will have: who mistyped one is told. Looks at so many at most.
+    fn probably_meant(&self, about: &About) -> Vec<&EnvironmentId> {
+        let changed: Set<_> = about.changed.iter().collect();
+        let named: BTreeSet<_> = about.named.iter().collect();
+        let unknown = |id: &&EnvironmentId| !changed.contains(id) && !self.entries.contains_key(*id);
+        let mut names = Suggestions::default();
+        let near = |named: &EnvironmentId| {
+            let others = self.declared().filter(|known| !changed.contains(known)).map(EnvironmentId::as_str);
+            let near = names.nearest(named.as_str(), self.entries.len(), others)?;
+            self.entries.get_key_value(near).map(|(id, _)| id)
+        };
+        named.into_iter().filter(unknown).filter_map(near).collect()
     }
 }
 

@@ -11,7 +11,7 @@ use crate::name::{EnvironmentId, HeaderName};
 use crate::time::UnixMillis;
 use crate::url::{Scheme, Url, UrlTemplate};
 
-/// The search for names that were probably meant, over one [`Lineages::apply`]: where everything is wrong
+/// The search for names that were probably meant, over one [`Lineages::apply`] or [`Lineages::around`]: where everything is wrong
 /// at once, it would cost far more than its hints are worth.
 pub(super) struct Suggestions {
     /// How many more names it may look at.
@@ -31,8 +31,18 @@ impl Suggestions {
         count: usize,
         candidates: impl Iterator<Item = &'c str>,
     ) -> Option<String> {
+        self.nearest(word, count, candidates).map(|near| format!("did you mean `{near}`?"))
+    }
+
+    /// The candidate that was probably meant; none where it would have to look at too many.
+    pub(super) fn nearest<'c>(
+        &mut self,
+        word: &str,
+        count: usize,
+        candidates: impl Iterator<Item = &'c str>,
+    ) -> Option<&'c str> {
         self.left = self.left.checked_sub(count)?;
-        did_you_mean(word, candidates).map(|near| format!("did you mean `{near}`?"))
+        did_you_mean(word, candidates)
     }
 }
 

@@ -64,9 +64,7 @@ pub(super) async fn around(State(hub): State<Hub>, body: Bytes) -> Response {
         Err(error) => return problem(StatusCode::BAD_REQUEST, &error.to_string()),
     };
     match hub.behind.around(&about).await {
-        Ok(Some(part)) => told(part),
-        // All of it is more than is asked for, and as good.
-        Ok(None) => list(hub.behind.mirror()),
+        Ok(part) => told(part),
         Err(fault) => problem(StatusCode::SERVICE_UNAVAILABLE, &fault.to_string()),
     }
 }

@@ -1,6 +1,7 @@
 //! What a hub and those who follow it say to each other: JSON, a line for each thing that changed.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use overlane_config::lineage::About;
@@ -31,7 +32,10 @@ pub struct Change {
 
 impl From<&About> for Change {
     fn from(about: &About) -> Self {
-        let ids = |ids: &[EnvironmentId]| ids.iter().map(ToString::to_string).collect();
+        // Many name the same parent.
+        let ids = |ids: &[EnvironmentId]| {
+            ids.iter().collect::<BTreeSet<_>>().into_iter().map(ToString::to_string).collect()
+        };
         Self { changed: ids(&about.changed), named: ids(&about.named), entries: about.paths.clone() }
     }
 }

@@ -459,8 +459,8 @@ impl Shared for HubStore {
         let answer = self.ask(Method::POST, AROUND, Some("application/json"), whole(change)).await;
         match answer {
             Ok(answer) => Lines::of(answer).listing().await.map(Some),
-            // An older one.
-            Err(Refused::Status(StatusCode::NOT_FOUND, _)) => Ok(None),
+            // An older one; or it is about so much that all may be listed as well.
+            Err(Refused::Status(StatusCode::NOT_FOUND | StatusCode::PAYLOAD_TOO_LARGE, _)) => Ok(None),
             Err(refused) => Err(refused.into()),
         }
     }

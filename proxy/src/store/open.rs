@@ -166,6 +166,8 @@ pub struct OpenStore {
     lineages: Lineages,
     /// Where only a part of it is looked at: for what that was done last. Paths are entries' names in it.
     about: Option<About>,
+    /// Whether all was read nevertheless.
+    whole: bool,
 }
 
 /// What keeps it.
@@ -297,11 +299,11 @@ impl OpenStore {
     #[must_use]
     pub fn part(store: Listed) -> Self {
         let kept = Kept::Shared(Box::new(store));
-        Self { kept, lineages: Lineages::default(), about: Some(About::default()) }
+        Self { kept, lineages: Lineages::default(), about: Some(About::default()), whole: false }
     }
 
     fn load(kept: Kept) -> Result<Self, WriteError> {
-        let mut open = Self { kept, lineages: Lineages::default(), about: None };
+        let mut open = Self { kept, lineages: Lineages::default(), about: None, whole: true };
         open.reload()?;
         Ok(open)
     }
@@ -311,7 +313,7 @@ impl OpenStore {
     /// # Errors
     /// It cannot be read.
     pub fn read_all(&mut self) -> Result<(), WriteError> {
-        if self.about.take().is_some() { self.reload() } else { Ok(()) }
+        if self.about.take().is_some() && !self.whole { self.reload() } else { Ok(()) }
     }
 
     /// Looks at what decides about a change, where that was not done already.
@@ -320,7 +322,7 @@ impl OpenStore {
             return Ok(());
         }
         self.about = Some(about);
-        self.reload()
+        if self.whole { Ok(()) } else { self.reload() }
     }
 
     /// Looks at an environment: what it means is known then, and in which state it is.
@@ -341,14 +343,9 @@ impl OpenStore {
             }
             Kept::Shared(listed) => {
                 let part = self.about.as_ref().map(|about| listed.around(about)).transpose()?.flatten();
-                match part {
-                    Some(part) => part,
-                    // Nobody can tell what belongs to it.
-                    None => {
-                        self.about = None;
-                        listed.list()?
-                    }
-                }
+                // Where nobody can tell what belongs to it, or not now.
+                self.whole = part.is_none();
+                part.map_or_else(|| listed.list(), Ok)?
             }
         };
         self.lineages = Lineages::new(rules());

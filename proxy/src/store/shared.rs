@@ -49,6 +49,17 @@ impl Revision {
         &self.0
     }
 
+    /// Whether both count the same, so that what is known of one says something of the other.
+    #[must_use]
+    pub fn is_counted_like(&self, other: &Self) -> bool {
+        let (own, others) = (self.0.split(','), other.0.split(','));
+        let same = |(own, other)| match (counted(own), counted(other)) {
+            (Some((of, _)), Some((of_other, _))) => of == of_other,
+            _ => false,
+        };
+        own.clone().count() == others.clone().count() && own.zip(others).all(same)
+    }
+
     /// Whether this is that state or a later one, as far as can be told: engines count their states, some after the
     /// name of what they count for (`name.7`), and some count several things at once (`7,9`).
     #[must_use]
@@ -59,12 +70,14 @@ impl Revision {
     }
 }
 
+/// A count, and what it is for.
+fn counted(text: &str) -> Option<(&str, u64)> {
+    let (of, count) = text.rsplit_once('.').unwrap_or(("", text));
+    Some((of, count.parse().ok()?))
+}
+
 /// Whether a count is another one or a later one; what is none is equal or not.
 fn counts_to(own: &str, other: &str) -> bool {
-    let counted = |text: &str| {
-        let (of, count) = text.rsplit_once('.').unwrap_or(("", text));
-        Some((of.to_owned(), count.parse::<u64>().ok()?))
-    };
     match (counted(own), counted(other)) {
         (Some((of, own)), Some((of_other, other))) if of == of_other => own >= other,
         _ => own == other,

@@ -168,6 +168,9 @@ fn a_hub_tells_what_is_around_a_change_and_nothing_else() {
     assert_eq!(around(&["new"], &["o3"], &["new.yaml"]), ["o3.yaml", "staging.yaml"]);
     assert_eq!(around(&["new"], &["nobody"], &["new.yaml"]), [""; 0]);
     assert_eq!(around(&[], &[], &["o4.yaml"]), ["o4.yaml", "staging.yaml"]);
+    let named = (0..20_000).map(|n| format!("nobody-{n:05}").parse().unwrap()).collect();
+    let much = About { named, ..About::default() };
+    assert!(runtime.block_on(store.around(&much)).unwrap().is_none(), "all may be listed as well");
 }
 
 #[test]

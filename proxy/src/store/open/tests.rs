@@ -488,3 +488,19 @@ fn where_a_store_is_followed_a_write_is_judged_as_by_all_of_it_and_nothing_is_li
     tried.put(&overlay("b", "a"), &Put::default()).expect("mended");
     assert_eq!(memory.listings(), listings);
 }
+
+#[test]
+fn who_had_to_read_all_once_reads_a_part_the_next_time() {
+    let memory = Memory::new();
+    memory.put("staging.yaml", Some(BASELINE));
+    let mut open = OpenStore::part(Listed::new(Arc::new(memory.clone())).expect("runtime"));
+    let mut put = |text: &str| open.put(&source(text), &Put::default(), NOW).map(drop);
+    put(&overlay("alice", "staging")).expect("new");
+    put(&overlay("bob", "staging")).expect("all is known");
+    assert_eq!(memory.listings(), 1);
+    memory.tells();
+    memory.put("bob.yaml", Some(&overlay("bob", "alice")));
+    put(&overlay("bob", "staging")).expect("looked at anew");
+    put(&overlay("carol", "bob")).expect("looked at");
+    assert_eq!(memory.listings(), 1);
+}

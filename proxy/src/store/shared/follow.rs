@@ -40,6 +40,8 @@ pub struct SharedFollower {
     mirror: Arc<Mirror>,
     /// The state from which it is followed; none before the first listing.
     revision: Option<Revision>,
+    /// Whether the store does not know that state any more.
+    forgotten: bool,
 }
 
 impl SharedFollower {
@@ -47,7 +49,7 @@ impl SharedFollower {
     #[must_use]
     pub fn new(store: Arc<dyn Shared>) -> Self {
         let mirror = Arc::new(Mirror::new(store.address()));
-        Self { store, mirror, revision: None }
+        Self { store, mirror, revision: None, forgotten: false }
     }
 
     /// What is known of the store, for others who ask.
@@ -74,10 +76,7 @@ impl SharedFollower {
         let listed = timeout(patience, self.store.list()).await;
         let silent = |_| Err(Fault(format!("{} does not answer", self.mirror.prefix())));
         match listed.unwrap_or_else(silent).and_then(|listing| self.believed(listing)) {
-            Ok(listing) => {
-                self.mirror.note_current(true);
-                (self.take_all(listing), None)
-            }
+            Ok(listing) => (self.take_all(listing), None),
             Err(fault) => (Vec::new(), Some(fault.to_string())),
         }
     }
@@ -102,8 +101,11 @@ impl SharedFollower {
 
     /// Takes in a listing; what is different.
     fn take_all(&mut self, listing: Listing) -> Vec<FileChange> {
-        self.revision = Some(listing.revision.clone());
-        self.mirror.replace(listing)
+        (self.revision, self.forgotten) = (Some(listing.revision.clone()), false);
+        let changes = self.mirror.replace(listing);
+        // Who is to write by it waits until it is in force.
+        self.mirror.note_current(true);
+        changes
     }
 
     /// Takes in what changed.
@@ -114,7 +116,7 @@ impl SharedFollower {
 
     /// Begins to follow from the state that is known; lists the store first where there is none, or it forgot it.
     async fn begin(&mut self) -> Result<(Watching, Vec<FileChange>), Fault> {
-        if let Some(revision) = &self.revision {
+        if let Some(revision) = self.revision.as_ref().filter(|_| !self.forgotten) {
             match self.store.watch(revision).await {
                 Ok(watching) => return Ok((watching, Vec::new())),
                 Err(WatchError::Compacted) => {}
@@ -216,7 +218,8 @@ async fn listen(
                 }
                 Err(WatchError::Fault(fault)) => ended = Some(fault),
                 Err(WatchError::Compacted) => {
-                    follower.revision = None;
+                    // It is in force until the store is listed again.
+                    follower.forgotten = true;
                     ended = Some(Fault("it forgot the state that is known".to_owned()));
                 }
             }
@@ -386,6 +389,23 @@ mod tests {
         followed.memory.away(false);
         followed.until_port(None).await;
         assert!(followed.control.published().load().table.environment("other").is_some());
+        assert_eq!(followed.memory.listings(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_a_store_that_forgot_is_listed_again_it_is_known_what_is_in_force() {
+        let followed = Followed::with_baseline().await;
+        let mut revisions = followed.control.revisions();
+        revisions.wait_for(Option::is_some).await.expect("known");
+        followed.memory.slow(Duration::from_secs(60));
+        followed.memory.put("staging.yaml", Some(&baseline(2)));
+        followed.memory.compact();
+        followed.memory.cut();
+        for _ in 0..100 {
+            sleep(Duration::from_millis(100)).await;
+            assert_eq!((followed.port(), followed.control.revision()), (Some(1), Some(Revision::new(1))));
+        }
+        followed.until_port(Some(2)).await;
         assert_eq!(followed.memory.listings(), 2);
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::stream;
+use overlane_config::lineage::About;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
@@ -31,6 +32,8 @@ struct State {
     watches: u64,
     /// The next answers to those who write are lost: whether it was written before.
     lost: Vec<bool>,
+    /// Whether it tells what is around a change.
+    tells: bool,
 }
 
 /// The store; clones are the same one.
@@ -82,6 +85,11 @@ impl Memory {
         self.state().lost = written;
     }
 
+    /// It can tell what is around a change from now on: all of it.
+    pub(crate) fn tells(&self) {
+        self.state().tells = true;
+    }
+
     /// Writes whatever is there, as another one would.
     pub(crate) fn put(&self, name: &str, text: Option<&str>) {
         self.told(|state| state.write(name, text.map(str::to_owned)));
@@ -129,6 +137,11 @@ impl State {
         Entry { name: name.to_owned(), text, modified: None, revision: Revision::new(revision) }
     }
 
+    fn everything(&self) -> Listing {
+        let entries = self.entries.keys().map(|name| self.entry(name)).collect();
+        Listing { entries, revision: Revision::new(self.revision) }
+    }
+
     fn known(&self, name: &str) -> Option<Revision> {
         self.entries.get(name).map(|(_, revision)| Revision::new(revision))
     }
@@ -150,6 +163,9 @@ impl Reader {
     fn look(&mut self) -> Option<Result<Changes, WatchError>> {
         let state = self.memory.state();
         if state.cuts != self.cuts {
+            if self.from < state.compacted {
+                return Some(Err(WatchError::Compacted));
+            }
             return Some(Err(WatchError::Fault(Fault("the watch was cut".to_owned()))));
         }
         let new = state.log.iter().filter(|(at, _)| *at > self.from);
@@ -181,8 +197,12 @@ impl Shared for Memory {
         let mut state = self.state();
         state.reachable()?;
         state.listings += 1;
-        let entries = state.entries.keys().map(|name| state.entry(name)).collect();
-        Ok(Listing { entries, revision: Revision::new(state.revision) })
+        Ok(state.everything())
+    }
+
+    async fn around(&self, _about: &About) -> Result<Option<Listing>, Fault> {
+        let state = self.state();
+        Ok(state.tells.then(|| state.everything()))
     }
 
     async fn watch(&self, after: &Revision) -> Result<Watching, WatchError> {

@@ -11,6 +11,7 @@ use foldhash::fast::RandomState;
 use overlane_config::diagnostic::Source;
 use overlane_config::lineage::{About, Content, FileChange};
 use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Commit, CommitError, Committed, Fault, Listing, Revision, Shared, Write};
@@ -52,31 +53,75 @@ const TAKEN_IN: Duration = Duration::from_secs(2);
 
 impl Followed {
     /// The part by which a change is judged, whose paths are entries' names, the states of its entries, and a state of the store
-    /// in which they were in them, `known` or later: what else was written since may not be in it. None where that cannot be told apart.
+    /// in which they were in them, no older than what is known now and what was `written`: what else was written since may not be in
+    /// it. None where that cannot be told apart in time. Not to be called on a thread that serves others.
+    ///
+    /// # Errors
+    /// The store cannot be read: what is known may be old.
     pub(crate) async fn around(
         &self,
         about: &About,
-        known: Option<&Revision>,
+        written: Option<&Revision>,
     ) -> Result<Option<Part>, Fault> {
-        let (store, until) = (Path::new(self.mirror.prefix()), Instant::now() + TAKEN_IN);
-        let paths = about.paths.iter().map(|name| store.join(name).display().to_string()).collect();
-        let shown = About { paths, ..about.clone() };
-        let mut revisions = self.control.revisions();
-        loop {
-            let revision = revisions.borrow_and_update().clone();
-            let revision = revision.ok_or_else(|| not_read(self.mirror.prefix()))?;
-            if known.is_none_or(|known| revision.is_at_least(known)) {
-                let mut files = self.control.lineages(|lineages| lineages.around(&shown));
-                // Others were given to this process beside its store.
-                files.retain(|file| Path::new(&*file.path).parent() == Some(store));
-                if let Some(revisions) = self.mirror.states_of(&files, &about.paths) {
-                    return Ok(Some(Part { files, revision, revisions }));
-                }
-            }
-            if !matches!(timeout_at(until, revisions.changed()).await, Ok(Ok(()))) {
-                return Ok(None);
+        let mut in_force = self.in_force(written, TAKEN_IN)?;
+        while let Some(revision) = in_force.next().await {
+            if let Some(part) = self.part(about, revision) {
+                return Ok(Some(part));
             }
         }
+        Ok(None)
+    }
+
+    /// The states that are in force from when what is known now is, and what was `written`, for so long at most.
+    ///
+    /// # Errors
+    /// The store cannot be read: what is known may be old.
+    pub(crate) fn in_force(&self, written: Option<&Revision>, patience: Duration) -> Result<InForce, Fault> {
+        if !self.mirror.is_current() {
+            return Err(Fault(format!("the store {} cannot be read at present", self.mirror.prefix())));
+        }
+        let known = self.mirror.revision();
+        // A hub that began anew counts anew.
+        let comes = |written: &&Revision| known.as_ref().is_none_or(|known| known.is_counted_like(written));
+        let after = written.filter(comes).cloned().into_iter().chain(known.clone()).collect();
+        let mut states = self.control.revisions();
+        states.mark_changed();
+        Ok(InForce { states, after, until: Instant::now() + patience })
+    }
+
+    /// The part by which a change is judged where this state is in force, or a later one; none where other texts are known than those
+    /// that are in force. Waits while changes are taken in.
+    pub(crate) fn part(&self, about: &About, revision: Revision) -> Option<Part> {
+        let store = Path::new(self.mirror.prefix());
+        let paths = about.paths.iter().map(|name| store.join(name).display().to_string()).collect();
+        let shown = About { paths, ..about.clone() };
+        let mut files = self.control.lineages(|lineages| lineages.around(&shown));
+        // Others were given to this process beside its store.
+        files.retain(|file| Path::new(&*file.path).parent() == Some(store));
+        let revisions = self.mirror.states_of(&files, &about.paths)?;
+        Some(Part { files, revision, revisions })
+    }
+}
+
+/// States of a store as they come into force.
+pub(crate) struct InForce {
+    states: watch::Receiver<Option<Revision>>,
+    /// Not before all of these.
+    after: Vec<Revision>,
+    until: Instant,
+}
+
+impl InForce {
+    /// The one that is in force, or the next one; none where it does not come in time.
+    pub(crate) async fn next(&mut self) -> Option<Revision> {
+        while let Ok(Ok(())) = timeout_at(self.until, self.states.changed()).await {
+            let now = self.states.borrow_and_update().clone();
+            let reached = |now: &Revision| self.after.iter().all(|after| now.is_at_least(after));
+            if let Some(now) = now.filter(reached) {
+                return Some(now);
+            }
+        }
+        None
     }
 }
 
@@ -268,7 +313,9 @@ async fn told_around(
     let (until, mut pauses) = (Instant::now() + TAKEN_IN, Pauses::new(PAUSE, TAKEN_IN));
     loop {
         let Some(part) = store.around(about).await? else { return Ok(None) };
-        if written.is_none_or(|written| part.revision.is_at_least(written)) {
+        // A hub that began anew counts anew.
+        let comes = |written: &Revision| part.revision.is_counted_like(written);
+        if written.is_none_or(|written| part.revision.is_at_least(written) || !comes(written)) {
             return Ok(Some(part));
         }
         if Instant::now() > until {
