@@ -330,6 +330,17 @@ impl Lineages {
         children.into_iter()
     }
 
+    /// Whether anything inherits from `id`, or may: what a text with errors means by what it mentions is not known, whatever is in force
+    /// instead of it. Looks at all files.
+    #[must_use]
+    pub fn may_be_needed(&self, id: &EnvironmentId) -> bool {
+        let mentions = |file: &File| {
+            file.diagnostics.iter().any(Diagnostic::is_error)
+                && file.text.as_ref().is_some_and(|source| source.text.contains(id.as_str()))
+        };
+        self.children.contains_key(id) || self.files.values().any(mentions)
+    }
+
     /// The attachments of `id`, in order of their files.
     #[must_use]
     pub fn attachments(&self, id: &EnvironmentId) -> &[Arc<Attachment>] {

@@ -176,7 +176,11 @@ impl Settings {
         let engine = file.engine.unwrap_or_default();
         let store = or_default("store", store, DEFAULT_STORE)?;
         Ok(Self {
-            remove_expired: remove_expired(file.remove_expired.as_deref(), &store, hub.is_some())?,
+            remove_expired: remove_expired(
+                file.remove_expired.as_deref(),
+                &store,
+                hub.as_ref().is_some_and(HubSettings::is_written_to),
+            )?,
             store: Some(store),
             cache: file.cache,
             admin: listeners::admin(file.admin, admin_token.as_deref())?,
@@ -291,16 +295,16 @@ fn workers(told: Option<usize>) -> Result<usize, SettingsError> {
     }
 }
 
-/// When overlays that expired are removed from the store. By default only a hub does so, which writes for others anyway; the files
+/// When overlays that expired are removed from the store. By default only a hub does so that writes for others anyway; the files
 /// of a directory are somebody's, and a hub's store is that hub's.
 fn remove_expired(
     text: Option<&str>,
     store: &StoreAddress,
-    serves: bool,
+    writes_for_others: bool,
 ) -> Result<Option<Duration>, SettingsError> {
     let by_engine = store.is_kept_by_an_engine();
     match text {
-        None => Ok((serves && by_engine).then_some(DEFAULT_REMOVAL)),
+        None => Ok((writes_for_others && by_engine).then_some(DEFAULT_REMOVAL)),
         Some("never") => Ok(None),
         Some(_) if !by_engine => Err(error(
             format!("`removeExpired` with the store {store}"),

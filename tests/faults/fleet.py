@@ -274,7 +274,7 @@ class Pressure:
 
     def longest_without_a_write(self):
         times = [at for at, _ in self.acknowledged]
-        return max(later - sooner for sooner, later in zip(times, times[1:]))
+        return max((later - sooner for sooner, later in zip(times, times[1:])), default=float("inf"))
 
     def lost(self, addresses, patience=30):
         """What was acknowledged and is not in force at one of these, a while after."""

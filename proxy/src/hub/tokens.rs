@@ -43,6 +43,12 @@ pub struct HubSettings {
 }
 
 impl HubSettings {
+    /// Whether anybody may write here.
+    #[must_use]
+    pub fn is_written_to(&self) -> bool {
+        self.tokens.is_some() || self.open == Right::Write
+    }
+
     /// Checks them: whoever can reach it from another machine needs a token, unless somebody said otherwise.
     ///
     /// # Errors

@@ -113,7 +113,7 @@ pub struct RunArgs {
     /// Let machines that nothing can reach tunnel services to this hub: the host by which others reach their ports here, and which ports, such as hub.example.com:20000-20999
     #[arg(long, value_name = "HOST[:PORTS]", env = "OVERLANE_HUB_TUNNELS")]
     pub hub_tunnels: Option<TunnelPorts>,
-    /// Remove overlays from an etcd or a cluster so long after they expired, or never; 24h by default at a hub, and never elsewhere
+    /// Remove overlays from an etcd or a cluster so long after they expired, or never; 24h by default at a hub where somebody may write, and never elsewhere
     #[arg(long, value_name = "AFTER|never", env = "OVERLANE_REMOVE_EXPIRED")]
     pub remove_expired: Option<String>,
     /// The bearer token for everything on the admin listener that changes state

@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use super::*;
+use crate::hub::tokens::Right;
 use crate::plane::trust::Trust;
 use crate::tls::ClientSettings;
 use crate::tls::certificates::Pair;
@@ -181,18 +182,31 @@ fn flags_win_over_the_file_and_its_mistakes_are_errors() {
 #[cfg(feature = "etcd")]
 #[test]
 fn what_expired_is_removed_from_an_engine_by_hubs_and_by_who_is_told_to() {
-    let removed = |store: &str, hub: bool, told: Option<&str>| {
-        let hub = hub.then(|| ([127, 0, 0, 1], 0).into());
-        let flags = RunArgs { hub, remove_expired: told.map(str::to_owned), ..RunArgs::default() };
+    let merged = |store: &str, flags: RunArgs| {
         let settings = Settings::merge(flags, Some(store.parse().expect("store")));
         settings.map(|settings| settings.remove_expired.map(|after| after.as_secs() / 3600))
     };
+    let at = Some(([127, 0, 0, 1], 0).into());
+    let removed = |store: &str, hub: bool, told: Option<&str>| {
+        let hub = at.filter(|_| hub);
+        merged(store, RunArgs { hub, remove_expired: told.map(str::to_owned), ..RunArgs::default() })
+    };
+    let file = || Some("tokens".into());
     let (etcd, directory) = ("etcd:127.0.0.1:1", "/tmp/x");
     assert_eq!(removed(etcd, true, None), Ok(Some(24)));
     assert_eq!(removed(etcd, true, Some("never")), Ok(None));
     assert_eq!(removed(etcd, false, None), Ok(None));
     assert_eq!(removed(etcd, false, Some("2h")), Ok(Some(2)));
     assert!(removed(etcd, true, Some("0s")).is_err());
+    let readers = [
+        RunArgs { hub: at, hub_read_tokens: file(), ..RunArgs::default() },
+        RunArgs { hub: at, hub_open: Some(Right::Read), ..RunArgs::default() },
+    ];
+    for readers in readers {
+        assert_eq!(merged(etcd, readers), Ok(None), "nobody writes there");
+    }
+    let writers = RunArgs { hub: at, hub_tokens: file(), hub_open: Some(Right::Read), ..RunArgs::default() };
+    assert_eq!(merged(etcd, writers), Ok(Some(24)));
     for store in [directory, "hub:http://127.0.0.1:1"] {
         assert_eq!(removed(store, true, None), Ok(None));
         assert_eq!(removed(store, true, Some("never")), Ok(None));

@@ -738,22 +738,31 @@ impl OpenStore {
     }
 
     /// Removes an overlay that by itself expired before a time; whether it did. What others inherit from is left, and what is in a
-    /// file with others.
+    /// file with others. What is looked at here are texts as they were last read; `needed` says whether anything else is known by
+    /// which it [may be needed](Lineages::may_be_needed), such as what is in force instead of a bad text.
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn remove_expired(&mut self, id: &EnvironmentId, before: UnixMillis) -> Result<bool, WriteError> {
+    pub fn remove_expired(
+        &mut self,
+        id: &EnvironmentId,
+        before: UnixMillis,
+        needed: impl Fn() -> bool,
+    ) -> Result<bool, WriteError> {
         self.look_at(id)?;
         let removed = self.undisturbed(|open| {
             let overlay = open.lineages.claims(id).next().filter(|known| known.parent().is_some());
-            match overlay.and_then(|overlay| open.lineages.expiry(overlay)) {
-                Some(at) if at <= before => open.delete_once(id, None, false),
-                _ => Ok(Outcome::Unchanged),
+            let ends = overlay.and_then(|overlay| open.lineages.expiry(overlay));
+            // What cannot be read may extend it.
+            let stays = || open.is_attached_in_doubt(id) || open.lineages.may_be_needed(id) || needed();
+            match ends.is_some_and(|at| at <= before) && !stays() {
+                true => open.delete_once(id, None, false),
+                false => Ok(Outcome::Unchanged),
             }
         });
         match removed {
             Ok(outcome) => Ok(outcome == Outcome::Deleted),
-            Err(WriteError::NotFound(_) | WriteError::HasChildren(..) | WriteError::Shared(..)) => Ok(false),
+            Err(WriteError::Shared(..)) => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -774,8 +783,7 @@ impl OpenStore {
         self.expect(id, only)?;
         let name = own_entry(id, known)?;
         // Also where nothing is attached: nothing may have come meanwhile. What is something else stays.
-        let attached = Some(attachment_entry(id))
-            .filter(|entry| self.own_attachments(id).next().is_some() || self.kept.revision(entry).is_none());
+        let attached = Some(attachment_entry(id)).filter(|_| !self.is_attached_in_doubt(id));
         if !dry_run {
             // In a directory the one goes after the other: what is attached must not be left to the next of that id.
             let edits = attached.into_iter().chain([name]).map(|name| (name, None)).collect();

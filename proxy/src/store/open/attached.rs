@@ -309,6 +309,11 @@ impl OpenStore {
         self.lineages.attachments(id).iter().filter(move |attached| *attached.source.path == *own)
     }
 
+    /// Whether there is something under the name of such a record that cannot be read, or is something else.
+    pub(super) fn is_attached_in_doubt(&self, id: &EnvironmentId) -> bool {
+        self.kept.revision(&attachment_entry(id)).is_some() && self.own_attachments(id).next().is_none()
+    }
+
     fn attached(&self, id: &EnvironmentId) -> Attached {
         let mut attached = Attached::default();
         for record in self.own_attachments(id) {
@@ -329,8 +334,8 @@ impl OpenStore {
 
     fn write_attached(&mut self, id: &EnvironmentId, attached: &Attached) -> Result<(), WriteError> {
         let entry = attachment_entry(id);
-        // What cannot be read, or is something else, is not what `attached` was made from: it would be lost.
-        if self.kept.revision(&entry).is_some() && self.own_attachments(id).next().is_none() {
+        // That is not what `attached` was made from: it would be lost.
+        if self.is_attached_in_doubt(id) {
             let path: Arc<str> = self.shown(&entry).into();
             let error = Diagnostic::file(&path, "cannot be read, and is not overwritten");
             return Err(WriteError::Invalid(vec![error.hint("mend it, or delete it")]));

@@ -225,7 +225,7 @@ fn act_on(open: &mut OpenStore, act: &Act) -> Result<Answer, WriteError> {
         }
         Act::Release(name, port) => if_so(open.release(&id(name), &web, &url(port)), Outcome::Deleted),
         Act::Remove(name, before) => {
-            let removed = open.remove_expired(&id(name), UnixMillis(before));
+            let removed = open.remove_expired(&id(name), UnixMillis(before), || false);
             removed.map(|removed| if removed { Outcome::Deleted } else { Outcome::Unchanged })
         }
         Act::Extend { id: name, until, used } => {
