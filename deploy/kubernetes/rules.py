@@ -31,8 +31,6 @@ def rules():
     known = {}
     for path in sorted(DEFINITIONS.glob("*.yaml")):
         definition = yaml.safe_load(path.read_text())
-        if definition["kind"] != "CustomResourceDefinition":
-            continue
         schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
         environment = celpy.Environment()
         compiled = [environment.program(environment.compile(one["rule"])) for one in schema["x-kubernetes-validations"]]

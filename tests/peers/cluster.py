@@ -238,7 +238,7 @@ def main():
             until("the API server", lambda: "ok" in subprocess.run(["kubectl", "--kubeconfig", cluster.kubeconfig("admin"), "get", "--raw", "/readyz"],
                                                                   capture_output=True, text=True, env=clean({})).stdout, 120)
             print(json.loads(kubectl("get", "--raw", "/version"))["gitVersion"], flush=True)
-            kubectl("apply", "-k", ROOT / "deploy/kubernetes/crds")
+            kubectl("apply", "-f", ROOT / "deploy/kubernetes/crds")
             kubectl("wait", "--for=condition=Established", "crd/overlays.overlane.dev", "crd/baselines.overlane.dev")
             wrong = [condition for crd in ("overlays", "baselines") for condition in
                      json.loads(kubectl("get", "crd", f"{crd}.overlane.dev", "-o", "json"))["status"]["conditions"] if condition["type"] == "NonStructuralSchema"]
