@@ -8,6 +8,8 @@ home=${CARGO_HOME:-$HOME/.cargo}
 export RUSTFLAGS="--remap-path-prefix=$PWD=/overlane --remap-path-prefix=$home=/cargo"
 # ring, zstd and mimalloc are C, and assertions name their files.
 export CFLAGS="-ffile-prefix-map=$PWD=/overlane -ffile-prefix-map=$home=/cargo"
+# And mimalloc the time at which it was compiled (`__TIME__`), which compilers take from here.
+export SOURCE_DATE_EPOCH=0
 cargo build --profile dist --locked -p overlane
 strip "${CARGO_TARGET_DIR:-target}/dist/overlane" -o "${CARGO_TARGET_DIR:-target}/dist/overlane.stripped"
 sha256sum "${CARGO_TARGET_DIR:-target}/dist/overlane.stripped"
