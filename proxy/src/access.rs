@@ -123,10 +123,10 @@ impl<'l> Line<&'l str> {
     }
 }
 
-/// Lines that are written.
+/// Lines that are written, and were not handed over yet.
 #[derive(Debug)]
-struct Batch<T = Box<[u8]>> {
-    text: T,
+struct Batch {
+    text: Vec<u8>,
     lines: usize,
     /// When the first of them was written.
     since: UnixMillis,
@@ -134,7 +134,7 @@ struct Batch<T = Box<[u8]>> {
 
 thread_local! {
     /// Those of this thread that were not handed over yet.
-    static WRITTEN: RefCell<Batch<Vec<u8>>> = const { RefCell::new(Batch { text: Vec::new(), lines: 0, since: UnixMillis(0) }) };
+    static WRITTEN: RefCell<Batch> = const { RefCell::new(Batch { text: Vec::new(), lines: 0, since: UnixMillis(0) }) };
 }
 
 /// For how long the end of the process waits for lines to be written: whoever reads them may have stopped.
@@ -159,7 +159,7 @@ pub struct AccessLog(Option<Door>);
 /// The way to the writer.
 #[derive(Debug, Clone)]
 struct Door {
-    batches: Sender<Batch>,
+    batches: Sender<Box<[u8]>>,
     /// How many bytes are on it.
     waiting: Arc<AtomicUsize>,
     settings: AccessSettings,
@@ -167,15 +167,14 @@ struct Door {
 
 impl Door {
     /// Hands a thread's lines over, where there is room for them.
-    fn hand_over(&self, written: &mut Batch<Vec<u8>>) {
+    fn hand_over(&self, written: &mut Batch) {
         let lines = std::mem::take(&mut written.lines);
         if lines == 0 {
             return;
         }
         let bytes = written.text.len();
         let has_room = self.waiting.fetch_add(bytes, Relaxed) + bytes <= QUEUE;
-        let batch = || Batch { text: written.text.as_slice().into(), lines, since: written.since };
-        if !has_room || self.batches.send(batch()).is_err() {
+        if !has_room || self.batches.send(written.text.as_slice().into()).is_err() {
             self.waiting.fetch_sub(bytes, Relaxed);
             (0..lines).for_each(|_| count(Event::AccessLogDropped));
         }
@@ -256,8 +255,8 @@ impl AccessLog {
     }
 }
 
-fn write(batches: &Receiver<Batch>, waiting: &AtomicUsize, mut out: impl Write) {
-    for Batch { text, .. } in batches {
+fn write(batches: &Receiver<Box<[u8]>>, waiting: &AtomicUsize, mut out: impl Write) {
+    for text in batches {
         // A reader that went away ends the log, not the proxy.
         if out.write_all(&text).and_then(|()| out.flush()).is_err() {
             return;

@@ -46,6 +46,9 @@ pub(super) fn families(control: &ControlFigures, overlay_labels: usize) -> Vec<M
     let simple = |name: &str, help: &str, value: f64| {
         family(name, help, MetricType::GAUGE, vec![gauge(Vec::new(), value)])
     };
+    let total = |name: &str, help: &str, count: u64| {
+        family(name, help, MetricType::COUNTER, vec![counter(Vec::new(), count)])
+    };
     let reloads = [("ok", control.reloads_ok), ("error", control.reloads_failed)];
     let reloads = reloads.map(|(result, count)| counter(vec![pair("result", result)], count));
     let expiring = control.expires.iter().take(overlay_labels);
@@ -63,18 +66,16 @@ pub(super) fn families(control: &ControlFigures, overlay_labels: usize) -> Vec<M
             f64::from(u8::from(control.stale)),
         ),
         simple("overlane_overlays", "Overlays in the routing table.", control.overlays as f64),
-        family(
+        total(
             "overlane_expired_removed_total",
             "Overlays that had expired and that this process removed from the store.",
-            MetricType::COUNTER,
-            vec![counter(Vec::new(), control.removed)],
+            control.removed,
         ),
         simple("overlane_traces", "Traces whose key is remembered.", control.traces as f64),
-        family(
+        total(
             "overlane_panics_total",
             "Panics in Overlane's own code: each ended one exchange, or the process.",
-            MetricType::COUNTER,
-            vec![counter(Vec::new(), control.panics)],
+            control.panics,
         ),
         family(
             "overlane_config_reloads_total",

@@ -147,7 +147,14 @@ async fn cut_everywhere(gateway: SocketAddr) -> Vec<String> {
         }
         wrong
     });
-    let tasks: Vec<_> = replies.map(tokio::spawn).collect();
+    of_all(replies).await
+}
+
+/// What is wrong by any of these, which run side by side.
+pub(super) async fn of_all<T: Future<Output = Vec<String>> + Send + 'static>(
+    tests: impl Iterator<Item = T>,
+) -> Vec<String> {
+    let tasks: Vec<_> = tests.map(tokio::spawn).collect();
     let mut wrong = Vec::new();
     for task in tasks {
         wrong.extend(task.await.unwrap());

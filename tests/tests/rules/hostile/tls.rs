@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::http1::{REPLIES, heads_of};
+use super::http1::{REPLIES, heads_of, of_all};
 use super::{Caller, End, Peer};
 use crate::tls::{self, TRUSTED, trusting};
 
@@ -143,12 +143,7 @@ async fn cut_everywhere(gateway: SocketAddr) -> Vec<String> {
         }
         wrong
     });
-    let tasks: Vec<_> = replies.map(tokio::spawn).collect();
-    let mut wrong = Vec::new();
-    for task in tasks {
-        wrong.extend(task.await.unwrap());
-    }
-    wrong
+    of_all(replies).await
 }
 
 /// Runs a test of what is wrong, before an upstream that serves each connection so.
